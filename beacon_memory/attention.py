@@ -1,0 +1,223 @@
+"""Beacons on a transformers model: wrapped projections, and an attention function that a pass can take over.
+
+Nothing is forked. `q_proj`, `k_proj` and `v_proj` of each layer are wrapped, the layers' attention modules look their
+attention function up under the name "beacon", and a forward that carries no `beacon_pass` does exactly what the model
+did before. `detach` puts everything back.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from beacon_memory.errors import ModelError
+
+NAME = "beacon"
+PROJECTIONS = ("q", "k", "v")
+
+Attend = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+
+
+class Pass(Protocol):
+    """One forward over a window: how its rows are projected and what they see."""
+
+    def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
+        """The projection of all rows.  # (batch, rows, features)"""
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
+        """The attention output of all rows, heads last but one.  # (batch, rows, heads, head_dim)
+
+        query: (batch, heads, rows, head_dim); key, value: (batch, kv_heads, rows, head_dim), rotated.
+        `attend(query, key, value, mask)` is the base model's own attention; no mask means plain causal, the newest
+        rows of `key` being those of `query`.
+        """
+
+
+# Projections are called with the hidden rows alone; their attention module tells them which pass they are in.
+_current: ContextVar[Pass | None] = ContextVar("beacon_pass", default=None)
+
+
+class BeaconProjection(nn.Module):
+    """A q, k or v projection with weights of its own for beacons: none (the base's), low-rank deltas, or full."""
+
+    def __init__(self, base: nn.Linear, *, layer: int, name: str) -> None:
+        super().__init__()
+        self.base = base
+        self.layer = layer
+        self.name = name
+        self.full: nn.Linear | None = None
+        self.down: nn.Linear | None = None
+        self.up: nn.Linear | None = None
+        self.scorer: nn.Linear | None = None  # on k only: how much each head wants a token kept
+
+    @property
+    def trained(self) -> bool:
+        """Whether beacons have weights of their own here."""
+        return self.full is not None or self.down is not None
+
+    def make_full(self) -> None:
+        """Give beacons a full projection, a copy of the base's (paper, section 3.2)."""
+        self.full = self._linear(self.base.in_features, self.base.out_features, bias=self.base.bias is not None)
+        self.full.load_state_dict(self.base.state_dict())
+
+    def make_low_rank(self, rank: int) -> None:
+        """Give beacons the base's projection plus a delta of this rank, zero at the start."""
+        self.down = self._linear(self.base.in_features, rank, bias=False)
+        self.up = self._linear(rank, self.base.out_features, bias=False)
+        nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
+        nn.init.zeros_(self.up.weight)
+
+    def make_scorer(self, heads: int) -> None:
+        """Give this layer the scorer of the `learned` anchors, one output per KV head."""
+        self.scorer = self._linear(self.base.in_features, heads, bias=True)
+        nn.init.zeros_(self.scorer.weight)
+        nn.init.zeros_(self.scorer.bias)
+
+    def beacon(self, hidden: Tensor) -> Tensor:
+        """The rows, projected as beacons."""
+        projected: Tensor
+        if self.full is not None:
+            projected = self.full(hidden)
+            return projected
+        projected = self.base(hidden)
+        if self.down is not None and self.up is not None:
+            projected = projected + self.up(self.down(hidden))
+        return projected
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        current = _current.get()
+        projected: Tensor = self.base(hidden) if current is None else current.project(self, hidden)
+        return projected
+
+    def _linear(self, features_in: int, features_out: int, *, bias: bool) -> nn.Linear:
+        weight = self.base.weight
+        return nn.Linear(features_in, features_out, bias=bias, device=weight.device, dtype=weight.dtype)
+
+
+class Beacons:
+    """The beacon parts of one attached model: projections by layer, and the embeddings that beacon rows start from."""
+
+    def __init__(self, lm: Any) -> None:
+        """Attach to `lm`, a causal LM of a supported family. Importing registers nothing; this does.
+
+        Raises ModelError when `lm` carries beacons already: two sets would answer for each other.
+        """
+        AttentionInterface.register(NAME, _attention)
+        self.lm = lm
+        if any(hasattr(attention, "beacon_base_config") for attention in self._attentions()):
+            raise ModelError("this model carries beacons already: detach them first, or share the BeaconModel")
+        self.layers: list[dict[str, BeaconProjection]] = []
+        self.embedding: nn.Parameter | None = None  # (hidden,): every interleaved beacon starts from it
+        self.offset: nn.Parameter | None = None  # (hidden,): added to a shadow beacon's anchor embedding
+        self._hooks: list[Any] = []
+        for index, attention in enumerate(self._attentions()):
+            wrapped = {
+                name: BeaconProjection(getattr(attention, f"{name}_proj"), layer=index, name=name)
+                for name in PROJECTIONS
+            }
+            for name, projection in wrapped.items():
+                setattr(attention, f"{name}_proj", projection)
+            self.layers.append(wrapped)
+            attention.beacon_base_config = attention.config
+            # A copy: masks and generate() go on reading the model's own config, and see the base's attention.
+            attention.config = copy.copy(attention.config)
+            attention.config._attn_implementation = NAME
+            self._hooks.append(attention.register_forward_pre_hook(_enter, with_kwargs=True))
+            self._hooks.append(attention.register_forward_hook(_leave, always_call=True))
+
+    def detach(self) -> None:
+        """Give the base model back as it was, bit for bit. A second time does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        for attention, wrapped in zip(self._attentions() if self.layers else [], self.layers, strict=True):
+            attention.config = attention.beacon_base_config
+            del attention.beacon_base_config
+            for name, projection in wrapped.items():
+                setattr(attention, f"{name}_proj", projection.base)
+        self.layers = []
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every beacon weight by its name in an adapter file."""
+        found = {
+            f"layers.{index}.{name}.{key.removeprefix('base.')}": parameter
+            for index, wrapped in enumerate(self.layers)
+            for name, projection in wrapped.items()
+            for key, parameter in projection.named_parameters()
+            if not key.startswith("base.")
+        }
+        for name in ("embedding", "offset"):
+            if (parameter := getattr(self, name)) is not None:
+                found[name] = parameter
+        return found
+
+    def _attentions(self) -> list[Any]:
+        return [layer.self_attn for layer in self.lm.model.layers]
+
+
+def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    _current.set(kwargs.get("beacon_pass"))
+
+
+def _leave(module: Any, args: tuple[Any, ...], output: Any) -> None:
+    _current.set(None)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    beacon_pass: Pass | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function registered as "beacon": the pass's when there is one, else the base model's own."""
+    name = module.beacon_base_config._attn_implementation
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    base = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+    as_base = _AsBase(module)
+    if beacon_pass is None:
+        output: tuple[Tensor, Tensor | None] = base(as_base, query, key, value, attention_mask, **kwargs)
+        return output
+    # flash-attn would take a shadow's positions, which go back at its first beacon, for several packed texts.
+    kwargs.pop("position_ids", None)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        if "flash" in name:
+            mask = None  # it aligns its causal mask to the newest key by itself
+        elif name == "eager" and mask is None:
+            # Eager attention takes no mask to mean that everyone sees everyone.
+            rows, columns = query.shape[2], key.shape[2]
+            mask = torch.full((rows, columns), float("-inf"), dtype=query.dtype, device=query.device)
+            mask = mask.triu(columns - rows + 1)
+        attended: Tensor = base(as_base, query, key, value, mask, **kwargs)[0]
+        return attended
+
+    return beacon_pass.attend(module, query, key, value, attend), None
+
+
+class _AsBase:
+    """An attention module under its base model's config, in which flash-attn looks its own name up."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self.config = module.beacon_base_config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def heads_last(rows: Tensor, module: Any) -> Tensor:
+    """Projected key rows as the model's attention sees them before RoPE.  # (batch, kv_heads, rows, head_dim)"""
+    rows = rows.view(*rows.shape[:2], -1, module.head_dim)
+    norm = getattr(module, "k_norm", None)  # Qwen3 norms each head
+    normed: Tensor = rows if norm is None else norm(rows)
+    return normed.transpose(1, 2)

@@ -1,0 +1,97 @@
+"""How a memory folds: window, ratio, layout, anchors, sinks and what stays raw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from beacon_memory.errors import ConfigError
+
+RATIOS = (1, 2, 4, 8, 16, 32)
+LAYOUTS = ("select", "shadow", "interleave")
+ANCHORS = ("last", "surprise", "reconstruct", "learned")
+SLOT_DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class BeaconConfig:
+    """The settings of a fold, checked when made.
+
+    `anchors` names one rule or a mix: "reconstruct+last" gives each rule half of the slots, "reconstruct:3+last:1"
+    three quarters and one. Raises ConfigError.
+
+    >>> BeaconConfig(ratio=8, anchors="surprise+last").shares
+    (('surprise', 0.5), ('last', 0.5))
+    """
+
+    ratio: int = 4  # raw tokens a slot stands for; 1 keeps every token
+    window: int = 512  # tokens folded at once
+    layout: str = "select"
+    anchors: str = "reconstruct"
+    sink: int = 4  # first tokens of a stream, kept raw for ever
+    keep_last: int = 128  # newest tokens, never folded
+    slot_dtype: str = "bfloat16"  # what slots are kept in, in memory and in every store
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio, self.window)
+        if self.layout not in LAYOUTS:
+            raise ConfigError(f"layout is one of {', '.join(LAYOUTS)}, not {self.layout!r}")
+        if self.slot_dtype not in SLOT_DTYPES:
+            raise ConfigError(f"slot_dtype is one of {', '.join(SLOT_DTYPES)}, not {self.slot_dtype!r}")
+        for name in ("sink", "keep_last"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ConfigError(f"{name} is a number of tokens, 0 or more, not {value!r}")
+        rules = [rule for rule, _ in self.shares]
+        if self.layout == "interleave" and rules != ["last"]:
+            raise ConfigError(
+                f"layout 'interleave' puts a beacon after each unit: anchors must be 'last', not {self.anchors!r}"
+            )
+
+    @property
+    def shares(self) -> tuple[tuple[str, float], ...]:
+        """The anchor rules and the share of the slots each one fills, summing to 1."""
+        weights: dict[str, float] = {}
+        for part in str(self.anchors).split("+"):
+            rule, _, weight = part.strip().partition(":")
+            try:
+                value = float(weight) if weight else 1.0
+            except ValueError:
+                value = -1.0
+            if rule not in ANCHORS or not 0 < value < float("inf") or rule in weights:
+                raise ConfigError(
+                    f"anchors name {', '.join(ANCHORS)}, alone or mixed ('reconstruct:3+last:1'), not {self.anchors!r}"
+                )
+            weights[rule] = value
+        total = sum(weights.values())
+        return tuple((rule, weight / total) for rule, weight in weights.items())
+
+    def replace(self, **changes: Any) -> Self:
+        """The same settings with some changed."""
+        return type(self).from_dict({**asdict(self), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """The settings back from `to_dict`. Raises ConfigError for a name this version does not know."""
+        unknown = sorted(set(settings) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ConfigError(f"unknown setting {', '.join(unknown)}; known: {', '.join(f.name for f in fields(cls))}")
+        return cls(**settings)
+
+
+def check_ratio(ratio: int, window: int) -> int:
+    """The ratio, when it is one a window can be folded at. Raises ConfigError."""
+    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
+        raise ConfigError(f"window is a number of tokens, 1 or more, not {window!r}")
+    if ratio not in RATIOS or isinstance(ratio, bool):
+        raise ConfigError(f"ratio is one of {', '.join(map(str, RATIOS))}, not {ratio!r}")
+    if window % ratio:
+        raise ConfigError(
+            f"ratio {ratio} does not divide the window of {window} tokens: choose a window that is a multiple"
+        )
+    return ratio

@@ -1,0 +1,149 @@
+"""The fold: one window of tokens in, its slots out. The same code trains and serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beacon_memory.anchors import pick, shared, surprise
+from beacon_memory.attention import Beacons, Pass
+from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import AdapterError
+from beacon_memory.layout import interleaved
+from beacon_memory.passes import InterleavePass, RawPass, RepeatPass, ShadowPass
+from beacon_memory.prefix import Prefix
+
+Slots = tuple[Tensor, Tensor]
+
+
+def fold(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Slots:
+    """The keys (before RoPE) and values of a window's slots, behind `past`.
+
+    ids: (batch, sink + tokens).  # (layers, batch, kv_heads, sink + slots, head_dim) each, in the model's dtype
+    """
+    if ratio == 1:
+        raw = RawPass(past, ids.shape[1])
+        _read(beacons.lm, raw, _embed(beacons.lm, ids), torch.arange(ids.shape[1]) + past.slots)
+        return _stack(raw.keys), _stack(raw.values)
+    return _LAYOUTS[config.layout](beacons, past, ids, ratio=ratio, sink=sink, config=config)
+
+
+def _select(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Slots:
+    """Each head's anchors, through the beacon k and v projections."""
+    raw, scores = _scored(beacons, past, ids, config=config)
+    window = ids.shape[1] - sink
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+    for layer in range(len(beacons.layers)):
+        found = {rule: by_layer[layer][..., sink:] for rule, by_layer in scores.items()}
+        anchors = pick(config.shares, found, tokens=window, ratio=ratio, device=ids.device) + sink
+        for rows, own, out in (
+            (raw.keys[layer], raw.beacon_keys[layer], keys),
+            (raw.values[layer], raw.beacon_values[layer], values),
+        ):
+            places = anchors.to(own.device)[..., None].expand(own.shape[0], own.shape[1], -1, own.shape[3])
+            out.append(torch.cat([rows[:, :, :sink], own.gather(2, places)], dim=2))
+    return torch.stack(keys), torch.stack(values)
+
+
+def _shadow(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Slots:
+    """Beacon rows started from their anchors' embeddings; one anchor per beacon in all layers and heads."""
+    batch, rows = ids.shape
+    scores: dict[str, Tensor] = {}
+    if config.anchors != "last":
+        _, by_layer = _scored(beacons, past, ids, config=config)
+        scores = {rule: shared(torch.stack(list(found)))[..., sink:] for rule, found in by_layer.items()}
+    picked = pick(config.shares, scores, tokens=rows - sink, ratio=ratio, device=ids.device)
+    anchors = picked[:, 0].expand(batch, -1) + sink
+    embedded = _embed(beacons.lm, ids)
+    started = embedded.gather(1, anchors[..., None].expand(-1, -1, embedded.shape[2]))
+    if beacons.offset is not None:
+        started = started + beacons.offset
+    places = torch.cat([torch.arange(rows, device=ids.device).expand(batch, -1), anchors], dim=1)
+    shadow = ShadowPass(past, rows, anchors)
+    _read(beacons.lm, shadow, torch.cat([embedded, started], dim=1), places + past.slots)
+    return _kept(shadow.keys, sink, rows), _kept(shadow.values, sink, rows)
+
+
+def _interleave(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Slots:
+    """The paper's beacon tokens."""
+    batch, rows = ids.shape
+    raw_places, beacon_places = interleaved(rows, ratio, sink=sink)
+    embedded = _embed(beacons.lm, ids)
+    start = _beacon_embedding(beacons).expand(batch, len(beacon_places), -1)
+    places = torch.cat([raw_places, beacon_places])
+    woven = InterleavePass(past, rows, places)
+    _read(beacons.lm, woven, torch.cat([embedded, start], dim=1), places + past.slots)
+    return _kept(woven.keys, sink, rows), _kept(woven.values, sink, rows)
+
+
+_LAYOUTS: dict[str, Callable[..., Slots]] = {"select": _select, "shadow": _shadow, "interleave": _interleave}
+
+
+def _scored(
+    beacons: Beacons, past: Prefix, ids: Tensor, *, config: BeaconConfig
+) -> tuple[RawPass, dict[str, list[Tensor]]]:
+    """A raw pass, and for each scored rule its scores by layer.  # rule -> layers x (batch, heads, rows)"""
+    rules = {rule for rule, _ in config.shares}
+    lm, rows = beacons.lm, ids.shape[1]
+    embedded = _embed(lm, ids)
+    raw = RawPass(past, rows, rotated="reconstruct" in rules)
+    hidden = _read(lm, raw, embedded, torch.arange(rows) + past.slots)
+    layers = len(beacons.layers)
+    scores: dict[str, list[Tensor]] = {}
+    if "surprise" in rules:
+        with torch.no_grad():
+            scores["surprise"] = [surprise(lm.lm_head, hidden, ids)] * layers
+    if "reconstruct" in rules:
+        repeat = RepeatPass(raw, rows)
+        with torch.no_grad():
+            _read(lm, repeat, embedded, torch.arange(rows) + past.slots + rows)
+        scores["reconstruct"] = [repeat.scores[layer] for layer in range(layers)]
+    if "learned" in rules:
+        if len(raw.scores) != layers:
+            raise AdapterError("anchors 'learned' need an adapter with a scorer: fit one, or choose 'reconstruct'")
+        scores["learned"] = [raw.scores[layer] for layer in range(layers)]
+    return raw, scores
+
+
+def _read(lm: Any, rows: Pass, embedded: Tensor, places: Tensor) -> Tensor:
+    """One stock forward of the decoder under a pass; gives the last hidden states.  # (batch, rows, hidden)"""
+    places = places.to(embedded.device)
+    output: Any = lm.model(
+        inputs_embeds=embedded,
+        position_ids=places if places.ndim == 2 else places[None],
+        # A four-dimensional mask is taken as it is, so none is built; the pass brings its own.
+        attention_mask=torch.zeros(1, 1, 1, 1, dtype=embedded.dtype, device=embedded.device),
+        use_cache=False,
+        beacon_pass=rows,
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def _embed(lm: Any, ids: Tensor) -> Tensor:
+    embedded: Tensor = lm.get_input_embeddings()(ids)
+    return embedded
+
+
+def _beacon_embedding(beacons: Beacons) -> Tensor:
+    """Where an interleaved beacon starts: its own embedding, untrained the row of the first EOS id (the paper's)."""
+    if beacons.embedding is not None:
+        return beacons.embedding
+    table: Tensor = beacons.lm.get_input_embeddings().weight
+    end: Any = beacons.lm.config.eos_token_id
+    first = end[0] if isinstance(end, list) else end
+    return table[first or 0]
+
+
+def _stack(by_layer: dict[int, Tensor]) -> Tensor:
+    return torch.stack([by_layer[layer].to(by_layer[0].device) for layer in range(len(by_layer))])
+
+
+def _kept(by_layer: dict[int, Tensor], sink: int, raw: int) -> Tensor:
+    """The sinks of the raw block and the whole beacon block."""
+    rows = _stack(by_layer)
+    return torch.cat([rows[..., :sink, :], rows[..., raw:, :]], dim=-2)

@@ -1,0 +1,217 @@
+"""Answers by transformers' stock `generate()`, on a cache filled from states: no decode loop of our own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TextIteratorStreamer,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from beacon_memory.errors import ConfigError
+from beacon_memory.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn: greedy unless `temperature` is above 0. Raises ConfigError."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0 considers every token
+    repetition_penalty: float = 1.0
+    stop: str | Sequence[str] | None = ()  # the answer ends before the first of these
+    seed: int | None = None  # every answer of a batch starts from it, as it would alone
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is 1 or more, not {self.max_new_tokens!r}")
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or not self.repetition_penalty > 0:
+            raise ConfigError("temperature is 0 or more, top_p in (0, 1], top_k 0 or more, repetition_penalty above 0")
+        if not all(self.stops):
+            raise ConfigError("a stop string has at least one character")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, however they were given."""
+        return (self.stop,) if isinstance(self.stop, str) and self.stop else tuple(self.stop or ())
+
+    def options(self, tokenizer: PreTrainedTokenizerBase, lm: Any, *, batch: Batch) -> dict[str, Any]:
+        """The same, as transformers' generate() takes it; the model's own defaults never mix in."""
+        defaults = lm.generation_config.to_diff_dict().keys() - {"bos_token_id", "eos_token_id", "transformers_version"}
+        end = lm.generation_config.eos_token_id
+        first = end[0] if isinstance(end, list) else end
+        options: dict[str, Any] = dict.fromkeys(defaults) | {
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": 1,
+            "use_cache": True,
+            "do_sample": False,  # the last processor draws
+            "pad_token_id": first or 0,  # what follows an answer in a batch reads as its end
+            "logits_processor": self._processors(batch),
+        }
+        if self.stops:
+            options |= {"stop_strings": list(self.stops), "tokenizer": tokenizer}
+        return options
+
+    def _processors(self, batch: Batch) -> LogitsProcessorList:
+        found = LogitsProcessorList()
+        if self.repetition_penalty != 1:
+            # Made here: generate() would take slots for padding, and the other way round.
+            padding = (batch.mask[:, -batch.ids.shape[1] :] == 0).sum(dim=1)
+            found.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty), padding))
+        if self.temperature > 0:
+            found.append(TemperatureLogitsWarper(float(self.temperature)))
+            if self.top_k:
+                found.append(TopKLogitsWarper(self.top_k))
+            if self.top_p < 1:
+                found.append(TopPLogitsWarper(float(self.top_p)))
+            found.append(_Draw(self.seed, rows=len(batch.ids), device=batch.ids.device))
+        return found
+
+
+class _Draw(LogitsProcessor):  # type: ignore[misc]
+    """Leaves one token of each row, drawn from a random stream of the row's own: what a seed gives depends neither on
+    the batch nor on other threads, and the caller's random state is left alone.
+    """
+
+    def __init__(self, seed: int | None, *, rows: int, device: torch.device) -> None:
+        self._random: list[torch.Generator | None] = [None] * rows
+        if seed is not None:
+            self._random = [torch.Generator(device).manual_seed(seed) for _ in range(rows)]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chances = scores.softmax(dim=-1)
+        drawn = [torch.multinomial(row, 1, generator=random) for row, random in zip(chances, self._random, strict=True)]
+        return torch.full_like(scores, float("-inf")).scatter_(1, torch.stack(drawn), 0.0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pasts and prompts of different lengths as one left-padded batch for generate()."""
+
+    ids: Tensor  # (batch, prompt)
+    mask: Tensor  # (batch, slots + prompt): 0 where padded
+    cache: DynamicCache
+
+
+def batch(prefixes: Sequence[Prefix], prompts: Sequence[Sequence[int]], *, lm: Any) -> Batch:
+    """One batch: `[pad | slots | pad | prompt]` per row. Positions follow the mask, so padding moves nothing."""
+    slots = max(prefix.slots for prefix in prefixes)
+    rows = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), rows, dtype=torch.long)
+    mask = torch.zeros(len(prompts), slots + rows, dtype=torch.long)
+    for i, (prefix, prompt) in enumerate(zip(prefixes, prompts, strict=True)):
+        ids[i, rows - len(prompt) :] = torch.tensor(prompt)
+        mask[i, slots - prefix.slots : slots] = 1
+        mask[i, slots + rows - len(prompt) :] = 1
+    cache = DynamicCache(config=lm.config)
+    if slots:
+        for layer in range(lm.config.num_hidden_layers):
+            keys, values = zip(*(_padded(prefix, layer, slots, lm.config) for prefix in prefixes), strict=True)
+            cache.update(torch.cat(keys), torch.cat(values), layer)
+    return Batch(ids.to(lm.device), mask.to(lm.device), cache)
+
+
+def _padded(prefix: Prefix, layer: int, slots: int, config: Any) -> tuple[Tensor, Tensor]:
+    """One row's keys and values, zeros in front.  # (1, kv_heads, slots, head_dim)"""
+    if prefix.keys is None or prefix.values is None:
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        zeros = torch.zeros(1, config.num_key_value_heads, slots, width, dtype=prefix.dtype, device=prefix.device)
+        return zeros, zeros
+    gap = slots - prefix.slots
+    return tuple(torch.nn.functional.pad(t[layer], (0, 0, gap, 0)) for t in (prefix.keys, prefix.values))  # type: ignore[return-value]
+
+
+class StopFilter:
+    """Text up to the first stop string, in pieces: what could still become one is held back."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, piece: str) -> str:
+        """What is certain after this piece."""
+        if self.stopped:
+            return ""
+        self._held += piece
+        # The one that is complete first, so that how the text is cut into pieces does not matter.
+        found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            certain, self._held = self._held[: min(found)[1]], ""
+            return certain
+        keep = max((n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
+        certain = self._held[: len(self._held) - keep]
+        self._held = self._held[len(certain) :]
+        return certain
+
+    def end(self) -> str:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+    def cut(self, text: str) -> str:
+        """A whole text, up to the first stop string."""
+        return self.feed(text) + self.end()
+
+
+class _Cancelled(StoppingCriteria):  # type: ignore[misc]
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+
+
+def streamed(lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: Sampling) -> Iterator[str]:
+    """The answer to a batch of one, in pieces as they come. Closing the iterator stops the generation."""
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    cancelled = threading.Event()
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with torch.inference_mode():
+                lm.generate(
+                    one.ids,
+                    attention_mask=one.mask,
+                    past_key_values=one.cache,
+                    streamer=streamer,
+                    stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)]),
+                    **sampling.options(tokenizer, lm, batch=one),
+                )
+        except BaseException as exc:
+            failure.append(exc)
+            streamer.end()
+
+    worker = threading.Thread(target=work, name="beacon-generate", daemon=True)
+    worker.start()
+    certain = StopFilter(sampling.stops)
+    try:
+        for piece in streamer:
+            if text := certain.feed(piece):
+                yield text
+        if not failure and (text := certain.end()):
+            yield text
+    finally:
+        cancelled.set()
+        worker.join()
+    if failure:
+        raise failure[0]

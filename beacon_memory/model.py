@@ -1,0 +1,293 @@
+"""A language model that folds what it reads into beacon slots, and answers from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from beacon_memory.adapter import adapter_config, load_adapter, load_published, published_config
+from beacon_memory.attention import Beacons
+from beacon_memory.budget import default_budget, next_refold
+from beacon_memory.config import BeaconConfig, check_ratio
+from beacon_memory.errors import AdapterError, InputError, PromptTooLong
+from beacon_memory.fold import fold
+from beacon_memory.generation import Batch, Sampling, StopFilter, batch, streamed
+from beacon_memory.loading import check_supported, hash_tensors, load, model_fingerprint, resolve, tokenizer_fingerprint
+from beacon_memory.prefix import Prefix, Rope
+from beacon_memory.state import BeaconState, Fingerprint, Segment, chain, segment_digest
+
+Known = Callable[[str], "Segment | None"]
+
+
+class BeaconModel:
+    """A supported causal LM of transformers with beacons attached. It holds weights, never a session.
+
+    >>> model = BeaconModel.from_pretrained("smollm2")                    # doctest: +SKIP
+    >>> state = model.compress(model.encode("I live in Lyon. " * 200))    # doctest: +SKIP
+    >>> model.generate([model.encode("I live in")], [state])              # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        lm: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        config: BeaconConfig | None = None,
+        *,
+        adapter: str | Path | None = None,
+        published: list[str] | None = None,
+    ) -> None:
+        """Attach beacons to a loaded model; `detach` gives it back.
+
+        Without `adapter` (a folder of ours) or `published` (a paper checkpoint's safetensors files) the memory is
+        untrained. `config` may change an adapter's settings, not its layout. Raises UnsupportedModel, AdapterError.
+        """
+        check_supported(lm.config)
+        self.lm = lm
+        self.tokenizer = tokenizer
+        model = model_fingerprint(lm)
+        self.beacons = Beacons(lm)
+        try:
+            settings = config or BeaconConfig()
+            if adapter is not None:
+                settings = _settings(load_adapter(self.beacons, adapter, model=model), config)
+            if published is not None:
+                load_published(self.beacons, published)
+            self.config = settings
+            self.budget = default_budget(self.positions, window=settings.window, keep_last=settings.keep_last)
+        except Exception:
+            self.beacons.detach()
+            raise
+        trained = self.beacons.parameters()
+        self.fingerprint = Fingerprint(
+            model=model,
+            adapter=hash_tensors(dict(trained), samples=4096) if trained else "none",
+            tokenizer=tokenizer_fingerprint(tokenizer),
+            layout=settings.layout,
+        )
+        self._empty = Prefix(Rope(lm.model.rotary_emb), lm.dtype, lm.device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        config: BeaconConfig | None = None,
+        *,
+        adapter: str | Path | None = None,
+        dtype: Any = "auto",
+        device_map: Any = None,
+        attn_implementation: str = "sdpa",
+        **options: Any,
+    ) -> Self:
+        """A model by directory, hub id, GGUF file or the alias "smollm2"; published beacon checkpoints load too.
+
+        `dtype` and `device_map` are transformers' own; on a CPU a 16-bit model is loaded in float32, which is faster
+        there. More `options` (revision, token, …) go to transformers. Raises ModelError, UnsupportedModel.
+        """
+        where, extra = resolve(name)
+        if adapter is not None:
+            adapter_config(adapter)  # a damaged adapter is refused before gigabytes are read
+        published = None
+        if not extra:
+            try:
+                about = AutoConfig.from_pretrained(where, **options)
+            except (OSError, ValueError):
+                about = None  # `load` says what is wrong
+            found = published_config(about) if about is not None else None
+            if found is not None and adapter is None:
+                config = _settings(found, config)
+                published = _checkpoint_files(where, options)
+        if dtype == "auto" and device_map is None:
+            dtype = torch.float32
+        lm, tokenizer = load(
+            name, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation, **options
+        )
+        return cls(lm, tokenizer, config, adapter=adapter, published=published)
+
+    @property
+    def positions(self) -> int:
+        """The positions the model was made for: memory, prompt and answer must fit."""
+        return int(self.lm.config.max_position_embeddings)
+
+    @property
+    def raw_bytes_per_token(self) -> int:
+        """The bytes of one token's raw keys and values in bfloat16: what a plain KV cache keeps."""
+        config = self.lm.config
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * 2 * config.num_hidden_layers * config.num_key_value_heads * width)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of plain text, without special tokens."""
+        # `verbose=False`: texts longer than the model's window are what we are for.
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def compress(
+        self,
+        ids: Sequence[int],
+        state: BeaconState | None = None,
+        *,
+        ratio: int | None = None,
+        close: bool = False,
+        budget: int | None = None,
+        known: Known | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> BeaconState:
+        """The state after reading `ids` behind `state`, which stays as it is (paper, section 3.1).
+
+        Windows are folded where the stream alone says, so feeding it in pieces gives the same segments. `close` folds
+        the tail too: the stream ends here. Above `budget` slots (default: the model's) the oldest segments are folded
+        again at the next ratio. `known` may give a segment by its digest, which is then not folded. `progress` gets
+        the number of tokens after each window. Raises ConfigError, InputError, BudgetExceeded.
+        """
+        ratio = check_ratio(self.config.ratio if ratio is None else ratio, self.config.window)
+        state = state or BeaconState()
+        segments, tail = self.fit(state.segments, budget=budget, known=known), [*state.tail, *self._checked(ids)]
+        past: Prefix | None = None
+        while tail:
+            sink = 0 if segments else self.config.sink
+            size = sink + self.config.window
+            if len(tail) < size + self.config.keep_last and not close:
+                break
+            window, tail = tail[:size], tail[size:]
+            if past is None:
+                past = self._empty.extend(segments)
+            segment = self._fold(window, past, chain(s.digest for s in segments), ratio=ratio, sink=sink, known=known)
+            segments.append(segment)
+            past = past.extend([segment])
+            fitted = self.fit(segments, budget=budget, known=known)
+            if fitted != segments:
+                segments, past = fitted, None
+            if progress:
+                progress(len(window))
+        # A budget may be smaller than the last one was, and nothing been folded.
+        return BeaconState(tuple(self.fit(segments, budget=budget, known=known)), tuple(tail))
+
+    def fit(
+        self, segments: Sequence[Segment], *, budget: int | None = None, known: Known | None = None
+    ) -> list[Segment]:
+        """The segments within `budget` slots: old ones folded again from their ids, coarser. Raises BudgetExceeded."""
+        budget = self.budget if budget is None else budget
+        fitted = list(segments)
+        while sum(segment.slots for segment in fitted) > budget:
+            index, ratio = next_refold(fitted, budget)
+            old, before = fitted[index], fitted[:index]
+            parent = chain(segment.digest for segment in before)
+            past = self._empty.extend(before)
+            fitted[index] = self._fold(old.ids, past, parent, ratio=ratio, sink=old.sink, known=known)
+        return fitted
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState] | None = None, **sampling: Any
+    ) -> list[str]:
+        """One answer per prompt, each behind its own state; states are read, never changed.
+
+        `sampling`: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed. Raises PromptTooLong.
+        """
+        how = Sampling(**sampling)
+        one = self._batch(prompts, states or [BeaconState()] * len(prompts), how)
+        options = how.options(self.tokenizer, self.lm, batch=one)
+        with torch.inference_mode():
+            output = self.lm.generate(one.ids, attention_mask=one.mask, past_key_values=one.cache, **options)
+        answers = [self.decode(row) for row in output[:, one.ids.shape[1] :].tolist()]
+        return [StopFilter(how.stops).cut(answer) for answer in answers]
+
+    def stream(self, prompt: Sequence[int], state: BeaconState | None = None, **sampling: Any) -> Iterator[str]:
+        """The answer to one prompt in pieces, as they come. Closing the iterator stops the model.
+
+        Raises PromptTooLong.
+        """
+        how = Sampling(**sampling)
+        one = self._batch([prompt], [state or BeaconState()], how)
+        return streamed(self.lm, self.tokenizer, one, how)
+
+    def logits(self, ids: Sequence[int], state: BeaconState | None = None) -> Tensor:
+        """The next-token logits at each of `ids`, read behind a state and its tail.  # (ids, vocabulary)"""
+        if not ids:
+            raise InputError("logits are asked of at least one token id")
+        state = state or BeaconState()
+        rows = [*state.tail, *self._checked(ids)]
+        one = batch([self._empty.extend(state.segments)], [rows], lm=self.lm)
+        with torch.inference_mode():
+            output = self.lm(
+                one.ids, attention_mask=one.mask, past_key_values=one.cache, use_cache=True, logits_to_keep=len(ids)
+            )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def detach(self) -> Any:
+        """The base model, as it was before beacons were attached."""
+        self.beacons.detach()
+        return self.lm
+
+    def _fold(
+        self, ids: Sequence[int], past: Prefix, parent: str, *, ratio: int, sink: int, known: Known | None
+    ) -> Segment:
+        sink = min(sink, len(ids))
+        ratio = 1 if len(ids) == sink else ratio
+        digest = segment_digest(
+            ids, ratio=ratio, sink=sink, parent=parent, config=self.config, fingerprint=self.fingerprint
+        )
+        if known is not None and (segment := known(digest)) is not None:
+            return segment
+        rows = torch.tensor([list(ids)], device=self.lm.device)
+        with torch.inference_mode():
+            keys, values = fold(self.beacons, past, rows, ratio=ratio, sink=sink, config=self.config)
+        dtype = getattr(torch, self.config.slot_dtype)
+        # Copies outside inference mode: a state outlives the forward that made it and may be trained on.
+        kept = [t[:, 0].to(dtype).clone().contiguous() for t in (keys, values)]
+        return Segment(digest, parent, tuple(ids), ratio, sink, kept[0], kept[1])
+
+    def _batch(self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState], sampling: Sampling) -> Batch:
+        if not prompts or len(prompts) != len(states):
+            raise InputError(f"one state per prompt, at least one: got {len(prompts)} prompts and {len(states)} states")
+        rows = [[*state.tail, *self._checked(prompt)] for prompt, state in zip(prompts, states, strict=True)]
+        for row, state in zip(rows, states, strict=True):
+            if not row:
+                raise InputError("nothing to answer: the prompt and the state's tail are both empty")
+            if (total := state.slots + len(row) + sampling.max_new_tokens) > self.positions:
+                raise PromptTooLong(
+                    f"{state.slots} slots, {len(row)} prompt tokens and {sampling.max_new_tokens} for the answer are "
+                    f"{total}, the model has {self.positions} positions: shorten the prompt or compress it first"
+                )
+        return batch([self._empty.extend(state.segments) for state in states], rows, lm=self.lm)
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        size = self.lm.config.vocab_size
+        found = [int(i) for i in ids]
+        if found and not 0 <= min(found) <= max(found) < size:
+            raise InputError(f"token ids are 0 to {size - 1}, found {min(found)} to {max(found)}: another tokenizer's?")
+        return found
+
+
+def _settings(stored: BeaconConfig, asked: BeaconConfig | None) -> BeaconConfig:
+    """What was asked for, when an adapter made with `stored` can do it. Raises AdapterError."""
+    if asked is None:
+        return stored
+    if asked.layout != stored.layout:
+        raise AdapterError(f"these beacons were trained for layout {stored.layout!r}, not {asked.layout!r}")
+    return asked
+
+
+def _checkpoint_files(where: str, options: dict[str, Any]) -> list[str]:
+    """A checkpoint's safetensors files, local or fetched. Raises AdapterError."""
+    known = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
+    try:
+        index = cached_file(where, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **known)
+        if index is not None:
+            files, _ = get_checkpoint_shard_files(where, index, **known)
+            return list(files)
+        return [str(cached_file(where, "model.safetensors", **known))]
+    except (OSError, ValueError) as exc:
+        raise AdapterError(f"{where}: a published checkpoint is read from safetensors files: {exc}") from exc

@@ -1,0 +1,31 @@
+"""What our tests are made of, for those who write a store, a model or an integration."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from beacon_memory.testing.models import tiny_checkpoint as tiny_checkpoint
+    from beacon_memory.testing.models import tiny_model as tiny_model
+    from beacon_memory.testing.servers import redis_server as redis_server
+    from beacon_memory.testing.stores import StoreContract as StoreContract
+
+# Name -> where it lives: each module brings dependencies that the others do without.
+_EXPORTS = {
+    "StoreContract": "beacon_memory.testing.stores",
+    "redis_server": "beacon_memory.testing.servers",
+    "tiny_checkpoint": "beacon_memory.testing.models",
+    "tiny_model": "beacon_memory.testing.models",
+}
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

@@ -1,0 +1,119 @@
+"""Real models small enough for a test: random weights, two layers, a tokenizer that round-trips any text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import UnsupportedModel
+from beacon_memory.loading import FAMILIES
+from beacon_memory.model import BeaconModel
+
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# In the order they are merged; "Ġ" is the byte-level alphabet's space.
+MERGES = (
+    "t h,th e,Ġ the,i n,Ġ a,e r,o n,r e,Ġ s,a n,an d,Ġ and,Ġ t,Ġ w,o r,Ġ h,e n,o u,i t,Ġ b,e d,Ġ o,Ġo f,in g,i s,Ġ m,"
+    "a t,Ġ l,a r,Ġ p,e s,Ġ f,Ġ in,l l,o m,Ġt o,Ġ I,Ġ y,Ġy ou,v e,Ġ c"
+)
+# SmolLM2's: without a system message, a default one is put in front.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def tiny_model(
+    family: str = "llama", *, config: BeaconConfig | None = None, seed: int = 0, **changes: Any
+) -> BeaconModel:
+    """A beacon model of any supported family with random weights, the same ones for the same seed.
+
+    `changes` go to the transformers config. Raises UnsupportedModel.
+
+    >>> model = tiny_model("qwen3", config=BeaconConfig(window=16, keep_last=8))
+    >>> model.compress(model.encode("I live in Lyon. " * 9)).slots > 0
+    True
+    """
+    return BeaconModel(tiny_lm(family, seed=seed, **changes), tiny_tokenizer(), config)
+
+
+def tiny_checkpoint(
+    folder: str | Path, family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Path:
+    """The folder, now a checkpoint of `tiny_model`'s language model and tokenizer for `from_pretrained` to find.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     BeaconModel.from_pretrained(str(tiny_checkpoint(folder))).lm.config.model_type
+    'llama'
+    """
+    folder = Path(folder)
+    tiny_lm(family, seed=seed, **changes).to(dtype).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_lm(family: str = "llama", *, seed: int = 0, attn_implementation: str = "sdpa", **changes: Any) -> Any:
+    """The language model of `tiny_model` alone, as transformers makes it. Raises UnsupportedModel.
+
+    >>> tiny_lm("mistral").config.num_hidden_layers
+    2
+    """
+    if family not in FAMILIES:
+        raise UnsupportedModel(f"no tiny model of family {family!r}; there are {', '.join(FAMILIES)}")
+    tokenizer = tiny_tokenizer()
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 2048,
+        "sliding_window": None,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = AutoConfig.for_model(family, **{**settings, **changes})
+    lm = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            # Far wider than a training's start: flat logits would forgive a wrong key.
+            around, width = (1.0, 0.1) if "norm" in name else (0.0, 0.3)
+            parameter.copy_(around + width * torch.randn(parameter.shape, generator=random))
+    return lm.eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with ChatML's special tokens and SmolLM2's kind of chat template.
+
+    >>> tokenizer = tiny_tokenizer()
+    >>> tokenizer.decode(tokenizer("où? 去哪里\\n")["input_ids"])
+    'où? 去哪里\\n'
+    """
+    merges = [(first, second) for first, second in (merge.split(" ") for merge in MERGES.split(","))]
+    tokens = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(first + second for first, second in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=SPECIALS[0],
+        bos_token=SPECIALS[1],
+        eos_token=SPECIALS[2],
+        pad_token=SPECIALS[2],
+        chat_template=CHAT_TEMPLATE,
+    )

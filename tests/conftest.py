@@ -1,0 +1,48 @@
+"""What many tests share: one thread, no progress bars, tiny models made once, and a stream of token ids."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from beacon_memory.config import BeaconConfig
+from beacon_memory.loading import FAMILIES
+from beacon_memory.model import BeaconModel
+from beacon_memory.testing import tiny_model
+
+torch.set_num_threads(1)
+logging.disable_progress_bar()
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def config() -> BeaconConfig:
+    """Windows small enough to fold many, slots in the model's own precision."""
+    return BeaconConfig(ratio=4, window=16, anchors="last", sink=2, keep_last=5, slot_dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def ids() -> list[int]:
+    """A stream of 200 ordinary tokens."""
+    return random.Random(7).choices(range(3, 300), k=200)
+
+
+@pytest.fixture(scope="session")
+def model_of() -> Callable[..., BeaconModel]:
+    """A tiny model per family and config, made once: for tests that leave it as they found it."""
+
+    @cache
+    def made(config: BeaconConfig, family: str = "llama", **changes: Any) -> BeaconModel:
+        return tiny_model(family, config=config, **changes)
+
+    return made

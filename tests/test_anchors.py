@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beacon_memory.anchors import LOGIT_ROWS, pick, shared, surprise
+from beacon_memory.config import BeaconConfig
+from beacon_memory.layout import slot_count, unit_ends
+
+CPU = torch.device("cpu")
+
+
+def test_last_takes_the_last_token_of_each_unit() -> None:
+    picked = pick((("last", 1.0),), {}, tokens=10, ratio=4, device=CPU)
+    assert picked.tolist() == [[[3, 7, 9]]]
+
+
+def test_a_scored_rule_takes_the_best_tokens_of_each_head_in_order() -> None:
+    scores = torch.tensor([[[0.1, 0.9, 0.3, 0.8], [0.5, 0.1, 0.7, 0.2]]])
+    picked = pick((("reconstruct", 1.0),), {"reconstruct": scores}, tokens=4, ratio=2, device=CPU)
+    assert picked.tolist() == [[[1, 3], [0, 2]]]
+
+
+def test_of_equal_scores_the_older_token_is_taken() -> None:
+    picked = pick((("surprise", 1.0),), {"surprise": torch.zeros(1, 1, 8)}, tokens=8, ratio=4, device=CPU)
+    assert picked.tolist() == [[[0, 1]]]
+
+
+@given(
+    st.sampled_from(
+        ["last", "surprise", "reconstruct+last", "surprise:3+last:1", "learned+surprise+last", "last:5+learned"]
+    ),
+    st.integers(1, 40),
+    st.sampled_from([2, 4, 8]),
+    st.integers(0, 99),
+)
+def test_a_mix_takes_as_many_tokens_as_there_are_slots_and_none_twice(
+    anchors: str, tokens: int, ratio: int, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    shares = BeaconConfig(anchors=anchors).shares
+    scores = {
+        rule: torch.rand(2, 1 if rule == "surprise" else 3, tokens, generator=random)
+        for rule, _ in shares
+        if rule != "last"
+    }
+    picked = pick(shares, scores, tokens=tokens, ratio=ratio, device=CPU)
+    assert picked.shape[-1] == slot_count(tokens, ratio)
+    for row in picked.flatten(0, 1).tolist():
+        assert row == sorted(set(row))
+        assert row[0] >= 0
+        assert row[-1] < tokens
+
+
+def test_the_newest_token_is_taken_whenever_last_has_a_share() -> None:
+    scores = {"surprise": torch.arange(16.0).flip(0).view(1, 1, 16)}
+    picked = pick(BeaconConfig(anchors="surprise+last").shares, scores, tokens=16, ratio=4, device=CPU)
+    assert picked.tolist() == [[[0, 1, 7, 15]]]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, LOGIT_ROWS, LOGIT_ROWS + 1, LOGIT_ROWS + 2, 3 * LOGIT_ROWS])
+def test_a_token_is_as_surprising_as_its_loss_and_the_first_most(tokens: int) -> None:
+    random = torch.Generator().manual_seed(1)
+    hidden, table = torch.randn(2, tokens, 4, generator=random), torch.randn(4, 11, generator=random)
+    ids = torch.randint(11, (2, tokens), generator=random)
+    scores = surprise(lambda rows: rows @ table, hidden, ids)
+    losses = torch.nn.functional.cross_entropy((hidden @ table)[:, :-1].mT, ids[:, 1:], reduction="none")
+    torch.testing.assert_close(scores[:, 0, 1:], losses)
+    assert bool((scores[:, 0, :1] > 1e30).all())
+
+
+def test_heads_share_their_scores_by_rank_so_that_none_drowns_the_others() -> None:
+    loud = torch.tensor([1000.0, 0.0, 500.0])
+    soft = torch.tensor([0.1, 0.3, 0.2])
+    scores = torch.stack([loud, soft, soft]).view(3, 1, 1, 3)
+    assert shared(scores).argsort().tolist() == [[[0, 2, 1]]]
+
+
+def test_units_end_where_last_takes_them_at_every_length() -> None:
+    for tokens in range(1, 20):
+        picked = pick((("last", 1.0),), {}, tokens=tokens, ratio=8, device=CPU)
+        assert picked[0, 0].tolist() == unit_ends(tokens, 8).tolist()

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from beacon_memory.prefix import BLOCK, Prefix, Rope
+from beacon_memory.testing.models import tiny_lm
+
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default", "rope_theta": 10000.0},
+    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 512},
+}
+ROTARY = tiny_lm().model.rotary_emb
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_keys_are_rotated_as_the_model_rotates_them(kind: str) -> None:
+    lm = tiny_lm(rope_parameters=ROPES[kind])
+    keys = torch.randn(2, 3, 40, 8, generator=torch.Generator().manual_seed(0))
+    cos, sin = lm.model.rotary_emb(keys, position_ids=torch.arange(1000, 1040)[None])
+    expected, _ = apply_rotary_pos_emb(keys, keys, cos, sin)
+    torch.testing.assert_close(Rope(lm.model.rotary_emb).rotate(keys, start=1000), expected)
+
+
+@given(st.integers(0, 2 * BLOCK), st.lists(st.integers(1, 60), min_size=1, max_size=5))
+def test_angles_have_the_same_bits_in_any_pieces(start: int, pieces: list[int]) -> None:
+    like = torch.empty(0)
+    whole = Rope(ROTARY).at(start, start + sum(pieces), like)
+    rope, place = Rope(ROTARY), start
+    for piece in pieces:
+        for part, all_of_it in zip(rope.at(place, place + piece, like), whole, strict=True):
+            assert torch.equal(part, all_of_it[place - start : place - start + piece])
+        place += piece
+
+
+def test_a_prefix_in_pieces_is_the_prefix_at_once() -> None:
+    keys, values = torch.randn(2, 2, 1, 2, 50, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    empty = Prefix(Rope(ROTARY), torch.float32, torch.device("cpu"))
+    whole, pieces = empty.append(keys, values), empty
+    for start, end in ((0, 3), (3, 3), (3, 47), (47, 50)):
+        pieces = pieces.append(keys[..., start:end, :], values[..., start:end, :])
+    assert whole.slots == pieces.slots == 50
+    assert empty.slots == 0
+    for one, other in ((whole.keys, pieces.keys), (whole.values, pieces.values)):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
+def test_a_past_of_one_serves_a_batch() -> None:
+    keys = torch.randn(2, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    past = Prefix(Rope(ROTARY), torch.float32, torch.device("cpu")).append(keys, keys)
+    new = torch.zeros(3, 2, 4, 8)
+    joined, values = past.join(1, new, new)
+    assert joined.shape == values.shape == (3, 2, 9, 8)
+    assert torch.equal(values[2, :, :5], keys[1, 0])
+
+
+def test_angles_made_in_inference_mode_can_be_trained_through() -> None:
+    rope = Rope(ROTARY)
+    with torch.inference_mode():
+        rope.at(0, 5, torch.empty(0))
+    keys = torch.randn(1, 5, 8, requires_grad=True)
+    rope.rotate(keys, start=0).sum().backward()
+    assert keys.grad is not None
