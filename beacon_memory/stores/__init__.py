@@ -1,0 +1,42 @@
+"""Where sessions are kept: in this process, in one SQLite file, or in Redis."""
+
+from __future__ import annotations
+
+from beacon_memory.errors import ConfigError
+from beacon_memory.stores.base import Head, StateStore
+
+__all__ = ["Head", "StateStore", "open_store"]
+
+SCHEMES = "memory://, sqlite:///relative.db, sqlite:////absolute/path.db, redis://, rediss:// or unix://"
+
+
+def open_store(url: str | StateStore) -> StateStore:
+    """The store that `url` names; a store is given back as it is. Raises ConfigError, StoreUnavailable.
+
+    >>> open_store("memory://").sessions()
+    []
+    """
+    if isinstance(url, StateStore):
+        return url
+    # The rest of a URL is not repeated in an error: it may hold a password.
+    scheme, separator, rest = str(url).partition("://")
+    if not separator:
+        raise ConfigError(f"a store is named by a URL: {SCHEMES}; for a file write sqlite:/// before its path")
+    # Imported when asked for: each store brings its own dependencies.
+    if scheme == "memory":
+        if rest:
+            raise ConfigError("memory:// takes no name: every store opened with it is a new one")
+        from beacon_memory.stores.memory import MemoryStore
+
+        return MemoryStore()
+    if scheme == "sqlite":
+        if len(rest) < 2 or not rest.startswith("/"):
+            raise ConfigError("a SQLite URL has three slashes before a relative path, four before an absolute one")
+        from beacon_memory.stores.sqlite import SqliteStore
+
+        return SqliteStore(rest[1:])
+    if scheme in ("redis", "rediss", "unix"):
+        from beacon_memory.stores.redis import RedisStore
+
+        return RedisStore(url)
+    raise ConfigError(f"no store for {scheme}://: write {SCHEMES}")

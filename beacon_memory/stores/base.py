@@ -1,0 +1,137 @@
+"""What a store promises: a session is a small head that names immutable blobs.
+
+A store moves bytes. It never looks into a head's body or a blob, and never imports torch: what the bytes mean is the
+codec's business. Blobs are content-addressed by their writer: the same digest is always the same content, so writing
+one twice is harmless and sessions share them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+from beacon_memory.errors import InputError, SegmentMissing, SessionConflict, SessionExists, SessionNotFound
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a session stands: an opaque body, and the digests of every blob that the body refers to, in its order."""
+
+    body: bytes
+    digests: tuple[str, ...] = ()  # a digest may stand here more than once
+
+
+class StateStore(ABC):
+    """Sessions' heads and the blobs they name, behind compare-and-set.
+
+    A version is a positive number that grows with each commit of a session; 0 means that there is no session. No
+    session has the same version twice, not even one that was forgotten and created again, so an equal version means an
+    unchanged session and whatever was kept for it elsewhere still holds.
+
+    Every method may be called from several threads, and raises InputError for what is not a session id (see
+    `check_session`), StoreUnavailable, and StoreFull when it has written nothing. After a StoreUnavailable from
+    `commit` the head may have moved or not: load it to know.
+    """
+
+    @abstractmethod
+    def load(self, session: str) -> tuple[Head, int]:
+        """The session's head and its version. Raises SessionNotFound."""
+
+    @abstractmethod
+    def read(self, digests: Sequence[str]) -> list[bytes]:
+        """The blobs, in the order asked. Raises SegmentMissing naming the first digest that is not there.
+
+        Another writer may have moved the session, and dropped blobs, since its head was loaded: when the session's
+        version is not what it was, load the head again; when it is, the blobs are lost.
+        """
+
+    @abstractmethod
+    def commit(self, session: str, head: Head, blobs: Mapping[str, bytes], *, expected: int) -> int:
+        """Write the new blobs, then move the head from version `expected`; gives the new version.
+
+        Every digest that `head` names must be in `blobs` or in the store already (else SegmentMissing); a blob that it
+        does not name is not kept. Blobs that the old head named and no head names any more are removed. Raises
+        SessionConflict when the session is not at `expected`. After either error nothing a reader can see has changed.
+        `expected=0` creates the session.
+        """
+
+    @abstractmethod
+    def delete(self, session: str) -> None:
+        """Forget the session: its head, and every blob that no other session names. Raises SessionNotFound."""
+
+    @abstractmethod
+    def sessions(self) -> list[str]:
+        """The names of all sessions, sorted."""
+
+    @abstractmethod
+    def touch(self, session: str) -> None:
+        """Mark the session as used now (stores with a time to live renew it). Raises SessionNotFound."""
+
+    def version(self, session: str) -> int:
+        """The session's version, 0 when there is none; a store that can answer without the head overrides this."""
+        try:
+            return self.load(session)[1]
+        except SessionNotFound:
+            return 0
+
+    def fork(self, session: str, new: str) -> int:
+        """Copy the head of `session` to the new session `new`; no blob is copied. Raises SessionExists."""
+        while True:
+            head, version = self.load(session)
+            try:
+                return self.commit(new, head, {}, expected=0)
+            except SessionConflict as exc:
+                raise SessionExists(f"session {new!r} exists already: choose another name or forget it first") from exc
+            except SegmentMissing:
+                # A writer that moves `session` between the two lines above may drop blobs of the head we hold.
+                if self.version(session) == version:
+                    raise
+
+    def close(self) -> None:  # noqa: B027  (optional: most stores hold nothing to close)
+        """Give back what the store holds open. A closed store is not used again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def check_session(session: str) -> str:
+    """The session id, when it is one: 1 to 512 characters of text. Raises InputError."""
+    if not isinstance(session, str) or not 1 <= len(session) <= 512:
+        raise InputError(f"a session id is text of 1 to 512 characters, not {session!r:.80}")
+    try:
+        session.encode()
+    except UnicodeEncodeError as exc:
+        raise InputError(f"a session id must be valid unicode, not {session!a:.80}") from exc
+    return session
+
+
+def retrying(act: Callable[[], T], *, attempts: int = 8) -> T:
+    """Do `act` again when it loses a compare-and-set; the last conflict is raised. `act` must load the head itself."""
+    for _ in range(attempts - 1):
+        try:
+            return act()
+        except SessionConflict:
+            continue
+    return act()
+
+
+def not_found(session: str) -> SessionNotFound:
+    """The error for a session that is not there, in the words of every store."""
+    return SessionNotFound(f"no session {session!r} in this store")
+
+
+def conflict(session: str, version: int, *, expected: int) -> SessionConflict:
+    """The error for a lost compare-and-set, in the words of every store."""
+    return SessionConflict(f"session {session!r} is at version {version}, not {expected}: load it again and retry")
+
+
+def missing(digest: str) -> SegmentMissing:
+    """The error for a blob that is not there, in the words of every store."""
+    return SegmentMissing(f"no blob {digest!r} in this store: it was forgotten, evicted or never written")
