@@ -1,0 +1,139 @@
+"""Bytes of segments, heads and pages: framed, checksummed, versioned (docs/format.md). No pickle.
+
+Every blob is a frame: 4 bytes "BCNM", 4 bytes kind, the version (uint32, little-endian), 4 zero bytes, a SHA-256 over
+everything but itself, then the payload. A segment's payload is a safetensors file, the others' are JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from beacon_memory.config import SLOT_DTYPES, BeaconConfig
+from beacon_memory.errors import BeaconError, CodecError, ModelMismatch
+from beacon_memory.layout import slot_count
+from beacon_memory.state import Fingerprint, Segment, segment_digest
+
+VERSION = 1
+MAGIC = b"BCNM"
+SEGMENT, HEAD, PAGE = b"SEGM", b"HEAD", b"PAGE"
+
+_START = struct.Struct("<4s4sII")
+_HEADER = _START.size + hashlib.sha256().digest_size
+
+
+def seal(kind: bytes, payload: bytes) -> bytes:
+    """A payload in its frame."""
+    start = _START.pack(MAGIC, kind, VERSION, 0)
+    return start + hashlib.sha256(start + payload).digest() + payload
+
+
+def unseal(kind: bytes, blob: bytes) -> bytes:
+    """The payload of a frame of this kind. Raises CodecError for anything else, before looking into it."""
+    name = kind.decode().lower()
+    if len(blob) < _HEADER:
+        raise CodecError(f"{name}: {len(blob)} bytes are too few for a blob, which has at least {_HEADER}")
+    magic, found, version, _ = _START.unpack_from(blob)
+    if magic != MAGIC:
+        raise CodecError(f"{name}: not a beacon-memory blob (it begins with {magic!r})")
+    checksum, payload = blob[_START.size : _HEADER], blob[_HEADER:]
+    if hashlib.sha256(blob[: _START.size] + payload).digest() != checksum:
+        raise CodecError(f"{name}: the checksum does not match: the blob is damaged or truncated")
+    if version != VERSION:
+        raise CodecError(f"{name}: written in format version {version}, this release reads {VERSION}: upgrade it")
+    if found != kind:
+        raise CodecError(f"{name}: expected a blob of kind {kind!r}, found {found!r}")
+    return payload
+
+
+def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: BeaconConfig) -> bytes:
+    """A segment's bytes; they name who wrote it and how."""
+    about = {
+        "model": fingerprint.model,
+        "adapter": fingerprint.adapter,
+        "tokenizer": fingerprint.tokenizer,
+        "layout": fingerprint.layout,
+        "anchors": config.anchors,
+        "slot_dtype": config.slot_dtype,
+        "digest": segment.digest,
+        "parent": segment.parent,
+        "ratio": segment.ratio,
+        "sink": segment.sink,
+    }
+    tensors = {
+        "ids": torch.tensor(segment.ids, dtype=torch.int32),
+        "keys": segment.keys.cpu().contiguous(),
+        "values": segment.values.cpu().contiguous(),
+    }
+    # One metadata entry: safetensors writes several in any order, and equal segments should be equal bytes.
+    return seal(SEGMENT, save_tensors(tensors, metadata={"beacon": json.dumps(about, sort_keys=True)}))
+
+
+def decode_segment(blob: bytes, *, fingerprint: Fingerprint, digest: str | None = None) -> Segment:
+    """The segment back, bit for bit.
+
+    Raises CodecError when the blob is damaged, is not what its own digest says, or is not the segment `digest`; raises
+    ModelMismatch, naming the fields, when another model, adapter, tokenizer or layout wrote it.
+    """
+    payload = unseal(SEGMENT, blob)
+    try:
+        size = int.from_bytes(payload[:8], "little")
+        about = json.loads(json.loads(payload[8 : 8 + size])["__metadata__"]["beacon"])
+        theirs = Fingerprint(about["model"], about["adapter"], about["tokenizer"], about["layout"])
+        config = BeaconConfig(layout=theirs.layout, anchors=about["anchors"], slot_dtype=about["slot_dtype"])
+        tensors = load_tensors(payload)
+        ids, keys, values = tensors["ids"], tensors["keys"], tensors["values"]
+        segment = Segment(
+            str(about["digest"]),
+            str(about["parent"]),
+            tuple(ids.tolist()),
+            int(about["ratio"]),
+            int(about["sink"]),
+            keys,
+            values,
+        )
+        address = segment_digest(
+            segment.ids,
+            ratio=segment.ratio,
+            sink=segment.sink,
+            parent=segment.parent,
+            config=config,
+            fingerprint=theirs,
+        )
+    except (safetensors.SafetensorError, BeaconError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CodecError(f"segment: not a readable payload: {exc!r}") from exc
+    if address != segment.digest or (digest is not None and digest != segment.digest):
+        raise CodecError(f"segment: asked for {digest}, found {segment.digest}, whose contents are {address}")
+    expected = segment.sink + slot_count(len(segment.ids) - segment.sink, segment.ratio)
+    dtypes = [getattr(torch, name) for name in SLOT_DTYPES]
+    if keys.ndim != 4 or keys.shape != values.shape or keys.dtype not in dtypes or keys.shape[2] != expected:
+        raise CodecError(f"segment: {expected} slots expected, keys {tuple(keys.shape)}, values {tuple(values.shape)}")
+    require(theirs, fingerprint, what=f"segment {segment.digest[:12]}")
+    return segment
+
+
+def require(theirs: Fingerprint, ours: Fingerprint, *, what: str) -> None:
+    """Raises ModelMismatch, naming every field that differs."""
+    if fields := theirs.differences(ours):
+        differ = ", ".join(f"{f} {getattr(theirs, f)} (this one is {getattr(ours, f)})" for f in fields)
+        raise ModelMismatch(f"{what} was written with another {differ}: open it with that, or re-fold its text")
+
+
+def encode_json(kind: bytes, value: Any) -> bytes:
+    """A head's or a page's bytes."""
+    return seal(kind, json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def decode_json(kind: bytes, blob: bytes) -> Any:
+    """The value of a head or a page. Raises CodecError."""
+    try:
+        return json.loads(unseal(kind, blob))
+    except ValueError as exc:
+        raise CodecError(f"{kind.decode().lower()}: not a readable payload: {exc}") from exc

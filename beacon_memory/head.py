@@ -1,0 +1,107 @@
+"""What a session's head says: which segments it names, the raw tail, and where its transcript is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+from beacon_memory.codec import HEAD, PAGE, decode_json, encode_json
+from beacon_memory.errors import CodecError
+from beacon_memory.state import BeaconState, Fingerprint, Segment
+
+PAGE_MESSAGES = 64  # messages that a head carries before they become a page of their own
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One segment as its session names it."""
+
+    digest: str
+    tokens: int
+    slots: int
+    ratio: int
+    document: str = ""  # the id of the document it belongs to; the conversation's own have none
+
+
+@dataclass(frozen=True)
+class SessionHead:
+    """A session at one version. Small whatever the session's length: segments and old messages are named, not held."""
+
+    fingerprint: Fingerprint
+    ratio: int
+    budget: int | None = None
+    entries: tuple[Entry, ...] = ()
+    tail: tuple[int, ...] = ()
+    pages: tuple[str, ...] = ()  # blobs of PAGE_MESSAGES messages each, oldest first
+    recent: tuple[Mapping[str, Any], ...] = ()  # the messages after the last page
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Every blob the head names, each once."""
+        return tuple(dict.fromkeys([*(entry.digest for entry in self.entries), *self.pages]))
+
+    @property
+    def messages(self) -> int:
+        """The number of messages remembered, documents counted."""
+        return PAGE_MESSAGES * len(self.pages) + len(self.recent)
+
+    def with_state(self, state: BeaconState, *, document: str = "") -> Self:
+        """The head after a fold; segments that are new belong to `document`, or to the conversation."""
+        # A segment folded again keeps its place, so its document too.
+        named = [entry.document for entry in self.entries]
+        named += [document] * (len(state.segments) - len(named))
+        entries = tuple(
+            Entry(segment.digest, len(segment.ids), segment.slots, segment.ratio, name)
+            for segment, name in zip(state.segments, named, strict=True)
+        )
+        return replace(self, entries=entries, tail=state.tail)
+
+    def with_messages(self, messages: list[Mapping[str, Any]]) -> tuple[Self, dict[str, bytes]]:
+        """The head with more messages, and the pages that became full."""
+        recent, pages, blobs = [*self.recent, *messages], list(self.pages), {}
+        while len(recent) >= PAGE_MESSAGES:
+            blob = encode_json(PAGE, recent[:PAGE_MESSAGES])
+            digest = hashlib.sha256(blob).hexdigest()
+            pages.append(digest)
+            blobs[digest] = blob
+            recent = recent[PAGE_MESSAGES:]
+        return replace(self, pages=tuple(pages), recent=tuple(recent)), blobs
+
+    def to_bytes(self) -> bytes:
+        """The head's bytes (docs/format.md)."""
+        value = asdict(self) | {"entries": [list(asdict(entry).values()) for entry in self.entries]}
+        return encode_json(HEAD, value)
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> Self:
+        """The head back. Raises CodecError."""
+        value = decode_json(HEAD, blob)
+        try:
+            return cls(
+                fingerprint=Fingerprint(**value["fingerprint"]),
+                ratio=value["ratio"],
+                budget=value["budget"],
+                entries=tuple(Entry(*entry) for entry in value["entries"]),
+                tail=tuple(value["tail"]),
+                pages=tuple(value["pages"]),
+                recent=tuple(value["recent"]),
+            )
+        except (KeyError, TypeError) as exc:
+            raise CodecError(f"head: not a readable payload: {exc!r}") from exc
+
+
+def read_page(blob: bytes, digest: str) -> list[dict[str, Any]]:
+    """A page's messages. Raises CodecError when it is not the page that `digest` names."""
+    if hashlib.sha256(blob).hexdigest() != digest:
+        raise CodecError(f"page: its contents are not those of {digest}")
+    messages: list[dict[str, Any]] = decode_json(PAGE, blob)
+    return messages
+
+
+def check_entry(entry: Entry, segment: Segment) -> Segment:
+    """The segment, when it is what the head says it is. Raises CodecError."""
+    if (entry.tokens, entry.slots, entry.ratio) != (len(segment.ids), segment.slots, segment.ratio):
+        raise CodecError(f"head: entry {entry.digest[:12]} does not describe the segment it names")
+    return segment
