@@ -1,0 +1,202 @@
+"""The front door: a memory over one model and one store, and its sessions."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from beacon_memory.archive import read_archive
+from beacon_memory.codec import decode_segment, require
+from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import SegmentMissing, SessionExists
+from beacon_memory.head import SessionHead, check_entry, read_page
+from beacon_memory.model import BeaconModel
+from beacon_memory.session import Session
+from beacon_memory.state import BeaconState, Segment
+from beacon_memory.stores import Head, StateStore, open_store
+from beacon_memory.transcript import Transcript
+
+T = TypeVar("T")
+
+HOT_BYTES = 1 << 30  # segments kept on hand
+
+
+class BeaconMemory:
+    """Sessions of one model in one store.
+
+    >>> memory = BeaconMemory.open("smollm2", store="sqlite:///memory.db")    # doctest: +SKIP
+    >>> alice = memory.session("alice")                                       # doctest: +SKIP
+    >>> alice.add([{"role": "user", "content": "I live in Lyon."}])           # doctest: +SKIP
+    >>> alice.ask("Where do I live?")                                         # doctest: +SKIP
+    """
+
+    def __init__(self, model: BeaconModel, store: StateStore, *, hot_bytes: int = HOT_BYTES) -> None:
+        """A memory over a loaded model and an open store; closing it closes the store."""
+        self.model = model
+        self.store = store
+        self.transcript = Transcript(model.tokenizer)
+        self._hot = _HotSegments(hot_bytes)
+
+    @classmethod
+    def open(
+        cls,
+        model: str | BeaconModel = "smollm2",
+        store: str | StateStore = "memory://",
+        *,
+        config: BeaconConfig | None = None,
+        adapter: str | Path | None = None,
+        hot_bytes: int = HOT_BYTES,
+        **options: Any,
+    ) -> Self:
+        """A memory by names: a model as `BeaconModel.from_pretrained` takes it (with its options), a store by URL.
+
+        Stores: memory://, sqlite:///path, redis://, rediss://, unix://. The store is opened first, so that a wrong URL
+        does not cost a model. Raises ModelError, StoreUnavailable, ConfigError.
+        """
+        opened = open_store(store)
+        try:
+            if isinstance(model, str):
+                model = BeaconModel.from_pretrained(model, config, adapter=adapter, **options)
+            return cls(model, opened, hot_bytes=hot_bytes)
+        except BaseException:
+            if opened is not store:
+                opened.close()
+            raise
+
+    def session(self, session_id: str, *, ratio: int | None = None, budget: int | None = None) -> Session:
+        """A session by its id; it is created by the first thing added.
+
+        `ratio` holds for what is folded from now on (default: what the session has, else the model's). `budget` is the
+        most slots it may keep. Nothing is read or written here.
+        """
+        return Session(self, session_id, ratio=ratio, budget=budget)
+
+    def sessions(self) -> list[str]:
+        """The ids of all sessions, sorted."""
+        return self.store.sessions()
+
+    def import_session(self, path: str | Path, *, name: str | None = None) -> Session:
+        """A session from a file that `Session.export` wrote, under its own name or another.
+
+        Everything is checked before anything is written. Raises CodecError, ModelMismatch, SessionExists.
+        """
+        exported = read_archive(path)
+        head = SessionHead.from_bytes(exported.head)
+        require(head.fingerprint, self.model.fingerprint, what=f"session {exported.name!r}")
+        for entry in head.entries:
+            check_entry(entry, self.decode(exported.blobs[entry.digest], entry.digest))
+        for digest in head.pages:
+            read_page(exported.blobs[digest], digest)
+        session = name or exported.name
+        if self.store.version(session):
+            raise SessionExists(f"session {session!r} exists already: import under another name, or forget it first")
+        self.store.commit(session, Head(exported.head, head.digests), exported.blobs, expected=0)
+        return self.session(session)
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def load(self, session_id: str) -> tuple[SessionHead, int]:
+        """A session's head and version. Raises SessionNotFound, CodecError, ModelMismatch."""
+        stored, version = self.store.load(session_id)
+        head = SessionHead.from_bytes(stored.body)
+        require(head.fingerprint, self.model.fingerprint, what=f"session {session_id!r}")
+        return head, version
+
+    def view(self, session_id: str, read: Callable[[SessionHead], T]) -> tuple[T, SessionHead, int]:
+        """What `read` makes of a session's newest head, that head, and its version.
+
+        Done again when another writer moved the session, and dropped blobs, meanwhile. Raises SegmentMissing when
+        blobs are lost.
+        """
+        while True:
+            head, version = self.load(session_id)
+            try:
+                return read(head), head, version
+            except SegmentMissing:
+                if self.store.version(session_id) == version:
+                    raise
+
+    def commit(self, session_id: str, head: SessionHead, blobs: Mapping[str, bytes], *, expected: int) -> None:
+        """Write a session's next version. Raises SessionConflict, SegmentMissing."""
+        self.store.commit(session_id, Head(head.to_bytes(), head.digests), blobs, expected=expected)
+
+    def delete(self, session_id: str) -> None:
+        """Forget a session. Raises SessionNotFound."""
+        self.store.delete(session_id)
+
+    def state(self, head: SessionHead) -> BeaconState:
+        """The state a head names; segments on hand are not read again. Raises SegmentMissing, CodecError."""
+        missing = list(dict.fromkeys(e.digest for e in head.entries if self._hot.get(e.digest) is None))
+        found = {digest: self.decode(blob, digest) for digest, blob in self.read(missing)}
+        segments = []
+        for entry in head.entries:
+            segment = found.get(entry.digest) or self._hot.get(entry.digest)
+            # Other threads may have pushed it out meanwhile.
+            segment = segment or self.decode(self.store.read([entry.digest])[0], entry.digest)
+            segments.append(check_entry(entry, segment))
+        self.keep(segments)
+        return BeaconState(tuple(segments), head.tail)
+
+    def messages(self, head: SessionHead) -> list[dict[str, Any]]:
+        """Every message that a head's session remembers, oldest first."""
+        pages = [read_page(blob, digest) for digest, blob in self.read(head.pages)]
+        return [message for page in pages for message in page] + [dict(message) for message in head.recent]
+
+    def known(self, digest: str) -> Segment | None:
+        """A segment that was folded before, by this session or another, or None."""
+        if (segment := self._hot.get(digest)) is None:
+            try:
+                segment = self.decode(self.store.read([digest])[0], digest)
+            except SegmentMissing:
+                return None
+            self.keep([segment])
+        return segment
+
+    def keep(self, segments: Sequence[Segment]) -> None:
+        """Have these segments on hand, as far as memory goes."""
+        self._hot.put(segments)
+
+    def decode(self, blob: bytes, digest: str) -> Segment:
+        """A segment of this memory's model from its bytes."""
+        return decode_segment(blob, fingerprint=self.model.fingerprint, digest=digest)
+
+    def read(self, digests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Blobs with their digests."""
+        return zip(digests, self.store.read(digests) if digests else [], strict=True)
+
+
+class _HotSegments:
+    """Segments on hand by digest, the least recently used leaving first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._segments: OrderedDict[str, Segment] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, digest: str) -> Segment | None:
+        with self._lock:
+            if digest in self._segments:
+                self._segments.move_to_end(digest)
+            return self._segments.get(digest)
+
+    def put(self, segments: Sequence[Segment]) -> None:
+        with self._lock:
+            for segment in segments:
+                if segment.digest not in self._segments:
+                    self._bytes += segment.nbytes
+                self._segments[segment.digest] = segment
+                self._segments.move_to_end(segment.digest)
+            while self._bytes > self._limit and self._segments:
+                self._bytes -= self._segments.popitem(last=False)[1].nbytes

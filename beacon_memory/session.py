@@ -1,0 +1,296 @@
+"""One session of a memory: what was said, what was read, and answers from both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from beacon_memory.archive import Exported, write_archive
+from beacon_memory.codec import encode_segment
+from beacon_memory.config import check_ratio
+from beacon_memory.errors import ConfigError, InputError, SessionNotFound, TranscriptError
+from beacon_memory.head import SessionHead
+from beacon_memory.sources import read_source
+from beacon_memory.state import BeaconState, chain
+from beacon_memory.stores.base import check_session, not_found, retrying
+from beacon_memory.transcript import check_message
+
+if TYPE_CHECKING:
+    from beacon_memory.memory import BeaconMemory
+
+DOCUMENT = "document"  # the role of the transcript's note that a document was read
+
+Messages = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Progress = Callable[[int], None]
+Changed = tuple[SessionHead, BeaconState, dict[str, bytes]]
+Change = Callable[[SessionHead, BeaconState], Changed]
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What a session holds and what it costs."""
+
+    session: str
+    messages: int
+    documents: int
+    tokens: int  # read in all
+    slots: int  # KV entries kept
+    tail: int  # newest tokens, raw: their ids are kept, their KV is computed again
+    ratios: dict[int, int]  # ratio -> tokens folded at it
+    ratio: int  # of what is folded next
+    budget: int  # the most slots it may keep
+    bytes: int  # of all slots
+    raw_bytes: int  # what a bfloat16 KV cache of the same tokens would take
+
+
+class Session:
+    """A session by its id. It holds nothing but names: every call reads the session's newest version."""
+
+    def __init__(
+        self, memory: BeaconMemory, session_id: str, *, ratio: int | None = None, budget: int | None = None
+    ) -> None:
+        self.id = check_session(session_id)
+        self._memory = memory
+        config = memory.model.config
+        self._ratio = None if ratio is None else check_ratio(ratio, config.window)
+        if budget is not None and not config.sink < budget <= memory.model.budget:
+            raise ConfigError(
+                f"budget is {config.sink + 1} to {memory.model.budget} slots for this model, not {budget!r}"
+            )
+        self._budget = budget
+
+    def add(self, messages: Messages, *, progress: Progress | None = None) -> None:
+        """Remember one or several messages: `{"role": "user" | "assistant" | "tool", "content": text}`.
+
+        Text alone is a user's. Nothing is remembered when one of them is bad. Raises InputError, TranscriptError.
+        """
+        if isinstance(messages, str):
+            messages = {"role": "user", "content": messages}
+        many = [messages] if isinstance(messages, Mapping) else list(messages)
+        if not many:
+            raise InputError("no message to add")
+        checked = [dict(check_message(message)) for message in many]
+        self._append(checked, progress=progress)
+
+    def add_document(self, source: str | Path, *, name: str | None = None, progress: Progress | None = None) -> None:
+        """Read a document: the path of a UTF-8 text file, or the text itself. One that the session has read is not
+        read again; one that any session has folded before is not folded again.
+
+        Raises InputError for a file that is missing, empty or not text.
+        """
+        text, found = read_source(source)
+        model, transcript = self._memory.model, self._memory.transcript
+        ids = [*transcript.start, *model.encode(text)]
+
+        def change(head: SessionHead, state: BeaconState) -> Changed:
+            # Folded by itself, in no context: every session that reads it shares its segments.
+            read = model.compress(
+                ids, ratio=head.ratio, close=True, budget=head.budget, known=self._memory.known, progress=progress
+            )
+            self._memory.keep(read.segments)
+            document = chain(segment.digest for segment in read.segments)[:16]
+            if any(entry.document == document for entry in head.entries):
+                return head, state, {}
+            joined = state.join(read.segments).segments
+            fitted = model.fit(joined, budget=head.budget, known=self._memory.known)
+            state = replace(state, segments=tuple(fitted))
+            note = {"role": DOCUMENT, "content": name or found, "tokens": read.tokens, "document": document}
+            noted, pages = head.with_state(state, document=document).with_messages([note])
+            return noted, state, pages
+
+        self._change(change)
+
+    @overload
+    def ask(self, question: str, *, system: str | None = ..., stream: Literal[False] = ..., **sampling: Any) -> str: ...
+    @overload
+    def ask(
+        self, question: str, *, system: str | None = ..., stream: Literal[True], **sampling: Any
+    ) -> Iterator[str]: ...
+
+    def ask(
+        self, question: str, *, system: str | None = None, stream: bool = False, **sampling: Any
+    ) -> str | Iterator[str]:
+        """An answer from memory; nothing is written. A session that does not exist is an error.
+
+        `sampling`: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed. Raises SessionNotFound,
+        PromptTooLong.
+        """
+        state, _, _ = self._memory.view(self.id, self._memory.state)
+        pieces = self._answer(question, state, system=system, sampling=sampling)
+        return pieces if stream else "".join(pieces)
+
+    @overload
+    def chat(self, text: str, *, system: str | None = ..., stream: Literal[False] = ..., **sampling: Any) -> str: ...
+    @overload
+    def chat(self, text: str, *, system: str | None = ..., stream: Literal[True], **sampling: Any) -> Iterator[str]: ...
+
+    def chat(
+        self, text: str, *, system: str | None = None, stream: bool = False, **sampling: Any
+    ) -> str | Iterator[str]:
+        """An answer from memory, and both turns remembered once it is whole.
+
+        A generation that fails, or a stream that is closed before its end, leaves the session where it was.
+        """
+        state = self._opened()[1]
+        pieces = self._turn(text, self._answer(text, state, system=system, sampling=sampling))
+        return pieces if stream else "".join(pieces)
+
+    def info(self) -> SessionInfo:
+        """What the session holds and what it costs; no segment is read. Raises SessionNotFound."""
+        head, _ = self._memory.load(self.id)
+        model = self._memory.model
+        ratios: dict[int, int] = {}
+        for entry in head.entries:
+            ratios[entry.ratio] = ratios.get(entry.ratio, 0) + entry.tokens
+        slots = sum(entry.slots for entry in head.entries)
+        tokens = sum(entry.tokens for entry in head.entries) + len(head.tail)
+        width = 4 if model.config.slot_dtype == "float32" else 2
+        return SessionInfo(
+            session=self.id,
+            messages=head.messages,
+            documents=len({entry.document for entry in head.entries} - {""}),
+            tokens=tokens,
+            slots=slots,
+            tail=len(head.tail),
+            ratios=ratios,
+            ratio=head.ratio,
+            budget=head.budget or model.budget,
+            bytes=slots * model.raw_bytes_per_token * width // 2,
+            raw_bytes=tokens * model.raw_bytes_per_token,
+        )
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The transcript, oldest first; a document stands in it as a note. Raises SessionNotFound."""
+        return self._memory.view(self.id, self._memory.messages)[0]
+
+    def state(self) -> BeaconState:
+        """The session's state. Raises SessionNotFound, SegmentMissing, CodecError."""
+        return self._memory.view(self.id, self._memory.state)[0]
+
+    def fork(self, new: str) -> Session:
+        """A new session that begins where this one stands; nothing is copied but names. Raises SessionExists."""
+        self._memory.store.fork(self.id, check_session(new))
+        return Session(self._memory, new, ratio=self._ratio, budget=self._budget)
+
+    def rewind(self, messages: int) -> None:
+        """Go back to the session's first so many messages, documents counted; what came later is forgotten.
+
+        What was folded coarser meanwhile stays coarse. Raises InputError, SessionNotFound.
+        """
+
+        def change(head: SessionHead, state: BeaconState) -> Changed:
+            past = self._memory.messages(head)
+            if not 0 <= messages <= len(past):
+                raise InputError(
+                    f"session {self.id!r} has {len(past)} messages: rewind to 0 to {len(past)}, not {messages}"
+                )
+            state = self._rewound(head, state, past, messages)
+            back = replace(head, pages=(), recent=(), entries=head.entries[: len(state.segments)])
+            kept, pages = back.with_state(state).with_messages(list(past[:messages]))
+            return kept, state, pages
+
+        self._change(change, create=False)
+
+    def export(self, path: str | Path) -> None:
+        """The whole session in one file, for `BeaconMemory.import_session`. Raises SessionNotFound, InputError."""
+        stored, _ = self._memory.store.load(self.id)
+        write_archive(path, Exported(self.id, stored.body, dict(self._memory.read(stored.digests))))
+
+    def forget(self) -> None:
+        """Remove the session, and every byte that no other session names. Raises SessionNotFound."""
+        self._memory.store.delete(self.id)
+
+    def _opened(self) -> tuple[SessionHead, BeaconState, int]:
+        """The session's head, state and version; what a new one begins with, at version 0, when there is none."""
+        model = self._memory.model
+        try:
+            state, head, version = self._memory.view(self.id, self._memory.state)
+        except SessionNotFound:
+            head, version = SessionHead(fingerprint=model.fingerprint, ratio=model.config.ratio), 0
+            state = BeaconState()
+        return replace(head, ratio=self._ratio or head.ratio, budget=self._budget or head.budget), state, version
+
+    def _change(self, change: Change, *, create: bool = True) -> None:
+        """Move the head by `change`, which is done again on the newest head when another writer was faster."""
+
+        def once() -> None:
+            head, state, version = self._opened()
+            if not version and not create:
+                raise not_found(self.id)
+            changed, after, pages = change(head, state)
+            if version and changed == head:
+                return
+            named = {entry.digest for entry in head.entries}
+            new = [segment for segment in after.segments if segment.digest not in named]
+            config, fingerprint = self._memory.model.config, self._memory.model.fingerprint
+            blobs = pages | {s.digest: encode_segment(s, fingerprint=fingerprint, config=config) for s in new}
+            self._memory.keep(new)
+            self._memory.commit(self.id, changed, blobs, expected=version)
+
+        retrying(once)
+
+    def _append(self, messages: list[dict[str, Any]], *, progress: Progress | None = None) -> None:
+        model, transcript = self._memory.model, self._memory.transcript
+        ids = [i for message in messages for i in transcript.turn(message)]
+
+        def change(head: SessionHead, state: BeaconState) -> Changed:
+            start = [] if state.tokens else transcript.start
+            state = model.compress([*start, *ids], state, ratio=head.ratio, budget=head.budget, progress=progress)
+            noted, pages = head.with_state(state).with_messages(list(messages))
+            return noted, state, pages
+
+        self._change(change)
+
+    def _turn(self, text: str, pieces: Iterator[str]) -> Iterator[str]:
+        answer = []
+        for piece in pieces:
+            answer.append(piece)
+            yield piece
+        # Reached only when the answer is whole: closing this iterator earlier, or an error, skips it.
+        said: list[dict[str, Any]] = [{"role": "user", "content": text}]
+        if whole := "".join(answer).strip():
+            said.append({"role": "assistant", "content": whole})
+        self._append(said)
+
+    def _answer(
+        self, question: str, state: BeaconState, *, system: str | None, sampling: dict[str, Any]
+    ) -> Iterator[str]:
+        """The answer in pieces. What can be refused is refused now, not at the first piece."""
+        transcript = self._memory.transcript
+        turn = transcript.turn({"role": "user", "content": question})
+        tail = list(state.tail)
+        if not state.segments:  # the stream's opening token stands first of all
+            tail = tail[len(transcript.start) :]
+        prompt = [*transcript.system(system), *tail, *turn, *transcript.header()]
+        if not state.segments:
+            prompt = [*transcript.start, *prompt]
+        sampling = {"stop": transcript.stop} | sampling
+        return self._memory.model.stream(prompt, replace(state, tail=()), **sampling)
+
+    def _rewound(
+        self, head: SessionHead, state: BeaconState, past: Sequence[Mapping[str, Any]], messages: int
+    ) -> BeaconState:
+        """The state as it was after the first `messages`: what was folded then, and the rest of the ids as tail."""
+        transcript = self._memory.transcript
+        talk = [[*transcript.turn(m)] if m["role"] != DOCUMENT else [] for m in past]
+        conversation = [s for s, e in zip(state.segments, head.entries, strict=True) if not e.document]
+        ids = [i for segment in conversation for i in segment.ids] + list(state.tail)
+        opened = len(ids) - sum(map(len, talk))
+        if opened not in (0, len(transcript.start)):
+            raise TranscriptError(
+                "the model's chat template has changed since this session was written: it cannot rewind"
+            )
+        ids = ids[: opened + sum(map(len, talk[:messages]))] if messages else []
+        documents = {str(m["document"]) for m in past[:messages] if m["role"] == DOCUMENT}
+        kept, folded = [], 0
+        for segment, entry in zip(state.segments, head.entries, strict=True):
+            if entry.document and entry.document not in documents:
+                break
+            if not entry.document:
+                if folded + entry.tokens + self._memory.model.config.keep_last > len(ids):
+                    break
+                folded += entry.tokens
+            kept.append(segment)
+        return BeaconState(tuple(kept), tuple(ids[folded:]))

@@ -1,0 +1,56 @@
+"""Text from where a user has it: a path or the text itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from beacon_memory.errors import InputError
+
+
+def read_source(source: str | Path) -> tuple[str, str]:
+    """A document's text and a name for it. Raises InputError for what is missing, empty, binary or not UTF-8.
+
+    A Path is a file; a string is a file where one of that name exists, or where it looks like nothing else.
+
+    >>> read_source("It was a dark and stormy night.")
+    ('It was a dark and stormy night.', 'It was a dark and stormy night.')
+    """
+    if isinstance(source, Path) or _names_file(source):
+        path = Path(source).expanduser()
+        return _checked(_read(path), what=f"file {path}"), path.name
+    text = _checked(source, what="text")
+    return text, " ".join(text.split())[:60]
+
+
+def _names_file(source: str) -> bool:
+    try:
+        if Path(source).expanduser().exists():
+            return True
+    except (OSError, ValueError, RuntimeError):  # too long, or no path at all
+        return False
+    return len(source.split()) == 1 and ("/" in source or Path(source).suffix.lower() in (".txt", ".md", ".rst"))
+
+
+def _read(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise InputError(f"no text can be read at {path}: {exc.strerror or exc}") from exc
+    if b"\0" in data:
+        raise InputError(f"file {path} is binary: give a UTF-8 text file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise InputError(f"file {path} is not UTF-8 (byte {exc.start}): convert it first") from exc
+
+
+def _checked(text: str, *, what: str) -> str:
+    if not text.strip():
+        raise InputError(f"{what} is empty: there is nothing to read")
+    if "\0" in text:
+        raise InputError(f"{what} is binary: give text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise InputError(f"{what} is not valid unicode (character {exc.start}): clean it first") from exc
+    return text
