@@ -1,0 +1,149 @@
+"""The command: answers on stdout, talk on stderr, exit code 2 for what cannot work."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from beacon_memory import cli
+from beacon_memory.testing import tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_checkpoint(tmp_path_factory.mktemp("model"), max_position_embeddings=4096))
+
+
+@pytest.fixture
+def run(checkpoint, tmp_path, monkeypatch, capfd):
+    """Run the command in this process; gives its exit code, stdout and stderr."""
+    monkeypatch.setenv("BEACON_MODEL", checkpoint)
+    monkeypatch.setenv("BEACON_STORE", f"sqlite:///{tmp_path}/memory.db")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str, stdin: str | bytes = "") -> tuple[int, str, str]:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr("sys.argv", ["beacon-memory", *args])
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as exc:
+            code = int(exc.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_a_session_is_written_asked_forked_exported_and_forgotten(run, tmp_path):
+    (tmp_path / "lease.txt").write_text("The lease ends in May. " * 120)
+    assert run("add", "alice", "lease.txt")[0] == 0
+    assert run("add", "alice", "--role", "user", "I live in Lyon.")[0] == 0
+    code, out, _ = run("show", "alice", "--json")
+    info = json.loads(out)
+    assert code == 0
+    assert (info["messages"], info["documents"]) == (2, 1)
+    code, out, err = run("ask", "alice", "Where do I live?", "--max-tokens", "4")
+    assert (code, err) == (0, "")
+    assert out.endswith("\n")
+    assert run("fork", "alice", "bob")[0] == 0
+    assert run("export", "alice", "alice.beacon")[0] == 0
+    assert run("forget", "alice")[0] == 0
+    assert run("sessions") == (0, "bob\n", "")
+    assert run("import", "alice.beacon", "--as", "carol")[0] == 0
+    assert run("sessions", "--json")[1] == '["bob", "carol"]\n'
+    code, out, _ = run("show", "carol", "--transcript")
+    assert out.startswith("document: lease.txt\nuser: I live in Lyon.\n")
+
+
+def test_a_chat_is_remembered_when_it_comes_back(run):
+    code, _, err = run("chat", "alice", "--max-tokens", "3", stdin="I live in Lyon.\nAnd I like green.\n\n")
+    assert code == 0
+    assert "0 messages remembered" in err
+    said = [line for line in run("show", "alice", "--transcript")[1].splitlines() if line.startswith("user: ")]
+    assert said == ["user: I live in Lyon.", "user: And I like green."]
+    again = run("chat", "alice", stdin="")[2]
+    assert "0 messages remembered" not in again
+    assert "messages remembered" in again
+
+
+def test_standard_input_is_a_text_too(run):
+    assert run("add", "alice", "-", stdin="The lease ends in May.")[0] == 0
+    assert run("ask", "alice", "-", "--max-tokens", "2", stdin="When does it end?")[0] == 0
+
+
+def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(run, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(b"\0\1")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "good.txt").write_text("good " * 50)
+    bad = [
+        ("add", "alice", "empty.txt"),
+        ("add", "alice", "good.txt", "binary.txt"),
+        ("add", "alice", "latin.txt"),
+        ("add", "alice", "nowhere.txt"),
+        ("add", "alice", "good.txt", "--ratio", "3"),
+        ("add", "alice", "good.txt", "--anchors", "best"),
+        ("add", "alice", "--role", "robot", "hi"),
+        ("add", "", "good.txt"),
+        ("add", "alice", "good.txt", "--model", "./no-model"),
+        ("add", "alice", "good.txt", "--adapter", "./no-adapter"),
+        ("add", "alice", "good.txt", "--store", "ftp://x"),
+        ("add", "alice", "good.txt", "--store", "redis://127.0.0.1:1"),
+        ("add", "alice", "good.txt", "--store", "sqlite:////no/such/folder/m.db"),
+        ("ask", "nobody", "Who?"),
+        ("show", "nobody"),
+        ("fork", "nobody", "bob"),
+        ("forget", "nobody"),
+        ("export", "nobody", "file"),
+        ("import", "nowhere.beacon"),
+        ("import", "good.txt"),
+        ("chat", "alice", "--max-tokens", "0", "--ratio", "7"),
+    ]
+    for args in bad:
+        code, out, err = run(*args)
+        assert (code, out) == (2, ""), args
+        assert err.startswith("beacon-memory: "), args
+        assert err.count("\n") == 1, (args, err)
+    assert run("add", "alice", "-", stdin=b"\xff\xfe")[0] == 2
+    assert run("sessions") == (0, "", "")
+
+
+def test_misuse_is_exit_2(run):
+    for args in (("add",), ("fly", "alice"), ("ask", "alice"), ("add", "alice", "x", "--ratio", "four")):
+        assert run(*args)[0] == 2
+
+
+def test_help_imports_no_torch():
+    script = "import sys; sys.argv = ['beacon-memory', '--help']\nfrom beacon_memory import cli\n"
+    script += (
+        "try:\n cli.main()\nexcept SystemExit: pass\nassert not {'torch', 'transformers', 'redis'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_importing_the_package_imports_no_torch():
+    script = "import sys, beacon_memory; beacon_memory.BeaconConfig; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_exported_names_are_these():
+    import beacon_memory
+
+    assert sorted(beacon_memory.__all__) == [
+        "BeaconConfig",
+        "BeaconError",
+        "BeaconMemory",
+        "BeaconModel",
+        "BeaconState",
+        "Segment",
+        "Session",
+        "SessionInfo",
+        "__version__",
+    ]
+    assert all(getattr(beacon_memory, name) for name in beacon_memory.__all__)
