@@ -1,0 +1,135 @@
+"""The main job: read a book and a conversation, end the process, come back in a new one and be asked about both.
+
+    python examples/01_come_back.py
+
+The first process folds `kjv_stories.txt` (about 17K tokens, twice the model's own window) and a short conversation into
+one session of an SQLite file. The second one opens the session, answers, and prints what it all cost.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from transformers.utils import logging
+
+from beacon_memory import BeaconMemory
+
+BOOK = Path(__file__).with_name("kjv_stories.txt")
+TALK = [
+    {"role": "user", "content": "Hello! My name is Ada. I live in Lyon, and I have a dog called Rex."},
+    {
+        "role": "assistant",
+        "content": "Nice to meet you, Ada! I will remember that you live in Lyon and that your dog is Rex.",
+    },
+    {"role": "user", "content": "I am a carpenter, and my favourite colour is green."},
+    {"role": "assistant", "content": "A carpenter who likes green. Noted!"},
+]
+QUESTIONS = [
+    "What is the name of my dog?",
+    "What is my favourite colour?",
+    "What was the name of Naomi's husband?",
+    "What happened to Jonah in the sea?",
+]
+
+console = Console()
+
+
+def remember(url: str) -> None:
+    """The first process: read, and keep."""
+    with opened(url) as memory:
+        session = memory.session("ada")
+        tokens = len(memory.model.encode(BOOK.read_text(encoding="utf-8")))
+        columns = (TextColumn("reading {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
+        began = time.perf_counter()
+        with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task(BOOK.name, total=tokens)
+            session.add_document(BOOK, progress=lambda read: bar.advance(task, read))
+        session.add(TALK)
+        seconds = time.perf_counter() - began
+        console.print(f"read and kept in {seconds:.0f} s: {session.info().tokens} tokens, {session.info().slots} slots")
+
+
+def recall(url: str) -> None:
+    """The second process: come back, answer, and count."""
+    with opened(url) as memory:
+        session = memory.session("ada")
+        began = time.perf_counter()
+        first = next(session.ask(QUESTIONS[0], stream=True))
+        back = time.perf_counter() - began
+        del first
+        for question in QUESTIONS:
+            console.print(f"\n[bold]{question}[/bold]")
+            for piece in session.ask(question, stream=True, max_new_tokens=48):
+                console.print(piece, end="", soft_wrap=True, highlight=False, markup=False)
+            console.print()
+        again = read_again(memory)
+        report(session.info(), back, again)
+
+
+def read_again(memory: BeaconMemory) -> float:
+    """Seconds for the base model to read the same tokens again, up to its first answered token."""
+    session = memory.session("ada")
+    ids = [i for segment in session.state().segments for i in segment.ids] + list(session.state().tail)
+    lm = memory.model.detach()
+    with console.status("reading it all again, without memory, to compare …"), torch.inference_mode():
+        began = time.perf_counter()
+        lm(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
+        return time.perf_counter() - began
+
+
+def report(info, back: float, again: float) -> None:  # type: ignore[no-untyped-def]
+    """The table at the end."""
+    table = Table(title="what it cost")
+    for column in ("", "memory", "raw KV cache, bf16", "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("tokens read", f"{info.tokens}", f"{info.tokens}", "")
+    table.add_row(
+        "KV entries kept",
+        f"{info.slots} + {info.tail} raw",
+        f"{info.tokens}",
+        f"{info.tokens / (info.slots + info.tail):.1f}x",
+    )
+    table.add_row(
+        "bytes kept",
+        f"{info.bytes / 2**20:.0f} MiB",
+        f"{info.raw_bytes / 2**20:.0f} MiB",
+        f"{info.raw_bytes / info.bytes:.1f}x",
+    )
+    table.add_row("seconds to the first word", f"{back:.1f}", f"{again:.1f} (reading again)", f"{again / back:.0f}x")
+    console.print()
+    console.print(table)
+    console.print(
+        "A 135M model and an untrained memory: it forgets and invents. What it knows of the above it has from the "
+        "slots; nothing was searched."
+    )
+
+
+def opened(url: str) -> BeaconMemory:
+    """The memory, its model loaded."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    with console.status("loading SmolLM2-135M-Instruct (the first time unpacks its file: half a minute) …"):
+        return BeaconMemory.open("smollm2", url)
+
+
+def main() -> None:
+    if len(sys.argv) == 3:
+        {"remember": remember, "recall": recall}[sys.argv[1]](sys.argv[2])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/memory.db"
+        for stage in ("remember", "recall"):
+            console.rule(f"process {'one' if stage == 'remember' else 'two'}: {stage}")
+            subprocess.run([sys.executable, __file__, stage, url], check=True)
+
+
+if __name__ == "__main__":
+    main()
