@@ -17,6 +17,7 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
     TemperatureLogitsWarper,
     TextIteratorStreamer,
     TopKLogitsWarper,
@@ -64,9 +65,10 @@ class Sampling:
             "do_sample": False,  # the last processor draws
             "pad_token_id": first or 0,  # what follows an answer in a batch reads as its end
             "logits_processor": self._processors(batch),
+            "stopping_criteria": StoppingCriteriaList(),
         }
         if self.stops:
-            options |= {"stop_strings": list(self.stops), "tokenizer": tokenizer}
+            options["stopping_criteria"].append(_Said(tokenizer, self.stops, prompt=batch.ids.shape[1]))
         return options
 
     def _processors(self, batch: Batch) -> LogitsProcessorList:
@@ -99,6 +101,18 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
         chances = scores.softmax(dim=-1)
         drawn = [torch.multinomial(row, 1, generator=random) for row, random in zip(chances, self._random, strict=True)]
         return torch.full_like(scores, float("-inf")).scatter_(1, torch.stack(drawn), 0.0)
+
+
+class _Said(StopStringCriteria):  # type: ignore[misc]
+    """A stop string in the answer; one that only began in the prompt is none."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], *, prompt: int) -> None:
+        super().__init__(tokenizer, list(stops))
+        self._prompt = prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        done: Tensor = super().__call__(input_ids[:, self._prompt :], scores, **kwargs)
+        return done
 
 
 @dataclass(frozen=True)
@@ -188,15 +202,10 @@ def streamed(lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: 
 
     def work() -> None:
         try:
+            options = sampling.options(tokenizer, lm, batch=one)
+            options["stopping_criteria"].append(_Cancelled(cancelled))
             with torch.inference_mode():
-                lm.generate(
-                    one.ids,
-                    attention_mask=one.mask,
-                    past_key_values=one.cache,
-                    streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)]),
-                    **sampling.options(tokenizer, lm, batch=one),
-                )
+                lm.generate(one.ids, attention_mask=one.mask, past_key_values=one.cache, streamer=streamer, **options)
         except BaseException as exc:
             failure.append(exc)
             streamer.end()

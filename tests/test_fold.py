@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
@@ -223,6 +224,37 @@ def test_slots_are_kept_without_what_rope_does_to_them(
     for slot, place in enumerate([0, 1, 5, 9, 13, 17]):
         rotated = back.rotate(segment.keys[:, :, slot : slot + 1], start=place)
         torch.testing.assert_close(rotated, raw.rotated[:, :, place : place + 1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_trained_shadow_beacon_sees_what_its_anchor_saw_with_the_beacons_in_their_anchors_places(
+    config: BeaconConfig, ids: list[int]
+) -> None:
+    model = tiny_model(config=config.replace(layout="shadow"), num_hidden_layers=3)
+    trainable(model, "full", "qkv")
+    segment = model.compress(ids[:30]).segments[0]
+    raw = Plain("llama", ids[:18], num_hidden_layers=3)
+    anchors = [5, 9, 13, 17]
+    cos, sin = raw.lm.model.rotary_emb(torch.empty(0), position_ids=torch.tensor([anchors]))
+    with torch.inference_mode():
+        hidden = raw.lm.model.embed_tokens(torch.tensor([ids[place] for place in anchors]))
+        for index, layer in enumerate(raw.lm.model.layers):
+            normed = layer.input_layernorm(hidden)
+            query, key, value = (
+                model.beacons.layers[index][name].beacon(normed).view(4, -1, 8).transpose(0, 1) for name in "qkv"
+            )
+            torch.testing.assert_close(segment.keys[index, :, 2:], key, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(segment.values[index, :, 2:], value, rtol=1e-4, atol=1e-4)
+            rotated_query, rotated_key = apply_rotary_pos_emb(query[None], key[None], cos, sin)
+            attended = []
+            for beacon, anchor in enumerate(anchors):
+                keys, values = raw.rotated[index, :, : anchor + 1].clone(), raw.values[index, :, : anchor + 1].clone()
+                keys[:, anchors[: beacon + 1]] = rotated_key[0, :, : beacon + 1]
+                values[:, anchors[: beacon + 1]] = value[:, : beacon + 1]
+                grouped = rotated_query[0, :, beacon].view(2, 2, 8)
+                chances = (grouped @ keys.mT / 8**0.5).softmax(-1)
+                attended.append((chances @ values).reshape(32))
+            hidden = hidden + layer.self_attn.o_proj(torch.stack(attended))
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 
 # Several streams at once

@@ -109,6 +109,25 @@ def test_a_stop_string_cuts_the_answer_and_is_never_emitted(
         assert "".join(model.stream(ids[:5], state, **how)) == expected
 
 
+def test_a_stop_string_that_began_in_the_prompt_stops_nothing(
+    config: BeaconConfig, ids: list[int], model_of: Callable[..., BeaconModel]
+) -> None:
+    """A prompt that ended in a newline and an answer that began with one made "\\n\\n", and an answer of one token."""
+    model = model_of(config)
+    how: dict[str, Any] = {"max_new_tokens": 20}
+    tried = 0
+    for last in range(36, 66):  # one character each
+        prompt = [*ids[:5], last]
+        whole = model.generate([prompt], **how)[0]
+        stop = model.decode([last]) + whole[:1]
+        if "�" in stop or stop in whole or not whole:
+            continue
+        tried += 1
+        assert model.generate([prompt], stop=stop, **how) == [whole]
+        assert "".join(model.stream(prompt, stop=stop, **how)) == whole
+    assert tried > 5
+
+
 def test_an_answer_that_ends_in_what_could_become_a_stop_string_keeps_it(
     config: BeaconConfig, ids: list[int], model_of: Callable[..., BeaconModel]
 ) -> None:

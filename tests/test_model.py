@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import cycle
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from beacon_memory.config import BeaconConfig
@@ -18,6 +18,7 @@ from beacon_memory.errors import BudgetExceeded, ConfigError, InputError, Prompt
 from beacon_memory.model import BeaconModel
 from beacon_memory.state import BeaconState, Segment
 from beacon_memory.testing import tiny_model
+from beacon_memory.testing.models import SPECIALS
 
 LAYOUTS = [
     ("select", "last"),
@@ -49,15 +50,16 @@ def configs(draw: st.DrawFn) -> BeaconConfig:
 STREAM = st.builds(
     lambda length, seed: random.Random(seed).choices(range(300), k=length), st.integers(0, 110), st.integers(0, 10**6)
 )
-CUTS = st.lists(st.integers(0, 110), max_size=5).map(sorted)
+PIECES = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 
 
-def in_pieces(model: BeaconModel, stream: list[int], cuts: list[int], **options: Any) -> BeaconState:
-    """The state after a stream that came in pieces; it ends where the last one does."""
+def in_pieces(model: BeaconModel, stream: list[int], pieces: list[int], **options: Any) -> BeaconState:
+    """The state after a stream that came in pieces of these lengths, over and over; it ends where the last one does."""
     close = options.pop("close", False)
-    state = BeaconState()
-    for start, end in pairwise([0, *cuts, len(stream)]):
-        state = model.compress(stream[start:end], state, **options)
+    state, rest, lengths = BeaconState(), stream, cycle(pieces)
+    while rest:
+        length = next(lengths)
+        state, rest = model.compress(rest[:length], state, **options), rest[length:]
     return model.compress([], state, close=close, **options)
 
 
@@ -65,15 +67,13 @@ def in_pieces(model: BeaconModel, stream: list[int], cuts: list[int], **options:
 
 
 @settings(max_examples=200, deadline=None)
-@given(config=configs(), stream=STREAM, cuts=CUTS, close=st.booleans())
+@given(config=configs(), stream=STREAM, pieces=PIECES, close=st.booleans())
 def test_folding_a_stream_in_any_pieces_gives_the_same_segments(
-    model_of: Callable[..., BeaconModel], config: BeaconConfig, stream: list[int], cuts: list[int], close: bool
+    model_of: Callable[..., BeaconModel], config: BeaconConfig, stream: list[int], pieces: list[int], close: bool
 ) -> None:
     model = model_of(config, num_hidden_layers=3)
     whole = model.compress(stream, close=close)
-    pieces = in_pieces(model, stream, cuts, close=close)
-    assert pieces.equals(whole)
-    assert pieces.digest == whole.digest
+    assert in_pieces(model, stream, pieces, close=close).equals(whole)
     assert [i for segment in whole.segments for i in segment.ids] + list(whole.tail) == stream
     if close:
         assert whole.tail == ()
@@ -82,25 +82,25 @@ def test_folding_a_stream_in_any_pieces_gives_the_same_segments(
 
 
 @settings(max_examples=200, deadline=None)
-@given(config=configs(), stream=STREAM, cuts=CUTS, budget=st.integers(12, 30))
+@given(config=configs(), stream=STREAM, pieces=PIECES, budget=st.integers(12, 24))
 def test_folding_in_any_pieces_gives_the_same_segments_when_the_budget_folds_them_again(
-    model_of: Callable[..., BeaconModel], config: BeaconConfig, stream: list[int], cuts: list[int], budget: int
+    model_of: Callable[..., BeaconModel], config: BeaconConfig, stream: list[int], pieces: list[int], budget: int
 ) -> None:
     model = model_of(config, num_hidden_layers=3)
     whole = model.compress(stream, budget=budget)
-    assert in_pieces(model, stream, cuts, budget=budget).equals(whole)
+    assert in_pieces(model, stream, pieces, budget=budget).equals(whole)
     assert whole.slots <= budget
 
 
-@settings(max_examples=30, deadline=None)
-@given(config=configs(), stream=STREAM, cuts=CUTS, budget=st.integers(12, 60))
+@settings(max_examples=50, deadline=None)
+@given(config=configs(), stream=STREAM, pieces=PIECES, budget=st.integers(12, 24))
 def test_equal_digests_are_equal_segments_whatever_happened_before(
-    model_of: Callable[..., BeaconModel], config: BeaconConfig, stream: list[int], cuts: list[int], budget: int
+    model_of: Callable[..., BeaconModel], config: BeaconConfig, stream: list[int], pieces: list[int], budget: int
 ) -> None:
     model = model_of(config, num_hidden_layers=3)
     seen: dict[str, Segment] = {}
     for options in ({}, {"budget": budget}, {"ratio": 16}, {"close": True}):
-        for segment in in_pieces(model, stream, cuts, **options).segments:
+        for segment in in_pieces(model, stream, pieces, **options).segments:
             assert seen.setdefault(segment.digest, segment).equals(segment)
 
 
@@ -203,9 +203,9 @@ def test_a_tail_is_read_before_the_prompt(
 
 
 def test_two_threads_fold_and_answer_on_one_model_as_each_alone(config: BeaconConfig, ids: list[int]) -> None:
-    model = tiny_model(config=config.replace(anchors="reconstruct+last"))
+    config = config.replace(anchors="reconstruct+last")
 
-    def work(mine: list[int], seed: int) -> list[Any]:
+    def work(model: BeaconModel, mine: list[int], seed: int) -> list[Any]:
         found: list[Any] = []
         for turn in range(6):
             state = model.compress(mine[turn * 7 :], budget=25)
@@ -216,15 +216,15 @@ def test_two_threads_fold_and_answer_on_one_model_as_each_alone(config: BeaconCo
         return found
 
     jobs = [(ids[:100], 1), (ids[100:], 2), (ids[50:150], 1)]
-    alone = [work(*job) for job in jobs]
-    fresh = tiny_model(config=model.config)  # no angles cached yet
-    model = fresh
+    model = tiny_model(config=config)
+    alone = [work(model, *job) for job in jobs]
+    model = tiny_model(config=config)  # no angles cached yet
     together: list[list[Any]] = [[] for _ in jobs]
     start = threading.Barrier(len(jobs))
 
     def run(index: int) -> None:
         start.wait()
-        together[index] = work(*jobs[index])
+        together[index] = work(model, *jobs[index])
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(len(jobs))]
     for thread in threads:
@@ -242,6 +242,7 @@ def test_two_threads_fold_and_answer_on_one_model_as_each_alone(config: BeaconCo
 
 @given(st.text())
 def test_any_text_comes_back_from_its_ids(model_of: Callable[..., BeaconModel], text: str) -> None:
+    assume(not any(special in text for special in SPECIALS))
     model = model_of(BeaconConfig())
     ids = model.encode(text)
     assert model.decode(ids) == text
