@@ -39,9 +39,14 @@ Model = Annotated[
 Store = Annotated[
     str, typer.Option("--store", "-s", envvar="BEACON_STORE", help="sqlite:///path, redis://…, rediss://…, unix://…")
 ]
-Adapter = Annotated[Path | None, typer.Option(help="a folder with beacon weights", show_default="untrained")]
+Adapter = Annotated[
+    str, typer.Option(help="a folder with beacon weights, 'none', or 'auto': the one that comes with smollm2")
+]
 Ratio = Annotated[int | None, typer.Option(help="tokens per slot: 1, 2, 4, 8, 16 or 32", show_default="4")]
-Anchors = Annotated[str | None, typer.Option(help="last, surprise, reconstruct, or a mix", show_default="reconstruct")]
+Anchors = Annotated[
+    str | None,
+    typer.Option(help="last, surprise, reconstruct, learned, or a mix", show_default="the adapter's, else reconstruct"),
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="the longest answer, in tokens")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time")]
 System = Annotated[str | None, typer.Option(help="a system prompt for this answer; not remembered")]
@@ -80,7 +85,7 @@ def add(
     role: Annotated[str | None, typer.Option(help="add as a message of this role, not as a document")] = None,
     model: Model = "smollm2",
     store: Store = DEFAULT_STORE,
-    adapter: Adapter = None,
+    adapter: Adapter = "auto",
     ratio: Ratio = None,
     anchors: Anchors = None,
 ) -> None:
@@ -108,7 +113,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="the question, or - for standard input", show_default=False)],
     model: Model = "smollm2",
     store: Store = DEFAULT_STORE,
-    adapter: Adapter = None,
+    adapter: Adapter = "auto",
     system: System = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
@@ -127,7 +132,7 @@ def chat(
     session: SessionName,
     model: Model = "smollm2",
     store: Store = DEFAULT_STORE,
-    adapter: Adapter = None,
+    adapter: Adapter = "auto",
     ratio: Ratio = None,
     anchors: Anchors = None,
     system: System = None,
@@ -155,7 +160,7 @@ def show(
     session: SessionName,
     model: Model = "smollm2",
     store: Store = DEFAULT_STORE,
-    adapter: Adapter = None,
+    adapter: Adapter = "auto",
     transcript: Annotated[bool, typer.Option("--transcript", help="print the messages too")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -216,7 +221,7 @@ def import_(
     name: Annotated[str | None, typer.Option("--as", help="another name for the session")] = None,
     model: Model = "smollm2",
     store: Store = DEFAULT_STORE,
-    adapter: Adapter = None,
+    adapter: Adapter = "auto",
 ) -> None:
     """Read a session from a file that `export` wrote."""
     from beacon_memory.archive import read_archive
@@ -227,6 +232,31 @@ def import_(
     _say(f"session {opened.id} imported")
 
 
+@app.command("fit-anchors")
+def fit_anchors(
+    texts: Annotated[list[str], typer.Argument(help="text files to fit on", show_default=False)],
+    out: Annotated[Path, typer.Option(help="the folder to write the adapter to")],
+    model: Model = "smollm2",
+    tokens: Annotated[int, typer.Option(help="how many tokens to look at")] = 33_000,
+    seed: Annotated[int, typer.Option(help="which places of the texts")] = 0,
+) -> None:
+    """Fit the scorer of the 'learned' anchors for any model: minutes on a CPU, no gradient."""
+    from beacon_memory.sources import read_source
+
+    read = [read_source(Path(text))[0] for text in texts]
+    with _waiting(f"loading {model}"):
+        from beacon_memory.adapter import save_adapter
+        from beacon_memory.model import BeaconModel
+        from beacon_memory.training.fit import fit_anchors as fit
+
+        _quiet()
+        loaded = BeaconModel.from_pretrained(model, adapter=None)
+    with _progress("fitting", tokens) as advance:
+        fit(loaded, read, tokens=tokens, seed=seed, progress=advance)
+    save_adapter(loaded.beacons, out, config=loaded.config, model=loaded.fingerprint.model)
+    _say(f"adapter written to {out}")
+
+
 def _store(url: str) -> StateStore:
     from beacon_memory.stores import open_store
 
@@ -235,7 +265,7 @@ def _store(url: str) -> StateStore:
 
 @contextmanager
 def _memory(
-    model: str, store: str, *, adapter: Path | None, anchors: str | None = None, must_exist: str | None = None
+    model: str, store: str, *, adapter: str, anchors: str | None = None, must_exist: str | None = None
 ) -> Iterator[BeaconMemory]:
     """A memory; a session that must exist is looked for before a model is loaded."""
     opened = _store(store)
@@ -248,7 +278,7 @@ def _memory(
 
             _quiet()
             config = None if anchors is None else BeaconConfig(anchors=anchors)
-            memory = BeaconMemory.open(model, opened, config=config, adapter=adapter)
+            memory = BeaconMemory.open(model, opened, config=config, adapter=None if adapter == "none" else adapter)
         yield memory
     finally:
         opened.close()

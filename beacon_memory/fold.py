@@ -13,7 +13,7 @@ from beacon_memory.attention import Beacons, Pass
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
 from beacon_memory.layout import interleaved
-from beacon_memory.passes import InterleavePass, RawPass, RepeatPass, ShadowPass
+from beacon_memory.passes import InterleavePass, LookBackPass, RawPass, ShadowPass
 from beacon_memory.prefix import Prefix
 
 Slots = tuple[Tensor, Tensor]
@@ -26,7 +26,7 @@ def fold(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, 
     """
     if ratio == 1:
         raw = RawPass(past, ids.shape[1])
-        _read(beacons.lm, raw, _embed(beacons.lm, ids), torch.arange(ids.shape[1]) + past.slots)
+        read(beacons.lm, raw, embed(beacons.lm, ids), torch.arange(ids.shape[1]) + past.slots)
         return _stack(raw.keys), _stack(raw.values)
     return _LAYOUTS[config.layout](beacons, past, ids, ratio=ratio, sink=sink, config=config)
 
@@ -58,13 +58,13 @@ def _shadow(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: in
         scores = {rule: shared(torch.stack(list(found)))[..., sink:] for rule, found in by_layer.items()}
     picked = pick(config.shares, scores, tokens=rows - sink, ratio=ratio, device=ids.device)
     anchors = picked[:, 0].expand(batch, -1) + sink
-    embedded = _embed(beacons.lm, ids)
+    embedded = embed(beacons.lm, ids)
     started = embedded.gather(1, anchors[..., None].expand(-1, -1, embedded.shape[2]))
     if beacons.offset is not None:
         started = started + beacons.offset
     places = torch.cat([torch.arange(rows, device=ids.device).expand(batch, -1), anchors], dim=1)
     shadow = ShadowPass(past, rows, anchors)
-    _read(beacons.lm, shadow, torch.cat([embedded, started], dim=1), places + past.slots)
+    read(beacons.lm, shadow, torch.cat([embedded, started], dim=1), places + past.slots)
     return _kept(shadow.keys, sink, rows), _kept(shadow.values, sink, rows)
 
 
@@ -72,11 +72,11 @@ def _interleave(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink
     """The paper's beacon tokens."""
     batch, rows = ids.shape
     raw_places, beacon_places = interleaved(rows, ratio, sink=sink)
-    embedded = _embed(beacons.lm, ids)
+    embedded = embed(beacons.lm, ids)
     start = _beacon_embedding(beacons).expand(batch, len(beacon_places), -1)
     places = torch.cat([raw_places, beacon_places])
     woven = InterleavePass(past, rows, places)
-    _read(beacons.lm, woven, torch.cat([embedded, start], dim=1), places + past.slots)
+    read(beacons.lm, woven, torch.cat([embedded, start], dim=1), places + past.slots)
     return _kept(woven.keys, sink, rows), _kept(woven.values, sink, rows)
 
 
@@ -89,19 +89,16 @@ def _scored(
     """A raw pass, and for each scored rule its scores by layer.  # rule -> layers x (batch, heads, rows)"""
     rules = {rule for rule, _ in config.shares}
     lm, rows = beacons.lm, ids.shape[1]
-    embedded = _embed(lm, ids)
+    embedded = embed(lm, ids)
     raw = RawPass(past, rows, rotated="reconstruct" in rules)
-    hidden = _read(lm, raw, embedded, torch.arange(rows) + past.slots)
+    hidden = read(lm, raw, embedded, torch.arange(rows) + past.slots)
     layers = len(beacons.layers)
     scores: dict[str, list[Tensor]] = {}
     if "surprise" in rules:
         with torch.no_grad():
             scores["surprise"] = [surprise(lm.lm_head, hidden, ids)] * layers
     if "reconstruct" in rules:
-        repeat = RepeatPass(raw, rows)
-        with torch.no_grad():
-            _read(lm, repeat, embedded, torch.arange(rows) + past.slots + rows)
-        scores["reconstruct"] = [repeat.scores[layer] for layer in range(layers)]
+        scores["reconstruct"] = look_back(lm, raw, embedded)
     if "learned" in rules:
         if len(raw.scores) != layers:
             raise AdapterError("anchors 'learned' need an adapter with a scorer: fit one, or choose 'reconstruct'")
@@ -109,7 +106,19 @@ def _scored(
     return raw, scores
 
 
-def _read(lm: Any, rows: Pass, embedded: Tensor, places: Tensor) -> Tensor:
+def look_back(lm: Any, raw: RawPass, embedded: Tensor, *, mean: bool = False) -> list[Tensor]:
+    """How much more tokens, read behind a window, look back at each of its tokens; the window read with `rotated` kept.
+
+    embedded: (batch, rows, hidden), the tokens read now.  # layers x (batch, kv_heads, rows of the window)
+    """
+    rows, window = embedded.shape[1], raw.keys[0].shape[2]
+    back = LookBackPass(raw, rows, mean=mean)
+    with torch.no_grad():
+        read(lm, back, embedded, torch.arange(rows) + raw.past.slots + window)
+    return [back.scores[layer] for layer in range(len(back.scores))]
+
+
+def read(lm: Any, rows: Pass, embedded: Tensor, places: Tensor) -> Tensor:
     """One stock forward of the decoder under a pass; gives the last hidden states.  # (batch, rows, hidden)"""
     places = places.to(embedded.device)
     output: Any = lm.model(
@@ -124,7 +133,8 @@ def _read(lm: Any, rows: Pass, embedded: Tensor, places: Tensor) -> Tensor:
     return hidden
 
 
-def _embed(lm: Any, ids: Tensor) -> Tensor:
+def embed(lm: Any, ids: Tensor) -> Tensor:
+    """The ids' embeddings.  # (batch, rows, hidden)"""
     embedded: Tensor = lm.get_input_embeddings()(ids)
     return embedded
 

@@ -47,7 +47,7 @@ class BeaconMemory:
         store: str | StateStore = "memory://",
         *,
         config: BeaconConfig | None = None,
-        adapter: str | Path | None = None,
+        adapter: str | Path | None = "auto",
         hot_bytes: int = HOT_BYTES,
         **options: Any,
     ) -> Self:

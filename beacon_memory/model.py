@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +20,15 @@ from beacon_memory.config import BeaconConfig, check_ratio
 from beacon_memory.errors import AdapterError, InputError, PromptTooLong
 from beacon_memory.fold import fold
 from beacon_memory.generation import Batch, Sampling, StopFilter, batch, streamed
-from beacon_memory.loading import check_supported, hash_tensors, load, model_fingerprint, resolve, tokenizer_fingerprint
+from beacon_memory.loading import (
+    check_supported,
+    hash_tensors,
+    load,
+    model_fingerprint,
+    plain_ids,
+    resolve,
+    tokenizer_fingerprint,
+)
 from beacon_memory.prefix import Prefix, Rope
 from beacon_memory.state import BeaconState, Fingerprint, Segment, chain, segment_digest
 
@@ -59,18 +68,11 @@ class BeaconModel:
                 settings = _settings(load_adapter(self.beacons, adapter, model=model), config)
             if published is not None:
                 load_published(self.beacons, published)
-            self.config = settings
-            self.budget = default_budget(self.positions, window=settings.window, keep_last=settings.keep_last)
+            self.fingerprint = Fingerprint(model, "none", tokenizer_fingerprint(tokenizer), settings.layout)
+            self.adapted(settings)
         except Exception:
             self.beacons.detach()
             raise
-        trained = self.beacons.parameters()
-        self.fingerprint = Fingerprint(
-            model=model,
-            adapter=hash_tensors(dict(trained), samples=4096) if trained else "none",
-            tokenizer=tokenizer_fingerprint(tokenizer),
-            layout=settings.layout,
-        )
         self._empty = Prefix(Rope(lm.model.rotary_emb), lm.dtype, lm.device)
 
     @classmethod
@@ -79,7 +81,7 @@ class BeaconModel:
         name: str,
         config: BeaconConfig | None = None,
         *,
-        adapter: str | Path | None = None,
+        adapter: str | Path | None = "auto",
         dtype: Any = "auto",
         device_map: Any = None,
         attn_implementation: str = "sdpa",
@@ -87,11 +89,13 @@ class BeaconModel:
     ) -> Self:
         """A model by directory, hub id, GGUF file or the alias "smollm2"; published beacon checkpoints load too.
 
-        `dtype` and `device_map` are transformers' own; on a CPU a 16-bit model is loaded in float32, which is faster
-        there. More `options` (revision, token, …) go to transformers. Raises ModelError, UnsupportedModel.
+        `adapter` is a folder of ours, None for an untrained memory, or "auto": the one this package brings for
+        "smollm2" where it was made for the very weights that are loaded, else none. `dtype` and `device_map` are
+        transformers' own; on a CPU a 16-bit model is loaded in float32, which is faster there. More `options`
+        (revision, token, …) go to transformers. Raises ModelError, UnsupportedModel.
         """
         where, extra = resolve(name)
-        if adapter is not None:
+        if adapter is not None and adapter != "auto":
             adapter_config(adapter)  # a damaged adapter is refused before gigabytes are read
         published = None
         if not extra:
@@ -100,7 +104,7 @@ class BeaconModel:
             except (OSError, ValueError):
                 about = None  # `load` says what is wrong
             found = published_config(about) if about is not None else None
-            if found is not None and adapter is None:
+            if found is not None and adapter in (None, "auto"):
                 config = _settings(found, config)
                 published = _checkpoint_files(where, options)
         if dtype == "auto" and device_map is None:
@@ -108,7 +112,17 @@ class BeaconModel:
         lm, tokenizer = load(
             name, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation, **options
         )
+        if adapter == "auto":
+            adapter = _packaged_adapter(name, lm)
         return cls(lm, tokenizer, config, adapter=adapter, published=published)
+
+    def adapted(self, config: BeaconConfig) -> None:
+        """Fold with these settings and the beacon weights as they are now; to be called when either has changed."""
+        trained = self.beacons.parameters()
+        adapter = hash_tensors(dict(trained), samples=4096) if trained else "none"
+        self.config = config
+        self.budget = default_budget(self.positions, window=config.window, keep_last=config.keep_last)
+        self.fingerprint = replace(self.fingerprint, adapter=adapter, layout=config.layout)
 
     @property
     def positions(self) -> int:
@@ -123,10 +137,8 @@ class BeaconModel:
         return int(2 * 2 * config.num_hidden_layers * config.num_key_value_heads * width)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain text, without special tokens."""
-        # `verbose=False`: texts longer than the model's window are what we are for.
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        """The ids of plain text: no special token is added, and one that is spelled out in the text is only letters."""
+        return plain_ids(self.tokenizer, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
@@ -153,6 +165,7 @@ class BeaconModel:
         """
         ratio = check_ratio(self.config.ratio if ratio is None else ratio, self.config.window)
         state = state or BeaconState()
+        # A budget may be smaller than the last one was, and nothing be folded below.
         segments, tail = self.fit(state.segments, budget=budget, known=known), [*state.tail, *self._checked(ids)]
         past: Prefix | None = None
         while tail:
@@ -171,8 +184,7 @@ class BeaconModel:
                 segments, past = fitted, None
             if progress:
                 progress(len(window))
-        # A budget may be smaller than the last one was, and nothing been folded.
-        return BeaconState(tuple(self.fit(segments, budget=budget, known=known)), tuple(tail))
+        return BeaconState(tuple(segments), tuple(tail))
 
     def fit(
         self, segments: Sequence[Segment], *, budget: int | None = None, known: Known | None = None
@@ -245,7 +257,7 @@ class BeaconModel:
         with torch.inference_mode():
             keys, values = fold(self.beacons, past, rows, ratio=ratio, sink=sink, config=self.config)
         dtype = getattr(torch, self.config.slot_dtype)
-        # Copies outside inference mode: a state outlives the forward that made it and may be trained on.
+        # Copies: a view would keep the whole forward's memory alive as long as the state.
         kept = [t[:, 0].to(dtype).clone().contiguous() for t in (keys, values)]
         return Segment(digest, parent, tuple(ids), ratio, sink, kept[0], kept[1])
 
@@ -269,6 +281,14 @@ class BeaconModel:
         if found and not 0 <= min(found) <= max(found) < size:
             raise InputError(f"token ids are 0 to {size - 1}, found {min(found)} to {max(found)}: another tokenizer's?")
         return found
+
+
+def _packaged_adapter(name: str, lm: Any) -> Path | None:
+    """The adapter this package brings for a model, when it was made for these very weights."""
+    folder = Path(__file__).parent / "adapters" / name
+    if name != "smollm2" or adapter_config(folder)[1] != model_fingerprint(lm):
+        return None
+    return folder
 
 
 def _settings(stored: BeaconConfig, asked: BeaconConfig | None) -> BeaconConfig:

@@ -15,8 +15,8 @@ from beacon_memory.attention import Attend, BeaconProjection, heads_last
 from beacon_memory.layout import causal
 from beacon_memory.prefix import Prefix
 
-QUERY_BLOCK = 128  # rows of a repeat pass scored at once
-FRONT = 16  # slots at the front of the past that a repeat pass sees
+QUERY_BLOCK = 128  # rows of a look-back pass scored at once
+FRONT = 16  # slots at the front of the past that it sees
 
 
 class RawPass:
@@ -57,18 +57,19 @@ class RawPass:
         return attend(query, *self.past.join(layer, key, value), self._mask)
 
 
-class RepeatPass:
-    """The window's tokens read a second time behind the first: how much each first one is looked at, by layer and head.
+class LookBackPass:
+    """Tokens read behind a window: how much they look back at each of the window's tokens, by layer and head.
 
-    The score of a token is the highest attention that any query of its KV head's group pays it (KVzip, 2505.23416). Of
-    the past only the front is seen, the sinks that attention rests on: what is repeated is the window, and so the cost
-    does not grow with the session.
+    A token's score is the highest attention that any query of its KV head's group pays it (KVzip, 2505.23416), or with
+    `mean` the mean over queries and group. Of the past only the front is seen, the sinks that attention rests on, so
+    the cost does not grow with the session.
     """
 
-    def __init__(self, first: RawPass, rows: int) -> None:
+    def __init__(self, first: RawPass, rows: int, *, mean: bool = False) -> None:
         self.first = first
+        self.mean = mean
         self.past = first.past.front(FRONT)
-        self.scores: dict[int, Tensor] = {}  # layer -> (batch, kv_heads, rows)
+        self.scores: dict[int, Tensor] = {}  # layer -> (batch, kv_heads, rows of the window)
         places = torch.arange(rows)
         self._mask = causal(places, places, past=0, dtype=first.past.dtype).to(first.past.device)[0, 0]
 
@@ -83,17 +84,22 @@ class RepeatPass:
         keys, values = self.past.join(layer, torch.cat([first_key, key], dim=2), torch.cat([first_value, value], dim=2))
         batch, heads, rows, width = query.shape
         kv_heads, front = keys.shape[1], self.past.slots
-        scores = query.new_zeros(batch, kv_heads, rows, dtype=torch.float32)
+        before = front + first_key.shape[2]
+        scores = query.new_zeros(batch, kv_heads, first_key.shape[2], dtype=torch.float32)
         outputs = []
         for start in range(0, rows, QUERY_BLOCK):
             end = min(start + QUERY_BLOCK, rows)
             # The group's queries of a KV head side by side; keys after the block's last query are seen by none.
             grouped = (query[:, :, start:end] * module.scaling).reshape(batch, kv_heads, -1, width)
-            seen = front + rows + end
+            seen = before + end
             weights = (grouped @ keys[:, :, :seen].transpose(2, 3)).view(batch, kv_heads, -1, end - start, seen)
-            weights[..., front + rows :] += self._mask[start:end, :end]
+            weights[..., before:] += self._mask[start:end, :end]
             weights = weights.softmax(dim=-1, dtype=torch.float32)
-            scores = torch.maximum(scores, weights[..., front : front + rows].amax(dim=(2, 3)))
+            paid = weights[..., front:before]
+            if self.mean:
+                scores += paid.mean(dim=2).sum(dim=2) / rows
+            else:
+                scores = torch.maximum(scores, paid.amax(dim=(2, 3)))
             mixed = weights.view(batch, kv_heads, -1, seen).to(values.dtype) @ values[:, :, :seen]
             outputs.append(mixed.view(batch, heads, end - start, width))
         self.scores[layer] = scores

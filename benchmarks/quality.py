@@ -78,7 +78,7 @@ def main() -> None:
             if config is None:
                 states = [BeaconState(), BeaconState()]
             else:
-                model.config = config
+                model.adapted(config)
                 states = [model.compress(context, close=True), model.compress(again, close=True)]
             prose.append(loss(model, following, states[0]))
             copy.append(loss(model, again, states[1]))

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--text", type=Path, default=BOOK)
     parser.add_argument("--lengths", default="1024,4096,16384")
-    parser.add_argument("--anchors", default="last,surprise,reconstruct")
+    parser.add_argument("--anchors", default="last,surprise,learned,reconstruct")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     logging.disable_progress_bar()
@@ -70,7 +70,7 @@ def main() -> None:
         repeats = 3 if length <= 4096 else 1
         row = {"prefill": timed(f"prefill {length}", lambda n=length: prefill(model, ids[:n]), repeats=repeats)}
         for anchors in args.anchors.split(","):
-            model.config = BeaconConfig(anchors=anchors)
+            model.adapted(BeaconConfig(anchors=anchors))
             row[anchors] = timed(
                 f"fold {length} {anchors}", lambda n=length: model.compress(ids[:n], close=True), repeats=repeats
             )
@@ -87,7 +87,7 @@ def main() -> None:
 
 def come_back(model: BeaconModel, ids: list[int]) -> dict[str, float]:
     """From an open model to the first answered token: out of a store, and by reading everything again."""
-    model.config = BeaconConfig(anchors="last")
+    model.adapted(BeaconConfig(anchors="last"))
     question = "Who was Naomi's husband?"
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/memory.db"

@@ -114,6 +114,16 @@ def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(run, tmp_path):
     assert run("sessions") == (0, "", "")
 
 
+def test_anchors_are_fitted_and_used(run, tmp_path):
+    (tmp_path / "book.txt").write_text("The door is green and the lease ends in May. " * 100)
+    assert run("fit-anchors", "book.txt", "--out", "adapter", "--tokens", "800")[0] == 0
+    assert run("add", "alice", "book.txt", "--adapter", "adapter")[0] == 0
+    assert run("ask", "alice", "When?", "--adapter", "adapter", "--max-tokens", "2")[0] == 0
+    code, out, err = run("ask", "alice", "When?", "--adapter", "none")
+    assert (code, out) == (2, "")
+    assert "another adapter" in err
+
+
 def test_misuse_is_exit_2(run):
     for args in (("add",), ("fly", "alice"), ("ask", "alice"), ("add", "alice", "x", "--ratio", "four")):
         assert run(*args)[0] == 2

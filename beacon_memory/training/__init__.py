@@ -1,0 +1,1 @@
+"""Making a memory better: fitting anchors, training beacons."""
