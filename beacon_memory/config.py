@@ -88,7 +88,7 @@ def check_ratio(ratio: int, window: int) -> int:
     """The ratio, when it is one a window can be folded at. Raises ConfigError."""
     if not isinstance(window, int) or isinstance(window, bool) or window < 1:
         raise ConfigError(f"window is a number of tokens, 1 or more, not {window!r}")
-    if ratio not in RATIOS or isinstance(ratio, bool):
+    if type(ratio) is not int or ratio not in RATIOS:
         raise ConfigError(f"ratio is one of {', '.join(map(str, RATIOS))}, not {ratio!r}")
     if window % ratio:
         raise ConfigError(

@@ -145,6 +145,16 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return _short(json.dumps(vocabulary).encode())
 
 
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of plain text: no special token is added, and one that is spelled out in the text is only letters.
+
+    So no document and no message can end its own turn and begin another's.
+    """
+    # `verbose=False`: texts longer than the model's window are what we are for.
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return ids
+
+
 def hash_tensors(tensors: Mapping[str, Tensor], *, samples: int) -> str:
     """A hash of named tensors: shapes, and evenly spread values rounded to bfloat16 (so that dtype does not matter)."""
     digest = hashlib.sha256()

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from beacon_memory.errors import InputError, TranscriptError
+from beacon_memory.loading import plain_ids
 
 Message = Mapping[str, Any]
 
@@ -66,7 +67,14 @@ class Transcript:
 
     def turn(self, message: Message) -> list[int]:
         """The ids of one message, whatever was said before. Raises InputError and TranscriptError."""
-        return self._ids(self._turn_text(check_message(message)))
+        text, content = self._turn_text(check_message(message)), str(message["content"]).strip()
+        if not any(token in content for token in self._tokenizer.all_special_tokens):
+            return self._ids(text)
+        # What was said may spell out a special token; only the template may mean one.
+        before, found, after = text.partition(content)
+        if not found:
+            raise TranscriptError("the chat template changes what was said, which spells out one of its special tokens")
+        return [*self._ids(before), *plain_ids(self._tokenizer, content), *self._ids(after)]
 
     def header(self) -> list[int]:
         """The ids that ask the model for its answer."""
