@@ -1,6 +1,6 @@
 """The main job: read a book and a conversation, end the process, come back in a new one and be asked about both.
 
-    python examples/01_come_back.py
+    python examples/01_come_back.py [--model MODEL] [--book FILE]
 
 The first process folds `kjv_stories.txt` (about 17K tokens, twice the model's own window) and a short conversation into
 one session of an SQLite file. The second one opens the session, answers, and prints what it all cost.
@@ -8,6 +8,7 @@ one session of an SQLite file. The second one opens the session, answers, and pr
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -42,27 +43,27 @@ QUESTIONS = [
 console = Console()
 
 
-def remember(url: str) -> None:
+def remember(url: str, model: str, book: Path) -> None:
     """The first process: read, and keep."""
-    with opened(url) as memory:
+    with opened(url, model) as memory:
         session = memory.session("ada")
-        tokens = len(memory.model.encode(BOOK.read_text(encoding="utf-8")))
+        tokens = len(memory.model.encode(book.read_text(encoding="utf-8")))
         columns = (TextColumn("reading {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
         began = time.perf_counter()
         with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task(BOOK.name, total=tokens)
-            session.add_document(BOOK, progress=lambda read: bar.advance(task, read))
+            task = bar.add_task(book.name, total=tokens)
+            session.add_document(book, progress=lambda read: bar.advance(task, read))
         session.add(TALK)
         seconds = time.perf_counter() - began
         console.print(f"read and kept in {seconds:.0f} s: {session.info().tokens} tokens, {session.info().slots} slots")
 
 
-def recall(url: str) -> None:
+def recall(url: str, model: str) -> None:
     """The second process: come back, answer, and count."""
-    with opened(url) as memory:
+    with opened(url, model) as memory:
         session = memory.session("ada")
         began = time.perf_counter()
-        first = next(session.ask(QUESTIONS[0], stream=True))
+        first = next(session.ask(QUESTIONS[0], stream=True), None)
         back = time.perf_counter() - began
         del first
         for question in QUESTIONS:
@@ -112,23 +113,32 @@ def report(info, back: float, again: float) -> None:  # type: ignore[no-untyped-
     )
 
 
-def opened(url: str) -> BeaconMemory:
+def opened(url: str, model: str) -> BeaconMemory:
     """The memory, its model loaded."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    with console.status("loading SmolLM2-135M-Instruct (the first time unpacks its file: half a minute) …"):
-        return BeaconMemory.open("smollm2", url)
+    with console.status("loading the model (the first time unpacks its file: half a minute) …"):
+        return BeaconMemory.open(model, url)
 
 
 def main() -> None:
-    if len(sys.argv) == 3:
-        {"remember": remember, "recall": recall}[sys.argv[1]](sys.argv[2])
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{folder}/memory.db"
-        for stage in ("remember", "recall"):
-            console.rule(f"process {'one' if stage == 'remember' else 'two'}: {stage}")
-            subprocess.run([sys.executable, __file__, stage, url], check=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--book", type=Path, default=BOOK)
+    parser.add_argument("--store", help=argparse.SUPPRESS)
+    parser.add_argument("--stage", choices=("remember", "recall"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.stage == "remember":
+        remember(args.store, args.model, args.book)
+    elif args.stage == "recall":
+        recall(args.store, args.model)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            for number, stage in (("one", "remember"), ("two", "recall")):
+                console.rule(f"process {number}: {stage}")
+                how = ["--stage", stage, "--store", f"sqlite:///{folder}/memory.db"]
+                what = ["--model", args.model, "--book", str(args.book)]
+                subprocess.run([sys.executable, __file__, *how, *what], check=True)
 
 
 if __name__ == "__main__":
