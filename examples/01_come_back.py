@@ -2,7 +2,7 @@
 
     python examples/01_come_back.py [--model MODEL] [--book FILE]
 
-The first process folds `kjv_stories.txt` (about 17K tokens, twice the model's own window) and a short conversation into
+The first process folds `kjv_stories.txt` (16.6K tokens, twice the model's own window) and a short conversation into
 one session of an SQLite file. The second one opens the session, answers, and prints what it all cost.
 """
 
