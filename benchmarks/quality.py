@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def main() -> None:
             "copy": sum(copy) / len(copy),
             "seconds": round(time.perf_counter() - began, 1),
         }
+        print(f"{name}: prose {rows[name]['prose']:.3f}, copy {rows[name]['copy']:.2f}", file=sys.stderr, flush=True)
     none, full = rows["none"]["prose"], rows["full"]["prose"]
     print(f"{args.places} places, layout {args.layout}; loss in nats")
     print(f"{'':>24} prose   kept   copy")
