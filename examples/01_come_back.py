@@ -108,8 +108,8 @@ def report(info, back: float, again: float) -> None:  # type: ignore[no-untyped-
     console.print()
     console.print(table)
     console.print(
-        "A 135M model and an untrained memory: it forgets and invents. What it knows of the above it has from the "
-        "slots; nothing was searched."
+        "A 135M model, and beacons that are not trained yet: it forgets and invents. What it knows of the above it has "
+        "from the slots; nothing was searched."
     )
 
 
