@@ -90,10 +90,10 @@ def add(
     anchors: Anchors = None,
 ) -> None:
     """Read documents (or, with --role, messages) into a session."""
-    from beacon_memory.sources import read_source
+    from beacon_memory.sources import check_text, read_source
 
     # Everything is read before a model is loaded: a wrong name costs nothing and adds nothing.
-    read = [read_source(_stdin() if text == "-" else text) for text in texts]
+    read = [(check_text(_stdin()), "standard input") if text == "-" else read_source(text) for text in texts]
     with _memory(model, store, adapter=adapter, anchors=anchors) as memory:
         opened = memory.session(session, ratio=ratio)
         if role is not None:
@@ -102,7 +102,7 @@ def add(
             for text, name in read:
                 total = len(memory.model.encode(text))
                 with _progress(f"reading {name}", total) as advance:
-                    opened.add_document(text, name=name, progress=advance)
+                    opened.add_text(text, name=name, progress=advance)
         info = opened.info()
     _say(f"session {session}: {info.tokens} tokens read, {info.slots} slots kept ({_size(info.bytes)})")
 

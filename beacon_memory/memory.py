@@ -131,10 +131,6 @@ class BeaconMemory:
         """Write a session's next version. Raises SessionConflict, SegmentMissing."""
         self.store.commit(session_id, Head(head.to_bytes(), head.digests), blobs, expected=expected)
 
-    def delete(self, session_id: str) -> None:
-        """Forget a session. Raises SessionNotFound."""
-        self.store.delete(session_id)
-
     def state(self, head: SessionHead) -> BeaconState:
         """The state a head names; segments on hand are not read again. Raises SegmentMissing, CodecError."""
         missing = list(dict.fromkeys(e.digest for e in head.entries if self._hot.get(e.digest) is None))

@@ -12,7 +12,7 @@ from beacon_memory.codec import encode_segment
 from beacon_memory.config import check_ratio
 from beacon_memory.errors import ConfigError, InputError, SessionNotFound, TranscriptError
 from beacon_memory.head import SessionHead
-from beacon_memory.sources import read_source
+from beacon_memory.sources import check_text, read_source
 from beacon_memory.state import BeaconState, chain
 from beacon_memory.stores.base import check_session, not_found, retrying
 from beacon_memory.transcript import check_message
@@ -81,6 +81,11 @@ class Session:
         Raises InputError for a file that is missing, empty or not text.
         """
         text, found = read_source(source)
+        self.add_text(text, name=name or found, progress=progress)
+
+    def add_text(self, text: str, *, name: str, progress: Progress | None = None) -> None:
+        """Read a text as a document of this name, whatever it looks like: never taken for a path. Raises InputError."""
+        check_text(text)
         model, transcript = self._memory.model, self._memory.transcript
         ids = [*transcript.start, *model.encode(text)]
 
@@ -96,7 +101,7 @@ class Session:
             joined = state.join(read.segments).segments
             fitted = model.fit(joined, budget=head.budget, known=self._memory.known)
             state = replace(state, segments=tuple(fitted))
-            note = {"role": DOCUMENT, "content": name or found, "tokens": read.tokens, "document": document}
+            note = {"role": DOCUMENT, "content": name, "tokens": read.tokens, "document": document}
             noted, pages = head.with_state(state, document=document).with_messages([note])
             return noted, state, pages
 

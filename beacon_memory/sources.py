@@ -17,8 +17,8 @@ def read_source(source: str | Path) -> tuple[str, str]:
     """
     if isinstance(source, Path) or _names_file(source):
         path = Path(source).expanduser()
-        return _checked(_read(path), what=f"file {path}"), path.name
-    text = _checked(source, what="text")
+        return check_text(_read(path), what=f"file {path}"), path.name
+    text = check_text(source)
     return text, " ".join(text.split())[:60]
 
 
@@ -44,7 +44,8 @@ def _read(path: Path) -> str:
         raise InputError(f"file {path} is not UTF-8 (byte {exc.start}): convert it first") from exc
 
 
-def _checked(text: str, *, what: str) -> str:
+def check_text(text: str, *, what: str = "text") -> str:
+    """The text, when there is something to read in it. Raises InputError."""
     if not text.strip():
         raise InputError(f"{what} is empty: there is nothing to read")
     if "\0" in text:

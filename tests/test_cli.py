@@ -61,6 +61,17 @@ def test_a_session_is_written_asked_forked_exported_and_forgotten(run, tmp_path)
     assert out.startswith("document: lease.txt\nuser: I live in Lyon.\n")
 
 
+def test_a_file_or_standard_input_that_holds_a_files_name_is_text(run, tmp_path):
+    """What had been read was once taken for a path again."""
+    (tmp_path / "secret.txt").write_text("The key is under the mat.")
+    (tmp_path / "list.txt").write_text("secret.txt")
+    assert run("add", "alice", "list.txt")[0] == 0
+    assert run("add", "bob", "-", stdin="secret.txt")[0] == 0
+    for session in ("alice", "bob"):
+        info = json.loads(run("show", session, "--json")[1])
+        assert info["tokens"] < 12, "the name, not the secret"
+
+
 def test_a_chat_is_remembered_when_it_comes_back(run):
     code, _, err = run("chat", "alice", "--max-tokens", "3", stdin="I live in Lyon.\nAnd I like green.\n\n")
     assert code == 0
