@@ -1,0 +1,229 @@
+"""The commands that read, ask and keep sessions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from beacon_memory.cli.terminal import (
+    Adapter,
+    AsJson,
+    Model,
+    lines,
+    progress,
+    quiet,
+    say,
+    size,
+    standard_input,
+    waiting,
+    write,
+)
+from beacon_memory.errors import InputError
+
+if TYPE_CHECKING:
+    from beacon_memory import BeaconMemory
+    from beacon_memory.stores import StateStore
+
+app = typer.Typer()
+
+SessionName = Annotated[str, typer.Argument(help="the session's id", show_default=False)]
+Store = Annotated[
+    str, typer.Option("--store", "-s", envvar="BEACON_STORE", help="sqlite:///path, redis://…, rediss://…, unix://…")
+]
+Ratio = Annotated[int | None, typer.Option(help="tokens per slot: 1, 2, 4, 8, 16 or 32", show_default="4")]
+Anchors = Annotated[
+    str | None,
+    typer.Option(help="last, surprise, reconstruct, learned, or a mix", show_default="the adapter's, else reconstruct"),
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="the longest answer, in tokens")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time")]
+System = Annotated[str | None, typer.Option(help="a system prompt for this answer; not remembered")]
+
+DEFAULT_STORE = "sqlite:///beacon-memory.db"
+
+
+@app.command()
+def add(
+    session: SessionName,
+    texts: Annotated[list[str], typer.Argument(help="text files, text, or - for standard input", show_default=False)],
+    role: Annotated[str | None, typer.Option(help="add as a message of this role, not as a document")] = None,
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+    ratio: Ratio = None,
+    anchors: Anchors = None,
+) -> None:
+    """Read documents (or, with --role, messages) into a session."""
+    from beacon_memory.sources import check_text, read_source
+
+    # Everything is read before a model is loaded: a wrong name costs nothing and adds nothing.
+    read = [(check_text(standard_input()), "standard input") if text == "-" else read_source(text) for text in texts]
+    with remembering(model, store, adapter=adapter, anchors=anchors) as memory:
+        opened = memory.session(session, ratio=ratio)
+        if role is not None:
+            opened.add([{"role": role, "content": text} for text, _ in read])
+        else:
+            for text, name in read:
+                total = len(memory.model.encode(text))
+                with progress(f"reading {name}", total) as advance:
+                    opened.add_text(text, name=name, progress=advance)
+        info = opened.info()
+    say(f"session {session}: {info.tokens} tokens read, {info.slots} slots kept ({size(info.bytes)})")
+
+
+@app.command()
+def ask(
+    session: SessionName,
+    question: Annotated[str, typer.Argument(help="the question, or - for standard input", show_default=False)],
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+    system: System = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+) -> None:
+    """Answer from a session's memory; nothing is written."""
+    question = standard_input() if question == "-" else question
+    with remembering(model, store, adapter=adapter, must_exist=session) as memory:
+        pieces = memory.session(session).ask(
+            question, system=system, stream=True, max_new_tokens=max_tokens, temperature=temperature
+        )
+        write(pieces)
+
+
+@app.command()
+def chat(
+    session: SessionName,
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+    ratio: Ratio = None,
+    anchors: Anchors = None,
+    system: System = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+) -> None:
+    """Talk with a session, turn by turn; an empty line or Ctrl-D leaves. It remembers when you come back."""
+    with remembering(model, store, adapter=adapter, anchors=anchors) as memory:
+        opened = memory.session(session, ratio=ratio)
+        known = opened.info().messages if session in memory.sessions() else 0
+        say(f"session {session}: {known} messages remembered. An empty line leaves.")
+        for line in lines():
+            pieces = opened.chat(line, system=system, stream=True, max_new_tokens=max_tokens, temperature=temperature)
+            try:
+                write(pieces)
+            except KeyboardInterrupt:
+                pieces.close()  # type: ignore[attr-defined]
+                say("\n(stopped; this turn is not remembered)")
+            except InputError as exc:
+                say(f"beacon-memory: {exc}")
+
+
+@app.command()
+def show(
+    session: SessionName,
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+    transcript: Annotated[bool, typer.Option("--transcript", help="print the messages too")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a session holds and what it costs."""
+    with remembering(model, store, adapter=adapter, must_exist=session) as memory:
+        opened = memory.session(session)
+        info, messages = asdict(opened.info()), opened.messages() if transcript else []
+    for message in messages:
+        typer.echo(f"{message['role']}: {message['content']}")
+    if as_json:
+        typer.echo(json.dumps(info))
+        return
+    for name, value in info.items():
+        shown = ", ".join(f"{n} at {r}x" for r, n in value.items()) if isinstance(value, dict) else value
+        typer.echo(f"{name:<10} {size(value) if name.endswith('bytes') else shown}")
+
+
+@app.command()
+def sessions(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """The names of all sessions."""
+    with stored(store) as opened:
+        names = opened.sessions()
+    typer.echo(json.dumps(names) if as_json else "\n".join(names), nl=as_json or bool(names))
+
+
+@app.command()
+def fork(
+    session: SessionName, new: Annotated[str, typer.Argument(help="the new id")], store: Store = DEFAULT_STORE
+) -> None:
+    """Begin a new session where another one stands."""
+    from beacon_memory.stores.base import check_session
+
+    with stored(store) as opened:
+        opened.fork(session, check_session(new))
+
+
+@app.command()
+def forget(session: SessionName, store: Store = DEFAULT_STORE) -> None:
+    """Remove a session, and every byte that no other session names."""
+    with stored(store) as opened:
+        opened.delete(session)
+
+
+@app.command()
+def export(session: SessionName, file: Path, store: Store = DEFAULT_STORE) -> None:
+    """Write a whole session to one file."""
+    from beacon_memory.archive import Exported, write_archive
+
+    with stored(store) as opened:
+        head, _ = opened.load(session)
+        blobs = dict(zip(head.digests, opened.read(head.digests), strict=True))
+    write_archive(file, Exported(session, head.body, blobs))
+
+
+@app.command("import")
+def import_(
+    file: Path,
+    name: Annotated[str | None, typer.Option("--as", help="another name for the session")] = None,
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+) -> None:
+    """Read a session from a file that `export` wrote."""
+    from beacon_memory.archive import read_archive
+
+    read_archive(file)  # a wrong file is refused before a model is loaded
+    with remembering(model, store, adapter=adapter) as memory:
+        opened = memory.import_session(file, name=name)
+    say(f"session {opened.id} imported")
+
+
+def stored(url: str) -> StateStore:
+    from beacon_memory.stores import open_store
+
+    return open_store(url)
+
+
+@contextmanager
+def remembering(
+    model: str, store: str, *, adapter: str, anchors: str | None = None, must_exist: str | None = None
+) -> Iterator[BeaconMemory]:
+    """A memory; a session that must exist is looked for before a model is loaded."""
+    opened = stored(store)
+    try:
+        if must_exist is not None:
+            opened.load(must_exist)
+        with waiting(f"loading {model}"):
+            from beacon_memory.config import BeaconConfig
+            from beacon_memory.memory import BeaconMemory
+
+            quiet()
+            config = None if anchors is None else BeaconConfig(anchors=anchors)
+            memory = BeaconMemory.open(model, opened, config=config, adapter=None if adapter == "none" else adapter)
+        yield memory
+    finally:
+        opened.close()
