@@ -27,14 +27,18 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter.safetensors"
 
 
-def save_adapter(beacons: Beacons, folder: str | Path, *, config: BeaconConfig, model: str) -> None:
+def save_adapter(
+    beacons: Beacons, folder: str | Path, *, config: BeaconConfig, model: str, dtype: torch.dtype | None = None
+) -> None:
     """Write the beacon weights and what they were made for; an interrupted save leaves the old files.
 
-    `model` is the base model's fingerprint.
+    `model` is the base model's fingerprint; `dtype` is what weights are written in, their own if not given.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: parameter.detach().contiguous().cpu() for name, parameter in beacons.parameters().items()}
+    tensors = {
+        name: parameter.detach().to("cpu", dtype).contiguous() for name, parameter in beacons.parameters().items()
+    }
     about = {"format": FORMAT, "version": VERSION, "base_model": model, "config": config.to_dict()}
     # By name, so that a weight that is missing is missed: without its own, a projection would be the base's.
     about["tensors"] = sorted(tensors)
@@ -67,6 +71,13 @@ def load_adapter(beacons: Beacons, folder: str | Path, *, model: str) -> BeaconC
 
     Raises AdapterError when it was made for a model of another fingerprint, is damaged or does not fit.
     """
+    config, tensors = read_adapter(folder, model=model)
+    put(beacons, tensors, origin=str(Path(folder) / WEIGHTS_FILE))
+    return config
+
+
+def read_adapter(folder: str | Path, *, model: str) -> tuple[BeaconConfig, dict[str, Tensor]]:
+    """An adapter's settings and tensors. Raises AdapterError, as `load_adapter` does."""
     config, made_for, names = adapter_config(folder)
     if made_for != model:
         raise AdapterError(f"adapter {folder} was made for base model {made_for}, this one is {model}: load that model")
@@ -77,8 +88,7 @@ def load_adapter(beacons: Beacons, folder: str | Path, *, model: str) -> BeaconC
         raise AdapterError(f"{path} cannot be read: {exc}") from exc
     if wrong := sorted(names ^ tensors.keys()):
         raise AdapterError(f"{path}: {len(wrong)} tensors are missing or unknown, first {wrong[0]!r}")
-    put(beacons, tensors, origin=str(path))
-    return config
+    return config, tensors
 
 
 def put(beacons: Beacons, tensors: dict[str, Tensor], *, origin: str) -> None:
@@ -91,13 +101,24 @@ def put(beacons: Beacons, tensors: dict[str, Tensor], *, origin: str) -> None:
             if f"{start}full.weight" in tensors:
                 projection.make_full()
             elif f"{start}down.weight" in tensors:
-                projection.make_low_rank(len(tensors[f"{start}down.weight"]))
+                down, up = tensors[f"{start}down.weight"], tensors.get(f"{start}up.weight")
+                rank = up.shape[-1] if up is not None else len(down)
+                if len(down) % (2 * rank) != rank:
+                    raise AdapterError(f"{origin}: {start}down has {len(down)} rows, no odd multiple of rank {rank}")
+                projection.make_low_rank(rank, reach=len(down) // rank // 2)
             if f"{start}scorer.weight" in tensors:
                 projection.make_scorer(len(tensors[f"{start}scorer.weight"]))
     table: Tensor = beacons.lm.get_input_embeddings().weight
     for name in ("embedding", "offset"):
         if name in tensors:
             setattr(beacons, name, nn.Parameter(torch.zeros_like(table[0])))
+    fill(beacons, tensors, origin=origin)
+    for parameter in beacons.parameters().values():
+        parameter.requires_grad_(False)
+
+
+def fill(beacons: Beacons, tensors: dict[str, Tensor], *, origin: str) -> None:
+    """Give the parameters that are there, no more and no fewer, these values. Raises AdapterError."""
     parameters = beacons.parameters()
     if parameters.keys() != tensors.keys():
         wrong = sorted(parameters.keys() ^ tensors.keys())
@@ -108,7 +129,6 @@ def put(beacons: Beacons, tensors: dict[str, Tensor], *, origin: str) -> None:
                 expected, found = tuple(parameter.shape), tuple(tensors[name].shape)
                 raise AdapterError(f"{origin}: {name} should have shape {expected}, has {found}")
             parameter.copy_(tensors[name])
-            parameter.requires_grad_(False)
 
 
 def published_config(config: Any, **changes: Any) -> BeaconConfig | None:

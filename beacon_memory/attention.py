@@ -46,7 +46,10 @@ _current: ContextVar[Pass | None] = ContextVar("beacon_pass", default=None)
 
 
 class BeaconProjection(nn.Module):
-    """A q, k or v projection with weights of its own for beacons: none (the base's), low-rank deltas, or full."""
+    """A q, k or v projection with weights of its own for beacons: none (the base's), low-rank deltas, or full.
+
+    A delta may reach to a row's neighbours, so that a slot carries what stands around its anchor.
+    """
 
     def __init__(self, base: nn.Linear, *, layer: int, name: str) -> None:
         super().__init__()
@@ -68,9 +71,12 @@ class BeaconProjection(nn.Module):
         self.full = self._linear(self.base.in_features, self.base.out_features, bias=self.base.bias is not None)
         self.full.load_state_dict(self.base.state_dict())
 
-    def make_low_rank(self, rank: int) -> None:
-        """Give beacons the base's projection plus a delta of this rank, zero at the start."""
-        self.down = self._linear(self.base.in_features, rank, bias=False)
+    def make_low_rank(self, rank: int, *, reach: int = 0) -> None:
+        """Give beacons the base's projection plus a delta of this rank, zero at the start.
+
+        The delta sees so many rows before and behind its own as `reach` says, of the same window.
+        """
+        self.down = self._linear(self.base.in_features, rank * (2 * reach + 1), bias=False)
         self.up = self._linear(rank, self.base.out_features, bias=False)
         nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
         nn.init.zeros_(self.up.weight)
@@ -89,8 +95,17 @@ class BeaconProjection(nn.Module):
             return projected
         projected = self.base(hidden)
         if self.down is not None and self.up is not None:
-            projected = projected + self.up(self.down(hidden))
+            projected = projected + self.up(self._gathered(self.down(hidden)))
         return projected
+
+    def _gathered(self, lowered: Tensor) -> Tensor:
+        """Each row's own share and those its neighbours have for it, added up.  # (batch, rows, rank)"""
+        assert self.up is not None
+        rows = lowered.shape[1]
+        offsets = lowered.view(len(lowered), rows, -1, self.up.in_features).unbind(2)
+        reach = len(offsets) // 2
+        padded = [nn.functional.pad(share, (0, 0, reach, reach)) for share in offsets]
+        return torch.stack([share[:, at : at + rows] for at, share in enumerate(padded)]).sum(dim=0)
 
     def forward(self, hidden: Tensor) -> Tensor:
         current = _current.get()

@@ -8,6 +8,7 @@ BeaconError
 ├── ModelError             a model that cannot be loaded
 │   ├── UnsupportedModel   an architecture, RoPE variant or attention we would get wrong
 │   └── AdapterError       beacon weights that are damaged or belong to another model
+├── TrainingError          a run that cannot go on; its last whole checkpoint is kept
 ├── ModelMismatch          bytes written by another model, adapter, tokenizer or layout
 ├── CodecError             bytes that are damaged, truncated, foreign or of a newer format
 ├── BudgetExceeded         a session that cannot be made smaller
@@ -52,6 +53,10 @@ class UnsupportedModel(ModelError):
 
 class AdapterError(ModelError):
     """Beacon weights that are damaged, incomplete or made for another model."""
+
+
+class TrainingError(BeaconError):
+    """A training run that cannot go on; its last whole checkpoint is kept."""
 
 
 class ModelMismatch(BeaconError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,24 +16,31 @@ from beacon_memory.layout import interleaved
 from beacon_memory.passes import InterleavePass, LookBackPass, RawPass, ShadowPass
 from beacon_memory.prefix import Prefix
 
-Slots = tuple[Tensor, Tensor]
+
+class Folded(NamedTuple):
+    """What a window leaves behind, in the model's dtype."""
+
+    keys: Tensor  # (layers, batch, kv_heads, sink + slots, head_dim), before RoPE
+    values: Tensor  # (layers, batch, kv_heads, sink + slots, head_dim)
+    hidden: Tensor  # (batch, sink + tokens, hidden): the raw rows' last states, from which the next token is predicted
+    raw: RawPass | None = None  # where the layout reads the window as it is: its raw keys and values
 
 
-def fold(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Slots:
-    """The keys (before RoPE) and values of a window's slots, behind `past`.
+def fold(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Folded:
+    """The slots of a window behind `past`; at ratio 1 every token is one.
 
-    ids: (batch, sink + tokens).  # (layers, batch, kv_heads, sink + slots, head_dim) each, in the model's dtype
+    ids: (batch, sink + tokens).
     """
     if ratio == 1:
         raw = RawPass(past, ids.shape[1])
-        read(beacons.lm, raw, embed(beacons.lm, ids), torch.arange(ids.shape[1]) + past.slots)
-        return _stack(raw.keys), _stack(raw.values)
+        hidden = read(beacons.lm, raw, embed(beacons.lm, ids), torch.arange(ids.shape[1]) + past.slots)
+        return Folded(_stack(raw.keys), _stack(raw.values), hidden, raw)
     return _LAYOUTS[config.layout](beacons, past, ids, ratio=ratio, sink=sink, config=config)
 
 
-def _select(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Slots:
+def _select(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Folded:
     """Each head's anchors, through the beacon k and v projections."""
-    raw, scores = _scored(beacons, past, ids, config=config)
+    raw, hidden, scores = _scored(beacons, past, ids, config=config)
     window = ids.shape[1] - sink
     keys: list[Tensor] = []
     values: list[Tensor] = []
@@ -46,15 +53,15 @@ def _select(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: in
         ):
             places = anchors.to(own.device)[..., None].expand(own.shape[0], own.shape[1], -1, own.shape[3])
             out.append(torch.cat([rows[:, :, :sink], own.gather(2, places)], dim=2))
-    return torch.stack(keys), torch.stack(values)
+    return Folded(torch.stack(keys), torch.stack(values), hidden, raw)
 
 
-def _shadow(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Slots:
+def _shadow(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Folded:
     """Beacon rows started from their anchors' embeddings; one anchor per beacon in all layers and heads."""
     batch, rows = ids.shape
     scores: dict[str, Tensor] = {}
     if config.anchors != "last":
-        _, by_layer = _scored(beacons, past, ids, config=config)
+        _, _, by_layer = _scored(beacons, past, ids, config=config)
         scores = {rule: shared(torch.stack(list(found)))[..., sink:] for rule, found in by_layer.items()}
     picked = pick(config.shares, scores, tokens=rows - sink, ratio=ratio, device=ids.device)
     anchors = picked[:, 0].expand(batch, -1) + sink
@@ -64,11 +71,11 @@ def _shadow(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: in
         started = started + beacons.offset
     places = torch.cat([torch.arange(rows, device=ids.device).expand(batch, -1), anchors], dim=1)
     shadow = ShadowPass(past, rows, anchors)
-    read(beacons.lm, shadow, torch.cat([embedded, started], dim=1), places + past.slots)
-    return _kept(shadow.keys, sink, rows), _kept(shadow.values, sink, rows)
+    hidden = read(beacons.lm, shadow, torch.cat([embedded, started], dim=1), places + past.slots)
+    return Folded(_kept(shadow.keys, sink, rows), _kept(shadow.values, sink, rows), hidden[:, :rows])
 
 
-def _interleave(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Slots:
+def _interleave(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Folded:
     """The paper's beacon tokens."""
     batch, rows = ids.shape
     raw_places, beacon_places = interleaved(rows, ratio, sink=sink)
@@ -76,17 +83,20 @@ def _interleave(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink
     start = _beacon_embedding(beacons).expand(batch, len(beacon_places), -1)
     places = torch.cat([raw_places, beacon_places])
     woven = InterleavePass(past, rows, places)
-    read(beacons.lm, woven, torch.cat([embedded, start], dim=1), places + past.slots)
-    return _kept(woven.keys, sink, rows), _kept(woven.values, sink, rows)
+    hidden = read(beacons.lm, woven, torch.cat([embedded, start], dim=1), places + past.slots)
+    return Folded(_kept(woven.keys, sink, rows), _kept(woven.values, sink, rows), hidden[:, :rows])
 
 
-_LAYOUTS: dict[str, Callable[..., Slots]] = {"select": _select, "shadow": _shadow, "interleave": _interleave}
+_LAYOUTS: dict[str, Callable[..., Folded]] = {"select": _select, "shadow": _shadow, "interleave": _interleave}
 
 
 def _scored(
     beacons: Beacons, past: Prefix, ids: Tensor, *, config: BeaconConfig
-) -> tuple[RawPass, dict[str, list[Tensor]]]:
-    """A raw pass, and for each scored rule its scores by layer.  # rule -> layers x (batch, heads, rows)"""
+) -> tuple[RawPass, Tensor, dict[str, list[Tensor]]]:
+    """A raw pass, its last states, and for each scored rule its scores by layer.
+
+    # (batch, rows, hidden), rule -> layers x (batch, heads, rows)
+    """
     rules = {rule for rule, _ in config.shares}
     lm, rows = beacons.lm, ids.shape[1]
     embedded = embed(lm, ids)
@@ -103,7 +113,7 @@ def _scored(
         if len(raw.scores) != layers:
             raise AdapterError("anchors 'learned' need an adapter with a scorer: fit one, or choose 'reconstruct'")
         scores["learned"] = [raw.scores[layer] for layer in range(layers)]
-    return raw, scores
+    return raw, hidden, scores
 
 
 def look_back(lm: Any, raw: RawPass, embedded: Tensor, *, mean: bool = False) -> list[Tensor]:

@@ -255,10 +255,10 @@ class BeaconModel:
             return segment
         rows = torch.tensor([list(ids)], device=self.lm.device)
         with torch.inference_mode():
-            keys, values = fold(self.beacons, past, rows, ratio=ratio, sink=sink, config=self.config)
+            folded = fold(self.beacons, past, rows, ratio=ratio, sink=sink, config=self.config)
         dtype = getattr(torch, self.config.slot_dtype)
         # Copies: a view would keep the whole forward's memory alive as long as the state.
-        kept = [t[:, 0].to(dtype).clone().contiguous() for t in (keys, values)]
+        kept = [t[:, 0].to(dtype).clone().contiguous() for t in (folded.keys, folded.values)]
         return Segment(digest, parent, tuple(ids), ratio, sink, kept[0], kept[1])
 
     def _batch(self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState], sampling: Sampling) -> Batch:

@@ -57,6 +57,22 @@ class RawPass:
         return attend(query, *self.past.join(layer, key, value), self._mask)
 
 
+class TailPass:
+    """Raw rows behind a past, plain causal; nothing of them is kept."""
+
+    def __init__(self, past: Prefix, rows: int) -> None:
+        self.past = past
+        places = torch.arange(rows)
+        self._mask = causal(places, places, past=past.slots, dtype=past.dtype).to(past.device) if past.slots else None
+
+    def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
+        projected: Tensor = projection.base(hidden)
+        return projected
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
+        return attend(query, *self.past.join(int(module.layer_idx), key, value), self._mask)
+
+
 class LookBackPass:
     """Tokens read behind a window: how much they look back at each of the window's tokens, by layer and head.
 

@@ -88,6 +88,13 @@ class Prefix:
         first = (self.keys[..., :slots, :], self.values[..., :slots, :])
         return type(self)(self.rope, self.dtype, self.device, *first)
 
+    def repeat(self, times: int) -> Self:
+        """Each past of the batch so many times, one after another."""
+        if self.keys is None or self.values is None:
+            return self
+        many = (t.repeat_interleave(times, dim=1) for t in (self.keys, self.values))
+        return type(self)(self.rope, self.dtype, self.device, *many)
+
     def join(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's keys and values with the past in front.  # (batch, kv_heads, slots + rows, head_dim)"""
         if self.keys is None or self.values is None:

@@ -26,7 +26,10 @@ def trained(config: BeaconConfig, kind: str = "full", family: str = "llama") -> 
     model = tiny_model(family, config=config)
     for wrapped in model.beacons.layers:
         for name in "kv" if config.layout == "select" else "qkv":
-            wrapped[name].make_full() if kind == "full" else wrapped[name].make_low_rank(3)
+            if kind == "full":
+                wrapped[name].make_full()
+            else:
+                wrapped[name].make_low_rank(3, reach=2 if kind == "reaching" else 0)
         wrapped["k"].make_scorer(2)
     if config.layout == "shadow":
         model.beacons.offset = torch.nn.Parameter(torch.zeros(32))
@@ -54,7 +57,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-@pytest.mark.parametrize("kind", ["full", "low-rank"])
+@pytest.mark.parametrize("kind", ["full", "low-rank", "reaching"])
 @pytest.mark.parametrize(
     ("layout", "anchors"), [("select", "learned+last"), ("shadow", "last"), ("interleave", "last")]
 )
@@ -271,3 +274,13 @@ def test_any_missing_tensor_of_a_published_checkpoint_is_missed_by_name(name: st
         with pytest.raises(AdapterError, match=missing):
             BeaconModel(lm, tiny_tokenizer(), config, published=[str(file)])
         assert not any(module.endswith(".base") for module, _ in lm.named_modules())
+
+
+def test_low_rank_deltas_that_do_not_fit_together_are_refused(config: BeaconConfig, tmp_path: Path) -> None:
+    model = trained(config, "reaching")
+    saved(model, tmp_path)
+    tensors = load_file(tmp_path / "adapter.safetensors")
+    tensors["layers.0.k.down.weight"] = tensors["layers.0.k.down.weight"][:12].clone()  # four rows' worth
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    with pytest.raises(AdapterError, match="no odd multiple of rank 3"):
+        BeaconModel(model.detach(), tiny_tokenizer(), adapter=tmp_path)

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 from transformers.modeling_flash_attention_utils import _is_packed_sequence
 
-from beacon_memory.attention import Beacons, _current
+from beacon_memory.attention import BeaconProjection, Beacons, _current
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ModelError
 from beacon_memory.model import BeaconModel
@@ -200,3 +200,19 @@ def test_a_fold_that_fails_leaves_no_pass_behind(config: BeaconConfig, ids: list
 
 def _fail(*_: Any) -> None:
     raise RuntimeError("the last layer broke")
+
+
+def test_a_delta_with_reach_adds_what_its_neighbours_have_for_it() -> None:
+    base = torch.nn.Linear(6, 4)
+    projection = BeaconProjection(base, layer=0, name="v")
+    projection.make_low_rank(3, reach=2)
+    assert projection.down is not None
+    assert projection.up is not None
+    rows = torch.randn(2, 7, 6)
+    torch.testing.assert_close(projection.beacon(rows), base(rows))  # zero at the start
+    torch.nn.init.normal_(projection.up.weight)
+    own = projection.down.weight.view(5, 3, 6)
+    for row in range(7):
+        lowered = sum(rows[:, row + offset] @ own[offset + 2].T for offset in range(-2, 3) if 0 <= row + offset < 7)
+        expected = base(rows[:, row]) + lowered @ projection.up.weight.T
+        torch.testing.assert_close(projection.beacon(rows)[:, row], expected)

@@ -271,8 +271,8 @@ def test_streams_folded_together_are_folded_as_each_alone(
     def two_windows(rows: Tensor) -> Tensor:
         past = model._empty
         for sink, window in ((2, rows[:, :18]), (0, rows[:, 18:])):
-            keys, values = fold(model.beacons, past, window, ratio=4, sink=sink, config=config)
-            past = past.append(keys, values)
+            folded = fold(model.beacons, past, window, ratio=4, sink=sink, config=config)
+            past = past.append(folded.keys, folded.values)
         assert past.keys is not None
         assert past.values is not None
         return torch.stack([past.keys, past.values])
@@ -307,10 +307,10 @@ def loss_of(model: BeaconModel, ids: list[int]) -> tuple[Tensor, Tensor]:
     """What the second window's slots sum to, and the first window's keys that they were read behind."""
     config = model.config
     first = fold(model.beacons, model._empty, torch.tensor([ids[:18]]), ratio=4, sink=2, config=config)
-    first[0].retain_grad()
-    past = model._empty.append(*first)
-    keys, values = fold(model.beacons, past, torch.tensor([ids[18:34]]), ratio=4, sink=0, config=config)
-    return keys.sum() + values.sum(), first[0]
+    first.keys.retain_grad()
+    past = model._empty.append(first.keys, first.values)
+    second = fold(model.beacons, past, torch.tensor([ids[18:34]]), ratio=4, sink=0, config=config)
+    return second.keys.sum() + second.values.sum(), first.keys
 
 
 @contextmanager

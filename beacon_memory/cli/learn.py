@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from beacon_memory.cli.terminal import Model, progress, quiet, say, waiting
+from beacon_memory.cli.terminal import Model, progress, quiet, say, steps_bar, waiting
 
 app = typer.Typer()
 
@@ -34,4 +34,90 @@ def fit_anchors(
     with progress("fitting", tokens) as advance:
         fit(loaded, read, tokens=tokens, seed=seed, progress=advance)
     save_adapter(loaded.beacons, out, config=loaded.config, model=loaded.fingerprint.model)
+    say(f"adapter written to {out}")
+
+
+@app.command()
+def train(
+    files: Annotated[
+        list[Path], typer.Argument(help="texts, JSONL dialogues or questions, or folders of them", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="the run's folder, which becomes the adapter")],
+    model: Model = "smollm2",
+    start: Annotated[
+        str, typer.Option("--adapter", help="the adapter to begin with: a folder, 'auto' or 'none'")
+    ] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in --out")] = False,
+    layout: Annotated[
+        str | None, typer.Option(help="select, shadow or interleave", show_default="the adapter's")
+    ] = None,
+    anchors: Annotated[str | None, typer.Option(help="as for add", show_default="the adapter's, else learned")] = None,
+    steps: Annotated[int, typer.Option(help="optimizer steps")] = 1000,
+    learning_rate: Annotated[float, typer.Option("--lr", help="the highest learning rate")] = 3e-3,
+    schedule: Annotated[str, typer.Option(help="cosine, linear, constant_with_warmup, …")] = "cosine",
+    rank: Annotated[int, typer.Option(help="of the low-rank deltas; 0 trains full projections")] = 32,
+    reach: Annotated[int, typer.Option(help="rows around its anchor that a slot sees (layout select)")] = 2,
+    windows: Annotated[str, typer.Option(help="tokens of a window, one drawn per example")] = "64,128,256",
+    depth: Annotated[int, typer.Option(help="windows of an example, at most")] = 2,
+    tail: Annotated[int, typer.Option(help="tokens read behind a context, at most")] = 128,
+    ratios: Annotated[str, typer.Option(help="ratios, one drawn per window")] = "2,4,8",
+    batch: Annotated[int, typer.Option(help="contexts of an example")] = 1,
+    accumulate: Annotated[int, typer.Option(help="examples of a step")] = 1,
+    text: Annotated[
+        float | None, typer.Option(help="share of examples from texts", show_default="by the files")
+    ] = None,
+    question: Annotated[float | None, typer.Option(help="share of examples with questions", show_default="…")] = None,
+    dialogue: Annotated[float | None, typer.Option(help="share of examples from dialogues", show_default="…")] = None,
+    again: Annotated[bool, typer.Option(help="read folded text again (auto-encoding)")] = True,
+    next_token: Annotated[float, typer.Option(help="weight of the next-token loss")] = 0.2,
+    teacher: Annotated[float, typer.Option(help="weight of the KL from the full context")] = 1.0,
+    hidden: Annotated[float, typer.Option(help="weight of the states' cosine to the full context's")] = 0.0,
+    save_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 50,
+    checkpointing: Annotated[bool, typer.Option(help="less memory, more time")] = False,
+    seed: Annotated[int, typer.Option(help="which examples, in which order")] = 0,
+) -> None:
+    """Train beacons on local files; interrupt it when you like and --resume."""
+    from beacon_memory.errors import ConfigError
+    from beacon_memory.training.data import read_corpus
+
+    corpus = read_corpus(files)
+    with waiting(f"loading {model}"):
+        from beacon_memory.model import BeaconModel
+        from beacon_memory.training.examples import Mixture
+        from beacon_memory.training.objective import Weights
+        from beacon_memory.training.trainer import Plan, settings
+        from beacon_memory.training.trainer import train as run
+
+        quiet()
+        try:
+            mixture = Mixture(
+                text=float(bool(corpus.texts)) if text is None else text,
+                question=0.5 * bool(corpus.documents) if question is None else question,
+                dialogue=0.5 * bool(corpus.dialogues) if dialogue is None else dialogue,
+                windows=tuple(int(part) for part in windows.split(",")),
+                ratios=tuple(int(part) for part in ratios.split(",")),
+                depth=depth,
+                tail=tail,
+                batch=batch,
+                again=again,
+            )
+        except ValueError as exc:
+            raise ConfigError(f"--windows and --ratios are numbers with commas between them: {exc}") from exc
+        loaded = BeaconModel.from_pretrained(model, adapter=None if start == "none" else start)
+        loaded.adapted(settings(loaded, layout=layout, anchors=anchors, window=max(mixture.windows)))
+    plan = Plan(
+        steps=steps,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        rank=rank,
+        reach=reach if loaded.config.layout == "select" else 0,
+        accumulate=accumulate,
+        save_every=save_every,
+        checkpointing=checkpointing,
+        seed=seed,
+    )
+    weights = Weights(next_token=next_token, teacher=teacher, hidden=hidden)
+    say(f"training on {corpus}")
+    with steps_bar(steps) as moved:
+        run(loaded, corpus, out, plan=plan, mixture=mixture, weights=weights, resume=resume, progress=moved)
     say(f"adapter written to {out}")

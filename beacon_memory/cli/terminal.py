@@ -55,6 +55,30 @@ def progress(what: str, total: int) -> Iterator[Any]:
         yield lambda tokens: bar.update(task, advance=tokens)
 
 
+@contextmanager
+def steps_bar(total: int) -> Iterator[Any]:
+    """A bar of training steps with loss, speed and time left on a terminal; elsewhere a line now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training", total=total, now="")
+        losses: list[float] = []
+
+        def moved(moment: Any) -> None:
+            losses.append(moment.loss)
+            mean = sum(losses[-20:]) / len(losses[-20:])
+            left = f"{moment.seconds_left / 60:.0f} min left" if moment.seconds_left > 90 else "a minute left"
+            now = f"loss {mean:.3f}, {moment.tokens_per_second:.0f} tokens/s, {left}"
+            bar.update(task, completed=moment.step, now=now)
+            if not console.is_terminal and moment.step % 20 == 0:
+                say(f"step {moment.step} of {total}: {now}, {moment.tokens} tokens")
+
+        yield moved
+
+
 def write(pieces: Iterator[str]) -> None:
     for piece in pieces:
         typer.echo(piece, nl=False)

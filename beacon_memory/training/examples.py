@@ -1,0 +1,198 @@
+"""Examples by number: what is folded, and what is then read behind it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset
+
+from beacon_memory.config import BeaconConfig, check_ratio
+from beacon_memory.errors import ConfigError, InputError
+from beacon_memory.model import BeaconModel
+from beacon_memory.training.data import Corpus, Question
+from beacon_memory.training.objective import Example
+from beacon_memory.transcript import Transcript
+
+KINDS = ("text", "question", "dialogue")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What examples are made of. Raises ConfigError.
+
+    A `text` is folded; the text that follows is read behind it, and a stretch of the text itself again (auto-encoding).
+    A `question` is asked behind a folded text. A `dialogue` goes on behind its folded start, is said again, and is
+    asked for what was said.
+    """
+
+    text: float = 0.5  # shares of the examples
+    question: float = 0.25
+    dialogue: float = 0.25
+    windows: tuple[int, ...] = (64, 128, 256)  # tokens of a window, one drawn per example
+    depth: int = 2  # windows of an example, at most
+    tail: int = 128  # tokens of a tail, at most
+    ratios: tuple[int, ...] = (2, 4, 8)  # one drawn per window (paper, section 3.3)
+    batch: int = 1  # contexts of an example
+    follow: bool = True  # read what follows
+    again: bool = True  # read a stretch of the folded text again
+
+    def __post_init__(self) -> None:
+        shares = (self.text, self.question, self.dialogue)
+        if min(shares) < 0 or sum(shares) <= 0:
+            raise ConfigError(f"shares are 0 or more and one is above, not {shares}")
+        if min(self.depth, self.tail - 1, self.batch, *self.windows) < 1:
+            raise ConfigError("windows, depth and batch are 1 or more, a tail is at least 2 tokens")
+        if not self.follow and not self.again:
+            raise ConfigError("a text is followed, read again, or both")
+        for window in self.windows:
+            for ratio in self.ratios:
+                check_ratio(ratio, window)
+
+
+class Examples(Dataset[Example]):
+    """A corpus as numbered examples: the same number and seed, the same example, on every machine."""
+
+    def __init__(
+        self, corpus: Corpus, model: BeaconModel, *, config: BeaconConfig, mixture: Mixture, seed: int, count: int
+    ) -> None:
+        """Raises InputError when the corpus has nothing of a kind that the mixture asks for, or nothing long enough."""
+        self._transcript = Transcript(model.tokenizer)
+        self._model = model
+        self._sink = config.sink
+        self._mixture = mixture
+        self._seed = seed
+        self._count = count
+        self._pad = 0
+        longest = max(mixture.windows) * mixture.depth + config.sink + mixture.tail
+        self._texts: list[list[int]] = []
+        self._sections: list[tuple[list[list[int]], tuple[Question, ...]]] = []
+        self._dialogues: list[tuple[list[list[int]], tuple[Question, ...]]] = []
+        if mixture.text:
+            self._texts = [ids for text in corpus.texts if len(ids := model.encode(text)) > longest]
+        if mixture.question:
+            self._sections = [
+                ([model.encode(section + "\n") for section in document.sections], document.questions)
+                for document in corpus.documents
+            ]
+        if mixture.dialogue:
+            self._dialogues = [
+                ([self._transcript.turn(message) for message in dialogue.messages], dialogue.questions)
+                for dialogue in corpus.dialogues
+            ]
+        for kind, found, share in (
+            ("text", self._texts, mixture.text),
+            ("question", self._sections, mixture.question),
+            ("dialogue", self._dialogues, mixture.dialogue),
+        ):
+            if share and not found:
+                raise InputError(
+                    f"the files hold no {kind}"
+                    + (f" of more than {longest} tokens" if kind == "text" else "")
+                    + f": give some, or set the share of {kind} to 0"
+                )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> Example:
+        draw = random.Random(f"{self._seed}:{number}")
+        mixture = self._mixture
+        kind = draw.choices(KINDS, (mixture.text, mixture.question, mixture.dialogue))[0]
+        window = draw.choice(mixture.windows)
+        depth = draw.randint(1, mixture.depth)
+        rows = [getattr(self, f"_{kind}")(draw, window * depth + self._sink) for _ in range(mixture.batch)]
+        contexts = torch.tensor([context for context, _ in rows])
+        windows = torch.split(contexts, [window + self._sink] + [window] * (depth - 1), dim=1)
+        tails, scored = self._padded([tails for _, tails in rows])
+        ratios = tuple(draw.choice(mixture.ratios) for _ in windows)
+        return Example(windows, ratios, tails, scored)
+
+    def _text(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
+        ids, tail = draw.choice(self._texts), self._mixture.tail
+        start = draw.randrange(len(ids) - length - tail + 1)
+        context = ids[start : start + length]
+        tails = [_all(ids[start + length : start + length + tail], first=True)] if self._mixture.follow else []
+        return context, tails + ([self._repeat(draw, context)] if self._mixture.again else [])
+
+    def _question(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
+        """Sections up to one that is asked about, other texts before and behind them where they are short."""
+        sections, questions = draw.choice(self._sections)
+        asked = draw.choice(questions)
+        ends = _ends(sections)
+        whole = [i for section in sections for i in section]
+        while len(whole) < length:
+            more, _ = draw.choice(self._sections)
+            whole += [i for section in more for i in section]
+        # The asked section lies anywhere in the context, whole where it fits.
+        begin, end = ends[asked.part] - len(sections[asked.part]), ends[asked.part]
+        low, high = max(0, end - length), min(begin, len(whole) - length)
+        start = draw.randint(min(low, high), max(low, high))
+        start = min(max(start, 0), len(whole) - length)
+        inside = [q for q in questions if _inside(q.part, sections, ends, start, start + length)] or [asked]
+        return whole[start : start + length], [self._asked(q) for q in draw.sample(inside, min(4, len(inside)))]
+
+    def _dialogue(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
+        """A dialogue's start, others before it where it is short; how it goes on, a stretch again, its facts."""
+        turns, questions = draw.choice(self._dialogues)
+        said = draw.randint(max(len(turns) // 2, 1), len(turns))
+        context = [i for turn in turns[:said] for i in turn]
+        while len(context) < length:
+            context = [i for turn in draw.choice(self._dialogues)[0] for i in turn] + context
+        context = context[-length:]
+        tails = [self._repeat(draw, context)] if self._mixture.again else []
+        rest = [i for turn in turns[said:] for i in turn][: self._mixture.tail]
+        if len(rest) > 1 and self._mixture.follow:
+            tails.append(_all(rest, first=True))
+        known = [q for q in questions if q.part < said and len([i for t in turns[q.part : said] for i in t]) <= length]
+        tails += [self._asked(q) for q in draw.sample(known, min(2, len(known)))]
+        return context, tails or [self._repeat(draw, context)]
+
+    def _repeat(self, draw: random.Random, context: list[int]) -> Tail:
+        """A stretch of the context again; its first token cannot be known."""
+        size = min(self._mixture.tail, len(context))
+        # As often from the start, where slots lose most, as from anywhere.
+        start = 0 if draw.random() < 0.5 else draw.randrange(len(context) - size + 1)
+        return _all(context[start : start + size], first=False)
+
+    def _asked(self, question: Question) -> Tail:
+        """A question as a session asks it, and its answer, which alone is scored."""
+        talk = self._transcript
+        before = [*talk.system(None), *talk.turn({"role": "user", "content": question.ask}), *talk.header()]
+        answer = talk.turn({"role": "assistant", "content": question.answer})
+        header = talk.header()
+        answer = answer[len(header) :] if answer[: len(header)] == header else self._model.encode(question.answer)
+        ids = [*before, *answer]
+        return ids, [False] * len(before) + [True] * len(answer)
+
+    def _padded(self, rows: Sequence[list[Tail]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tails of one length and number; what fills up is not scored."""
+        count, size = max(map(len, rows)), max(len(ids) for tails in rows for ids, _ in tails)
+        ids = torch.full((len(rows), count, size), self._pad)
+        scored = torch.zeros(len(rows), count, size, dtype=torch.bool)
+        for row, tails in enumerate(rows):
+            for column, (tail, mask) in enumerate(tails):
+                ids[row, column, : len(tail)] = torch.tensor(tail)
+                scored[row, column, : len(tail)] = torch.tensor(mask)
+        return ids, scored
+
+
+Tail = tuple[list[int], list[bool]]
+
+
+def _all(ids: list[int], *, first: bool) -> Tail:
+    return ids, [first] + [True] * (len(ids) - 1)
+
+
+def _ends(parts: Sequence[Sequence[int]]) -> list[int]:
+    ends, total = [], 0
+    for part in parts:
+        total += len(part)
+        ends.append(total)
+    return ends
+
+
+def _inside(part: int, parts: Sequence[Sequence[int]], ends: Sequence[int], start: int, end: int) -> bool:
+    return start <= ends[part] - len(parts[part]) and ends[part] <= end

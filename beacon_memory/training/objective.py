@@ -1,0 +1,158 @@
+"""What training minimises: how far a model behind folded windows is from the same model with the full context.
+
+The windows of an example are folded in turn by `fold`, the same code that serves, each at its own ratio; then the tails
+are read raw behind the slots, each by itself. Gradients flow through all windows into the beacons; the base is frozen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from beacon_memory.attention import Beacons
+from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import ConfigError
+from beacon_memory.fold import Folded, embed, fold, read
+from beacon_memory.passes import TailPass
+from beacon_memory.prefix import Prefix, Rope
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each loss counts. Raises ConfigError.
+
+    >>> Weights(next_token=1, teacher=0, hidden=0).taught  # the paper's own objective: no teacher
+    False
+    """
+
+    next_token: float = 0.2  # cross entropy of the tokens that follow (paper, section 3.3)
+    teacher: float = 1.0  # KL divergence from what the model predicts with the full context
+    hidden: float = 1.0  # one minus the cosine of each layer's states and those it has with the full context
+    first_window: bool = False  # its own tokens count too: so in the authors' code, not in the paper
+
+    def __post_init__(self) -> None:
+        values = (self.next_token, self.teacher, self.hidden)
+        if min(values) < 0 or max(values) <= 0:
+            raise ConfigError(f"loss weights are 0 or more and one is above, not {values}")
+
+    @property
+    def taught(self) -> bool:
+        """Whether the full context has to be read as well."""
+        return self.teacher > 0 or self.hidden > 0
+
+
+@dataclass(frozen=True)
+class Example:
+    """A batch of contexts of one length, folded window by window, and what is read behind each of them."""
+
+    windows: tuple[Tensor, ...]  # each (batch, tokens), folded in turn; the sinks are the front of the first
+    ratios: tuple[int, ...]  # one per window
+    tails: Tensor  # (batch, tails, tokens)
+    scored: Tensor  # (batch, tails, tokens), bool: the tokens whose prediction counts
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of its contexts and tails, each counted once."""
+        return sum(window.numel() for window in self.windows) + self.tails.numel()
+
+    def to(self, device: torch.device | str) -> Example:
+        """The same example on a device."""
+        windows = tuple(window.to(device) for window in self.windows)
+        return Example(windows, self.ratios, self.tails.to(device), self.scored.to(device))
+
+
+class Objective(nn.Module):
+    """The loss of an example, as a module that transformers' Trainer can train: its weights are the beacons'."""
+
+    def __init__(self, beacons: Beacons, *, config: BeaconConfig, weights: Weights) -> None:
+        super().__init__()
+        self.lm = beacons.lm
+        self._config = config
+        self._weights = weights
+        self.embedding, self.offset = beacons.embedding, beacons.offset
+        self._beacons = beacons
+
+    def forward(self, example: Example) -> Tensor:
+        """The weighted loss, in nats per scored token.  # ()
+
+        Tokens of a window behind another count too: the very pass that folds them predicts them.
+        """
+        past = self._empty()
+        folds: list[Folded] = []
+        for window, ratio in zip(example.windows, example.ratios, strict=True):
+            sink = 0 if folds else self._config.sink
+            folds.append(fold(self._beacons, past, window, ratio=ratio, sink=sink, config=self._config))
+            past = past.append(folds[-1].keys, folds[-1].values)
+        hidden = torch.cat([folded.hidden for folded in folds], dim=1)
+        states = self._read(past, example.tails)
+        logits: Tensor = self.lm.lm_head(self._predicting(example, hidden, states[-1])).float()
+        loss = logits.new_zeros(())
+        if self._weights.next_token:
+            loss = loss + self._weights.next_token * nn.functional.cross_entropy(logits, self._targets(example))
+        if not self._weights.taught:
+            return loss
+        with torch.no_grad():
+            whole, hidden = self._whole(example, folds)
+            full = self._read(whole, example.tails)
+            told = self.lm.lm_head(self._predicting(example, hidden, full[-1])).float().log_softmax(dim=-1)
+        if self._weights.teacher:
+            apart = nn.functional.kl_div(logits.log_softmax(dim=-1), told, reduction="batchmean", log_target=True)
+            loss = loss + self._weights.teacher * apart
+        if self._weights.hidden:
+            pairs = zip(states, full, strict=True)
+            turned = [1 - nn.functional.cosine_similarity(a.float(), b.float(), dim=-1).mean() for a, b in pairs]
+            loss = loss + self._weights.hidden * torch.stack(turned).mean()
+        return loss
+
+    def _predicting(self, example: Example, context: Tensor, tails: Tensor) -> Tensor:
+        """The last states from which scored tokens are predicted, those of the windows first.  # (tokens, hidden)"""
+        count = example.tails.shape[1]
+        before = torch.cat([context[:, -1:].repeat_interleave(count, dim=0), tails[:, :-1]], dim=1)
+        first = self._unscored(example)
+        return torch.cat([context[:, first - 1 : -1].flatten(0, 1), before[example.scored.flatten(0, 1)]])
+
+    def _targets(self, example: Example) -> Tensor:
+        """The scored tokens.  # (tokens,)"""
+        context = torch.cat(example.windows, dim=1)[:, self._unscored(example) :]
+        tails: Tensor = example.tails[example.scored]
+        return torch.cat([context.flatten(), tails])
+
+    def _unscored(self, example: Example) -> int:
+        """How many tokens at the front of the context are not scored."""
+        return 1 if self._weights.first_window else int(example.windows[0].shape[1])
+
+    def _whole(self, example: Example, folds: list[Folded]) -> tuple[Prefix, Tensor]:
+        """The context as the model itself keeps it, and its last states.  # (batch, tokens, hidden)"""
+        first = folds[0]
+        if len(folds) == 1 and first.raw is not None:  # the fold's own raw pass has read it
+            layers = range(len(first.raw.keys))
+            keys, values = (torch.stack([kept[i] for i in layers]) for kept in (first.raw.keys, first.raw.values))
+            return self._empty().append(keys, values), first.hidden
+        context = torch.cat(example.windows, dim=1)
+        raw = fold(self._beacons, self._empty(), context, ratio=1, sink=0, config=self._config)
+        return self._empty().append(raw.keys, raw.values), raw.hidden
+
+    def _read(self, past: Prefix, tails: Tensor) -> list[Tensor]:
+        """The states of tails read raw behind a past, after each layer.  # layers x (batch * tails, rows, hidden)"""
+        batch, count, rows = tails.shape
+        states: list[Tensor] = []
+        layers = self.lm.model.layers[:-1] if self._weights.hidden else []
+        hooks = [layer.register_forward_hook(lambda _, __, out: states.append(_rows(out))) for layer in layers]
+        try:
+            embedded = embed(self.lm, tails.reshape(batch * count, rows))
+            states.append(read(self.lm, TailPass(past.repeat(count), rows), embedded, torch.arange(rows) + past.slots))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return states
+
+    def _empty(self) -> Prefix:
+        return Prefix(Rope(self.lm.model.rotary_emb), self.lm.dtype, self.lm.device)
+
+
+def _rows(output: Any) -> Tensor:
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
