@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from beacon_memory.config import BeaconConfig, check_ratio
 from beacon_memory.errors import ConfigError, InputError
 from beacon_memory.model import BeaconModel
-from beacon_memory.training.data import Corpus, Question
+from beacon_memory.training.data import Corpus, Dialogue, Document, Question
 from beacon_memory.training.objective import Example
 from beacon_memory.transcript import Transcript
 
@@ -67,25 +67,14 @@ class Examples(Dataset[Example]):
         self._count = count
         self._pad = 0
         longest = max(mixture.windows) * mixture.depth + config.sink + mixture.tail
+        self._corpus = corpus
         self._texts: list[list[int]] = []
-        self._sections: list[tuple[list[list[int]], tuple[Question, ...]]] = []
-        self._dialogues: list[tuple[list[list[int]], tuple[Question, ...]]] = []
         if mixture.text:
             self._texts = [ids for text in corpus.texts if len(ids := model.encode(text)) > longest]
-        if mixture.question:
-            self._sections = [
-                ([model.encode(section + "\n") for section in document.sections], document.questions)
-                for document in corpus.documents
-            ]
-        if mixture.dialogue:
-            self._dialogues = [
-                ([self._transcript.turn(message) for message in dialogue.messages], dialogue.questions)
-                for dialogue in corpus.dialogues
-            ]
         for kind, found, share in (
             ("text", self._texts, mixture.text),
-            ("question", self._sections, mixture.question),
-            ("dialogue", self._dialogues, mixture.dialogue),
+            ("question", corpus.documents, mixture.question),
+            ("dialogue", corpus.dialogues, mixture.dialogue),
         ):
             if share and not found:
                 raise InputError(
@@ -119,13 +108,13 @@ class Examples(Dataset[Example]):
 
     def _question(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
         """Sections up to one that is asked about, other texts before and behind them where they are short."""
-        sections, questions = draw.choice(self._sections)
+        document = draw.choice(self._corpus.documents)
+        sections, questions = self._sections(document), document.questions
         asked = draw.choice(questions)
         ends = _ends(sections)
         whole = [i for section in sections for i in section]
         while len(whole) < length:
-            more, _ = draw.choice(self._sections)
-            whole += [i for section in more for i in section]
+            whole += [i for section in self._sections(draw.choice(self._corpus.documents)) for i in section]
         # The asked section lies anywhere in the context, whole where it fits.
         begin, end = ends[asked.part] - len(sections[asked.part]), ends[asked.part]
         low, high = max(0, end - length), min(begin, len(whole) - length)
@@ -136,11 +125,12 @@ class Examples(Dataset[Example]):
 
     def _dialogue(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
         """A dialogue's start, others before it where it is short; how it goes on, a stretch again, its facts."""
-        turns, questions = draw.choice(self._dialogues)
+        dialogue = draw.choice(self._corpus.dialogues)
+        turns, questions = self._turns(dialogue), dialogue.questions
         said = draw.randint(max(len(turns) // 2, 1), len(turns))
         context = [i for turn in turns[:said] for i in turn]
         while len(context) < length:
-            context = [i for turn in draw.choice(self._dialogues)[0] for i in turn] + context
+            context = [i for turn in self._turns(draw.choice(self._corpus.dialogues)) for i in turn] + context
         context = context[-length:]
         tails = [self._repeat(draw, context)] if self._mixture.again else []
         rest = [i for turn in turns[said:] for i in turn][: self._mixture.tail]
@@ -149,6 +139,12 @@ class Examples(Dataset[Example]):
         known = [q for q in questions if q.part < said and len([i for t in turns[q.part : said] for i in t]) <= length]
         tails += [self._asked(q) for q in draw.sample(known, min(2, len(known)))]
         return context, tails or [self._repeat(draw, context)]
+
+    def _sections(self, document: Document) -> list[list[int]]:
+        return [self._model.encode(section + "\n") for section in document.sections]
+
+    def _turns(self, dialogue: Dialogue) -> list[list[int]]:
+        return [self._transcript.turn(message) for message in dialogue.messages]
 
     def _repeat(self, draw: random.Random, context: list[int]) -> Tail:
         """A stretch of the context again; its first token cannot be known."""
