@@ -135,6 +135,57 @@ def test_anchors_are_fitted_and_used(run, tmp_path):
     assert "another adapter" in err
 
 
+def test_an_adapter_is_trained_resumed_and_used(run, tmp_path):
+    (tmp_path / "book.txt").write_text("The door is green and the lease ends in May. " * 100)
+    (tmp_path / "talk.jsonl").write_text(
+        '{"turns": [{"speaker": "a", "content": "Hi!"}, {"speaker": "b", "content": "Ho."}]}\n'
+    )
+    how = (
+        "--anchors",
+        "last",
+        "--windows",
+        "16",
+        "--tail",
+        "8",
+        "--rank",
+        "4",
+        "--save-every",
+        "2",
+        "--out",
+        "adapter",
+    )
+    code, out, err = run("train", "book.txt", "talk.jsonl", *how, "--steps", "3")
+    assert (code, out) == (0, "")
+    assert "1 texts, 1 dialogues" in err
+    assert run("train", "book.txt", "talk.jsonl", *how, "--steps", "3")[0] == 2
+    assert run("train", "book.txt", "talk.jsonl", *how, "--steps", "4", "--resume")[0] == 0
+    assert (tmp_path / "adapter" / "losses.jsonl").read_text().count("\n") == 4
+    assert run("add", "alice", "book.txt", "--adapter", "adapter")[0] == 0
+
+
+def test_what_cannot_be_trained_on_is_one_line_and_exit_2(run, tmp_path):
+    (tmp_path / "book.txt").write_text("The door is green and the lease ends in May. " * 100)
+    (tmp_path / "empty.txt").write_text(" ")
+    (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n{bad\n')
+    bad = [
+        ("nowhere.txt",),
+        ("empty.txt",),
+        ("bad.jsonl",),
+        ("book.txt", "--windows", "7"),
+        ("book.txt", "--windows", "many"),
+        ("book.txt", "--question", "1"),
+        ("book.txt", "--layout", "interleave", "--anchors", "surprise"),
+        ("book.txt", "--schedule", "sideways"),
+        ("book.txt", "--steps", "0"),
+    ]
+    for args in bad:
+        code, out, err = run("train", *args, "--out", "adapter")
+        assert (code, out) == (2, ""), (args, err)
+        assert err.splitlines()[-1].startswith("beacon-memory: "), args
+    assert "line 2" in run("train", "bad.jsonl", "--out", "adapter")[2]
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_misuse_is_exit_2(run):
     for args in (("add",), ("fly", "alice"), ("ask", "alice"), ("add", "alice", "x", "--ratio", "four")):
         assert run(*args)[0] == 2

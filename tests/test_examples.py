@@ -23,3 +23,12 @@ def test_the_main_job_comes_back_in_a_second_process(tmp_path):
     said = run("01_come_back.py", "--model", str(model), "--book", str(tmp_path / "book.txt"))
     assert "process two: recall" in said
     assert "KV entries kept" in said
+
+
+def test_a_newcomer_trains_an_adapter_and_sees_what_it_gained(tmp_path):
+    said = run("02_train_an_adapter.py", "--steps", "40", "--out", str(tmp_path / "adapter"))
+    before, fitted, after = (float(line.split("│")[2]) for line in said.splitlines() if line.startswith("│"))
+    assert after < fitted
+    assert after < before
+    assert (tmp_path / "adapter" / "adapter.safetensors").exists()
+    assert (tmp_path / "adapter" / "loss.png").exists()

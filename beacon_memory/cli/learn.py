@@ -119,5 +119,9 @@ def train(
     weights = Weights(next_token=next_token, teacher=teacher, hidden=hidden)
     say(f"training on {corpus}")
     with steps_bar(steps) as moved:
-        run(loaded, corpus, out, plan=plan, mixture=mixture, weights=weights, resume=resume, progress=moved)
+        try:
+            run(loaded, corpus, out, plan=plan, mixture=mixture, weights=weights, resume=resume, progress=moved)
+        except KeyboardInterrupt:
+            say(f"stopped; the same command with --resume goes on from the newest checkpoint in {out}")
+            raise
     say(f"adapter written to {out}")

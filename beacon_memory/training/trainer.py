@@ -18,7 +18,7 @@ from typing import Any
 
 import safetensors
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import SchedulerType, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from beacon_memory.adapter import fill, read_adapter, save_adapter
@@ -55,6 +55,8 @@ class Plan:
                 raise ConfigError(f"{name} is 1 or more, not {getattr(self, name)}")
         if self.rank < 0 or self.reach < 0 or self.warmup < 0 or self.learning_rate <= 0:
             raise ConfigError("rank, reach and warmup are 0 or more, the learning rate is above 0")
+        if self.schedule not in (known := [kind.value for kind in SchedulerType]):
+            raise ConfigError(f"schedule is one of {', '.join(known)}, not {self.schedule!r}")
         if self.reach and not self.rank:
             raise ConfigError("full projections see their own row alone: set reach to 0, or give a rank")
 
