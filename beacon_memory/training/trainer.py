@@ -28,10 +28,11 @@ from beacon_memory.errors import ConfigError, TrainingError
 from beacon_memory.model import BeaconModel
 from beacon_memory.training.data import Corpus
 from beacon_memory.training.examples import Examples, Mixture
-from beacon_memory.training.objective import Objective, Weights
+from beacon_memory.training.objective import Example, Objective, Weights
 
 RUN_FILE, LOSSES_FILE, PLOT_FILE, CHECKPOINTS = "run.json", "losses.jsonl", "loss.png", "checkpoints"
 STATE_FILE = "trainer_state.json"  # what Trainer writes last
+COUNTED = 256  # scored tokens from which an example counts in full; below, by the root of their share
 
 
 @dataclass(frozen=True)
@@ -251,8 +252,11 @@ class _Trainer(Trainer):  # type: ignore[misc]
         self._out = out
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        self.state.num_input_tokens_seen += inputs["example"].tokens * self.args.world_size
-        return model(inputs["example"])
+        example: Example = inputs["example"]
+        self.state.num_input_tokens_seen += example.tokens * self.args.world_size
+        # The few words of an answer make a noisy gradient, which would drown what hundreds of tokens say.
+        told = min(int(example.scored.sum()) / len(example.tails), COUNTED)
+        return model(example) * (told / COUNTED) ** 0.5
 
     def keep(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
         """Write the beacons as an adapter."""
