@@ -16,6 +16,9 @@ BeaconError
 └── StoreError             the store failed
     ├── StoreUnavailable   it cannot be reached or opened
     ├── StoreFull          it has no room left: nothing was written
+    │   └── QuotaExceeded  a session or a namespace would pass its byte budget
+    ├── IntegrityError     what is stored is not what was written here: edited, moved, replayed or another key's
+    ├── SessionRolledBack  a session stands at an older version than the caller has seen
     ├── SessionNotFound    no such session (also a KeyError)
     ├── SessionExists      the session to create is there already
     ├── SessionConflict    another writer moved the session first: load it again and retry
@@ -85,6 +88,18 @@ class StoreUnavailable(StoreError):
 
 class StoreFull(StoreError):
     """The store has no room left; nothing was written."""
+
+
+class QuotaExceeded(StoreFull):
+    """A session or a namespace would pass its byte budget; nothing was written."""
+
+
+class IntegrityError(StoreError):
+    """What is stored is not what was written there: edited, moved, replayed, removed, or sealed with another key."""
+
+
+class SessionRolledBack(StoreError):
+    """A session stands at an older version than the caller has seen: a restored backup, or a lost write."""
 
 
 class SessionNotFound(StoreError, KeyError):

@@ -60,7 +60,13 @@ def test_a_url_opens_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with open_store("sqlite:///relative.db") as relative, open_store(f"sqlite:///{tmp_path}/absolute.db") as absolute:
         assert (type(relative), type(absolute)) == (SqliteStore, SqliteStore)
         assert {path.name for path in tmp_path.glob("*.db")} == {"relative.db", "absolute.db"}
-    for url in ("redis://localhost:1/0", "rediss://localhost:1/0", "unix:///tmp/none.sock"):
+    for url in (
+        "redis://localhost:1/0",
+        "redis://localhost:1/0?ttl=60&namespace=acme&session_bytes=1000000&socket_timeout=60",
+        "rediss://localhost:1/0",
+        "unix:///tmp/none.sock",
+        "redis+sentinel://me:s3cret@localhost:1,localhost/mymaster/0?ttl=60&socket_timeout=5",
+    ):
         with open_store(url) as store:
             assert isinstance(store, RedisStore)
     with open_store("memory://") as store:
@@ -74,13 +80,18 @@ def test_a_url_opens_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("memory.db", "sqlite:///"),
         ("", "sqlite:///"),
         ("postgres://me:s3cret@host/db", "redis://, rediss://"),
-        ("redis+sentinel://me:s3cret@host/db", "redis://, rediss://"),
+        ("redis+sentinel://me:s3cret@host", "names its service"),
+        ("redis+sentinel://me:s3cret@/mymaster", "names its service"),
+        ("redis+sentinel://me:s3cret@host:port/mymaster", "percent-encoded"),
+        ("redis://host/0?ttl=soon", "whole number"),
+        ("redis://host/0?ttl=0", "seconds"),
         ("memory://shared", "no name"),
         ("sqlite://memory.db", "three slashes"),
         ("sqlite:///", "three slashes"),
         ("sqlite:///:memory:", "memory://"),
         ("redis://me:s3cret/@host", "percent-encoded"),
         ("redis://host/0?ttl=60&password=s3cret", "options"),
+        ("redis://host/0?tll=60", "options"),
         ("redis://host/0?decode_responses=True", "decode_responses=False"),
     ],
 )

@@ -14,6 +14,7 @@ from itertools import count
 import pytest
 import redis
 from redis.backoff import NoBackoff
+from redis.commands.core import Script
 from redis.crc import key_slot
 from redis.retry import Retry
 
@@ -27,7 +28,7 @@ from beacon_memory.errors import (
 )
 from beacon_memory.stores import Head, StateStore
 from beacon_memory.stores.redis import RedisStore
-from beacon_memory.testing import StoreContract, redis_server
+from beacon_memory.testing import StoreContract, redis_cluster, redis_sentinel, redis_server
 from beacon_memory.testing.stores import digest, holds, put
 
 SECRET = b"I live in Lyon, at 12 rue des Capucins."
@@ -36,6 +37,18 @@ SECRET = b"I live in Lyon, at 12 rue des Capucins."
 @pytest.fixture(scope="module", params=["redis", "valkey"])
 def server(request: pytest.FixtureRequest) -> Iterator[str]:
     with redis_server(request.param) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    with redis_cluster("valkey") as servers:
+        yield f"redis+cluster://127.0.0.1:{servers[0].port}"
+
+
+@pytest.fixture(scope="module")
+def sentinel() -> Iterator[str]:
+    with redis_sentinel("valkey") as (url, _):
         yield url
 
 
@@ -65,6 +78,29 @@ class TestRedisStore(StoreContract):
             yield store
 
 
+class TestRedisStoreOnACluster(StoreContract):
+    """On three masters, in as many slots as there are tests."""
+
+    numbers = count()
+
+    @pytest.fixture
+    def store(self, cluster: str) -> Iterator[StateStore]:
+        with RedisStore(cluster, namespace=f"{{n}}:{next(self.numbers)}", ttl=600, key=b"k" * 32) as store:
+            yield store
+
+
+class TestRedisStoreBehindSentinel(StoreContract):
+    """On a master that a sentinel names; blobs travel in front of their commits."""
+
+    numbers = count()
+
+    @pytest.fixture
+    def store(self, sentinel: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateStore]:
+        monkeypatch.setattr("beacon_memory.stores.redis.INLINE_BYTES", 40)
+        with RedisStore(f"{sentinel}?namespace={next(self.numbers)}") as store:
+            yield store
+
+
 def everything(client: redis.Redis) -> dict[bytes, bytes]:
     """All that a server keeps, as it would write it to disk."""
     client.config_set("rdbcompression", "no")
@@ -78,7 +114,8 @@ def test_deleted_bytes_are_gone_from_the_server(client: redis.Redis) -> None:
     put(store, "alice", SECRET, SECRET * 2, b"shared", body=SECRET, expected=version)
     store.delete("alice")
     left = everything(client)
-    assert len(left) == 4
+    kinds = {key.split(b":")[2] for key in left}
+    assert (len(left), kinds) == (6, {b"sessions", b"ledger", b"lives", b"head", b"blob", b"refs"})
     assert not [key for key, value in left.items() if b"alice" in key + value or SECRET in value]
     store.delete("bob")
     assert everything(client) == {}
@@ -259,11 +296,11 @@ def test_a_commit_between_the_look_and_the_script_is_seen(client: redis.Redis) -
     class Late(RedisStore):
         """A store that another writer overtakes, once, after it has looked at the head."""
 
-        def _look(self, session: str) -> tuple[int, dict[str, None]]:
-            seen = super()._look(session)
-            if blob := client.getdel("overtake with"):
-                put(RedisStore(client=client), session, blob, expected=seen[0])
-            return seen
+        def _run(self, script: Script, session: str, *more: object) -> object:
+            if script in (self._commit, self._delete) and (blob := client.getdel("overtake with")):
+                other = RedisStore(client=client)
+                put(other, session, blob, expected=other.version(session))
+            return super()._run(script, session, *more)
 
     store = Late(client=client)
     version = put(store, "alice", b"one")

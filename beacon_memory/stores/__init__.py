@@ -7,11 +7,17 @@ from beacon_memory.stores.base import Head, StateStore
 
 __all__ = ["Head", "StateStore", "open_store"]
 
-SCHEMES = "memory://, sqlite:///relative.db, sqlite:////absolute/path.db, redis://, rediss:// or unix://"
+SCHEMES = (
+    "memory://, sqlite:///relative.db, sqlite:////absolute/path.db, redis://, rediss://, unix://, redis+cluster:// or "
+    "redis+sentinel://"
+)
+REDIS = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 
 
-def open_store(url: str | StateStore) -> StateStore:
+def open_store(url: str | StateStore, *, key: bytes | None = None) -> StateStore:
     """The store that `url` names; a store is given back as it is. Raises ConfigError, StoreUnavailable.
+
+    `key` seals what a Redis store keeps (see `RedisStore`).
 
     >>> open_store("memory://").sessions()
     []
@@ -22,6 +28,8 @@ def open_store(url: str | StateStore) -> StateStore:
     scheme, separator, rest = str(url).partition("://")
     if not separator:
         raise ConfigError(f"a store is named by a URL: {SCHEMES}; for a file write sqlite:/// before its path")
+    if key is not None and scheme not in REDIS:
+        raise ConfigError("a key seals what is kept in Redis: the other stores take none")
     # Imported when asked for: each store brings its own dependencies.
     if scheme == "memory":
         if rest:
@@ -35,8 +43,8 @@ def open_store(url: str | StateStore) -> StateStore:
         from beacon_memory.stores.sqlite import SqliteStore
 
         return SqliteStore(rest[1:])
-    if scheme in ("redis", "rediss", "unix"):
+    if scheme in REDIS:
         from beacon_memory.stores.redis import RedisStore
 
-        return RedisStore(url)
+        return RedisStore(str(url), key=key)
     raise ConfigError(f"no store for {scheme}://: write {SCHEMES}")

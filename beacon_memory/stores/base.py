@@ -91,6 +91,13 @@ class StateStore(ABC):
                 if self.version(session) == version:
                     raise
 
+    def gc(self) -> int:
+        """Remove what crashes, evictions and expired sessions left behind; gives the number of blobs removed.
+
+        What a session names is never touched, and writers need not stop. Most stores leave nothing behind.
+        """
+        return 0
+
     def close(self) -> None:  # noqa: B027  (optional: most stores hold nothing to close)
         """Give back what the store holds open. A closed store is not used again."""
 

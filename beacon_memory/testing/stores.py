@@ -244,6 +244,35 @@ class StoreContract:
                 act(session)
         assert store.sessions() == ["alice"]
 
+    def test_gc_leaves_what_sessions_name(self, store: StateStore) -> None:
+        version = put(store, "alice", b"own", b"shared", body=b"alice")
+        put(store, "bob", b"shared")
+        put(store, "alice", b"shared", b"new", expected=version, body=b"alice")
+        store.fork("alice", "carol")
+        before = {session: store.load(session) for session in store.sessions()}
+        assert store.gc() == 0
+        assert {session: store.load(session) for session in store.sessions()} == before
+        assert store.read([digest(b"shared"), digest(b"new")]) == [b"shared", b"new"]
+        for session in before:
+            store.delete(session)
+        assert store.gc() == 0
+        assert not holds(store, b"shared")
+
+    def test_a_long_session_grows_shrinks_and_is_forgotten(self, store: StateStore) -> None:
+        version = 0
+        kept: list[bytes] = []
+        for turn in range(30):
+            kept = [*kept[turn % 3 == 2 :], *(b"%d of turn %d" % (number, turn) for number in range(12))]
+            body = b"".join(kept)
+            head = Head(body, tuple(map(digest, kept)))
+            version = store.commit("alice", head, {digest(b): b for b in kept[-12:]}, expected=version)
+            assert store.load("alice") == (head, version)
+        assert store.read(head.digests) == kept
+        version = put(store, "alice", kept[7], expected=version)
+        assert [blob for blob in kept if holds(store, blob)] == [kept[7]]
+        store.delete("alice")
+        assert not holds(store, kept[7])
+
     # Several writers
 
     def test_of_several_writers_one_wins_and_the_others_get_a_conflict(self, store: StateStore) -> None:

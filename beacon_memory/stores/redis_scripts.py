@@ -1,0 +1,250 @@
+"""What runs inside the server: short scripts, each of them all or nothing.
+
+A script declares every key it touches, and its work grows with what changes, never with the session; deleting and
+forking alone go over all that a session names. On a full server a script is stopped at its first command that takes
+memory, unless it has written already: `commit` begins with such a command, so it writes all or nothing; the others
+begin with one that takes none, so they work on a full server.
+
+A name's score is the millisecond in which its session expires, or +inf. So a list of names, and the blob it guards,
+can be given the life of the longest-lived session on it, and sessions that have expired meanwhile do not count.
+"""
+
+from __future__ import annotations
+
+# KEYS: head, index, ledger, lives, then blob and refs of each digest.
+_SHARED = """
+local head, index, ledger, lives, FIRST = KEYS[1], KEYS[2], KEYS[3], KEYS[4], 5
+local name = ARGV[1]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function text(number) return string.format('%.0f', number) end
+
+local function expire(key, at)
+  if at == 'inf' then redis.call('PERSIST', key)
+  else redis.call('PEXPIREAT', key, text(tonumber(at))) end
+end
+
+-- When the head dies: 'inf', a millisecond, or nil when there is none.
+local function life()
+  local left = redis.call('PTTL', head)
+  if left == -2 then return nil elseif left == -1 then return 'inf' else return text(now + left) end
+end
+
+-- Whether a session is due to be renewed: a sixteenth of its life has passed, or it is to live by another rule.
+local function due(ttl)
+  local left = redis.call('PTTL', head)
+  if ttl == '' then return left ~= -1 end
+  return left < ttl * 15 / 16 or left > ttl + 1000
+end
+
+local function digest(i) return string.match(KEYS[i], '[^:]*$') end
+
+local function settle(names)
+  redis.call('ZREMRANGEBYSCORE', names, '-inf', '(' .. text(now))
+  local last = redis.call('ZRANGE', names, -1, -1, 'WITHSCORES')[2]
+  if last then expire(names, last) end
+  return last
+end
+
+local function release(one)
+  local size = redis.call('HGET', ledger, 'b:' .. one)
+  if size then
+    redis.call('HDEL', ledger, 'b:' .. one)
+    redis.call('HINCRBY', ledger, 'bytes', -size)
+  end
+  redis.call('ZREM', lives, one)
+end
+
+-- A blob lives as long as those who name it, and is counted once.
+local function settle_blob(i)
+  local last, one = settle(KEYS[i + 1]), digest(i)
+  if not last then
+    redis.call('UNLINK', KEYS[i], KEYS[i + 1])
+    return release(one)
+  end
+  expire(KEYS[i], last)
+  local size = redis.call('STRLEN', KEYS[i])
+  if size == 0 then return release(one) end
+  local counted = redis.call('HGET', ledger, 'b:' .. one) or 0
+  if tonumber(counted) ~= size then
+    redis.call('HSET', ledger, 'b:' .. one, size)
+    redis.call('HINCRBY', ledger, 'bytes', size - counted)
+  end
+  redis.call('ZADD', lives, last, one)
+end
+
+local function name_all(first, last, death)
+  for i = first, last, 2 do
+    redis.call('ZADD', KEYS[i + 1], death, name)
+    settle_blob(i)
+  end
+end
+
+local function drop_all(first, last)
+  for i = first, last, 2 do
+    redis.call('ZREM', KEYS[i + 1], name)
+    settle_blob(i)
+  end
+end
+
+-- What has expired leaves the ledger, a little at a time.
+local function purge(most)
+  local before = '(' .. text(now)
+  local gone = redis.call('ZRANGEBYSCORE', lives, '-inf', before, 'LIMIT', 0, most)
+  for _, one in ipairs(gone) do release(one) end
+  local names = redis.call('ZRANGEBYSCORE', index, '-inf', before, 'LIMIT', 0, most)
+  for _, one in ipairs(names) do
+    redis.call('HDEL', ledger, 'v:' .. one)
+    redis.call('ZREM', index, one)
+  end
+  return #gone + #names
+end
+
+-- The namespace's own keys live as long as its longest session.
+local function settle_index()
+  local last = redis.call('ZRANGE', index, -1, -1, 'WITHSCORES')[2]
+  if last then
+    for _, key in ipairs({index, ledger, lives}) do expire(key, last) end
+  elseif redis.call('ZCARD', lives) == 0 then
+    redis.call('UNLINK', ledger)
+  end
+end
+
+-- A head that should be there: it was not deleted by us, and its time is not over.
+local function lost()
+  local death = redis.call('ZSCORE', index, name)
+  return death and (death == 'inf' or tonumber(death) > now + 1000)
+end
+"""
+
+# ARGV: name, ttl, the version that the caller holds or ''.  Gives the body and the digests only when it is another one.
+LOOK = f"""{_SHARED}
+local version = redis.call('HGET', head, 'version')
+if not version then return {{lost() and 'lost' or 'none'}} end
+local renew = (ARGV[2] ~= '' and due(ARGV[2])) and 1 or 0
+if version == ARGV[3] then return {{'same', version, renew}} end
+local mark = redis.call('HGET', ledger, 'v:' .. name) or ''
+local fields = redis.call('HMGET', head, 'tag', 'digests', 'body')
+return {{'moved', version, renew, mark, fields[1], fields[2], fields[3]}}
+"""
+
+# ARGV: name, expected, ttl, version, tag, mark; body as start, from, to, rest; digests as from, to, rest; how many
+# blobs are written and how many named anew; the budgets of the session and of the namespace, or ''; then the blobs.
+# The blobs come in order: written now, in the store already, of the old head only. Body and digests are given as what
+# they share with the old head's, so that a turn sends what is new.
+COMMIT = f"""{_SHARED}
+local expected, ttl, version, tag, mark = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local written, named, most, most_in_all = tonumber(ARGV[14]), tonumber(ARGV[15]), ARGV[16], ARGV[17]
+local old = redis.call('HMGET', head, 'version', 'tag', 'body', 'digests', 'bytes')
+local found = old[1] or '0'
+if found ~= expected then
+  -- The client sends a script again when the reply is lost: then it finds its own commit.
+  if found == version and old[2] == tag then return {{'moved'}} end
+  return {{'conflict', found}}
+end
+if found == '0' and lost() then return {{'lost'}} end
+if found ~= '0' and due(ttl) then return {{'renew'}} end
+
+local bytes, more = tonumber(old[5] or 0), 0
+for i = 1, named do
+  local key, refs = KEYS[FIRST + 2 * i - 2], KEYS[FIRST + 2 * i - 1]
+  local size = i <= written and #ARGV[17 + i] or redis.call('STRLEN', key)
+  if size == 0 then return {{'missing', i}} end
+  -- A name from an earlier life of the session counts for nothing.
+  if found == '0' or not redis.call('ZSCORE', refs, name) then bytes = bytes + size end
+  more = more + size - (redis.call('HGET', ledger, 'b:' .. digest(FIRST + 2 * i - 2)) or 0)
+end
+for i = FIRST + 2 * named, #KEYS, 2 do
+  local size = tonumber(redis.call('HGET', ledger, 'b:' .. digest(i)) or 0)
+  bytes = bytes - size
+  -- Nobody else names it: it makes room.
+  if redis.call('ZCARD', KEYS[i + 1]) <= 1 then more = more - size end
+end
+if most ~= '' and bytes > tonumber(most) and bytes > tonumber(old[5] or 0) then return {{'session', bytes}} end
+if most_in_all ~= '' and more > 0 then
+  local total = more + tonumber(redis.call('HGET', ledger, 'bytes') or 0)
+  if total > tonumber(most_in_all) then
+    local expired = redis.call('ZRANGEBYSCORE', lives, '-inf', '(' .. text(now), 'LIMIT', 0, 1)
+    return {{#expired > 0 and 'purge' or 'namespace', total}}
+  end
+end
+
+local death = life() or (ttl == '' and 'inf' or text(now + ttl))
+for i = 1, written do redis.call('SET', KEYS[FIRST + 2 * i - 2], ARGV[17 + i]) end
+local body = ARGV[7] .. string.sub(old[3] or '', ARGV[8], ARGV[9]) .. ARGV[10]
+local digests = string.sub(old[4] or '', ARGV[11], ARGV[12]) .. ARGV[13]
+redis.call('HSET', head, 'version', version, 'tag', tag, 'body', body, 'digests', digests, 'bytes', text(bytes))
+redis.call('HSET', ledger, 'v:' .. name, mark)
+expire(head, death)
+redis.call('ZADD', index, death, name)
+name_all(FIRST, FIRST + 2 * named - 1, death)
+drop_all(FIRST + 2 * named, #KEYS)
+purge(8)
+settle_index()
+return {{'moved'}}
+"""
+
+# ARGV: name, expected.  Of a head that is lost, its traces alone.
+DELETE = f"""{_SHARED}
+local version = redis.call('HGET', head, 'version') or '0'
+if version ~= ARGV[2] then return version == '0' and 1 or 0 end
+redis.call('UNLINK', head)
+redis.call('ZREM', index, name)
+redis.call('HDEL', ledger, 'v:' .. name)
+drop_all(FIRST, #KEYS)
+purge(8)
+settle_index()
+return 1
+"""
+
+# ARGV: name, expected, the millisecond to live until or 'inf', whether to give that life to the head too.
+RENEW = f"""{_SHARED}
+redis.call('ZREM', index, '')
+if (redis.call('HGET', head, 'version') or '0') ~= ARGV[2] then return 0 end
+local death = ARGV[3]
+name_all(FIRST, #KEYS, death)
+if ARGV[4] == '1' then
+  expire(head, death)
+  redis.call('ZADD', index, death, name)
+  settle_index()
+end
+return 1
+"""
+
+# Blobs on their way to a commit, kept for so many milliseconds.  KEYS: blobs.  ARGV: milliseconds, blobs.
+STAGE = """
+for i = 1, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 1 then redis.call('SET', KEYS[i], ARGV[1 + i], 'KEEPTTL')
+  else redis.call('SET', KEYS[i], ARGV[1 + i], 'PX', ARGV[1]) end
+end
+"""
+
+# ARGV: '', names, how many of them, which are the names of heads: those keys come last.  Names whose head is gone
+# leave the index and the refs; blobs that nobody names any more go.  Gives the number of those.
+SWEEP = f"""{_SHARED}
+redis.call('ZREM', index, '')
+local heads, swept = tonumber(ARGV[2]), 0
+local first = #KEYS - heads
+for i = 1, heads do
+  if redis.call('EXISTS', KEYS[first + i]) == 0 then
+    redis.call('ZREM', index, ARGV[2 + i])
+    redis.call('HDEL', ledger, 'v:' .. ARGV[2 + i])
+    for j = FIRST, first, 2 do redis.call('ZREM', KEYS[j + 1], ARGV[2 + i]) end
+  end
+end
+for j = FIRST, first, 2 do
+  local there = redis.call('EXISTS', KEYS[j])
+  settle_blob(j)
+  swept = swept + there - redis.call('EXISTS', KEYS[j])
+end
+settle_index()
+return swept
+"""
+
+# What has expired leaves the ledger; gives how much there was to do.
+PURGE = f"""{_SHARED}
+local done = purge(200)
+settle_index()
+return done
+"""
