@@ -9,22 +9,38 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import safetensors
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
-from beacon_memory.config import SLOT_DTYPES, BeaconConfig
+from beacon_memory.config import RATIOS, BeaconConfig
 from beacon_memory.errors import BeaconError, CodecError, ModelMismatch
 from beacon_memory.layout import slot_count
+from beacon_memory.quantise import BITS, Packed, pack, shapes, unpack
 from beacon_memory.state import Fingerprint, Segment, segment_digest
 
 VERSION = 1
 MAGIC = b"BCNM"
-SEGMENT, HEAD, PAGE = b"SEGM", b"HEAD", b"PAGE"
+SEGMENT, HEAD, PAGE, SOURCE = b"SEGM", b"HEAD", b"PAGE", b"TEXT"
 
+# What a hostile payload can make its readers raise.
+_UNREADABLE = (
+    safetensors.SafetensorError,
+    BeaconError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    struct.error,
+)
+_Slots = tuple[Tensor, Tensor, Packed | None]
 _START = struct.Struct("<4s4sII")
 _HEADER = _START.size + hashlib.sha256().digest_size
 
@@ -72,6 +88,9 @@ def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: Beacon
         "keys": segment.keys.cpu().contiguous(),
         "values": segment.values.cpu().contiguous(),
     }
+    if config.slot_dtype in BITS:
+        packed = segment.packed or pack(segment.keys, segment.values, sink=segment.sink, dtype=config.slot_dtype)
+        tensors |= packed.tensors
     # One metadata entry: safetensors writes several in any order, and equal segments should be equal bytes.
     return seal(SEGMENT, save_tensors(tensors, metadata={"beacon": json.dumps(about, sort_keys=True)}))
 
@@ -89,16 +108,12 @@ def decode_segment(blob: bytes, *, fingerprint: Fingerprint, digest: str | None 
         theirs = Fingerprint(about["model"], about["adapter"], about["tokenizer"], about["layout"])
         config = BeaconConfig(layout=theirs.layout, anchors=about["anchors"], slot_dtype=about["slot_dtype"])
         tensors = load_tensors(payload)
-        ids, keys, values = tensors["ids"], tensors["keys"], tensors["values"]
-        segment = Segment(
-            str(about["digest"]),
-            str(about["parent"]),
-            tuple(ids.tolist()),
-            int(about["ratio"]),
-            int(about["sink"]),
-            keys,
-            values,
-        )
+        ids, ratio, sink = tensors.pop("ids"), int(about["ratio"]), int(about["sink"])
+        if ids.dtype != torch.int32 or ids.ndim != 1 or ratio not in RATIOS or not 0 <= sink <= len(ids):
+            raise ValueError(f"{tuple(ids.shape)} ids of {ids.dtype}, ratio {ratio}, sink {sink}")
+        slots = sink + slot_count(len(ids) - sink, ratio)
+        digest_, parent = str(about["digest"]), str(about["parent"])
+        segment = Segment(digest_, parent, tuple(ids.tolist()), ratio, sink, *_slots(tensors, slots, sink, config))
         address = segment_digest(
             segment.ids,
             ratio=segment.ratio,
@@ -107,16 +122,31 @@ def decode_segment(blob: bytes, *, fingerprint: Fingerprint, digest: str | None 
             config=config,
             fingerprint=theirs,
         )
-    except (safetensors.SafetensorError, BeaconError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except CodecError:
+        raise
+    except _UNREADABLE as exc:
         raise CodecError(f"segment: not a readable payload: {exc!r}") from exc
     if address != segment.digest or (digest is not None and digest != segment.digest):
         raise CodecError(f"segment: asked for {digest}, found {segment.digest}, whose contents are {address}")
-    expected = segment.sink + slot_count(len(segment.ids) - segment.sink, segment.ratio)
-    dtypes = [getattr(torch, name) for name in SLOT_DTYPES]
-    if keys.ndim != 4 or keys.shape != values.shape or keys.dtype not in dtypes or keys.shape[2] != expected:
-        raise CodecError(f"segment: {expected} slots expected, keys {tuple(keys.shape)}, values {tuple(values.shape)}")
     require(theirs, fingerprint, what=f"segment {segment.digest[:12]}")
     return segment
+
+
+def _slots(tensors: Mapping[str, Tensor], slots: int, sink: int, config: BeaconConfig) -> _Slots:
+    """The keys and values among a segment's tensors. Raises CodecError when shapes or dtypes are not a segment's."""
+    packed = config.slot_dtype in BITS
+    layers, heads, _, width = tensors["sink_keys" if packed else "keys"].shape
+    if packed:
+        expected = shapes(layers=layers, heads=heads, slots=slots, sink=sink, width=width, dtype=config.slot_dtype)
+    else:
+        expected = dict.fromkeys(("keys", "values"), ((layers, heads, slots, width), getattr(torch, config.slot_dtype)))
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    if found != expected:
+        raise CodecError(f"segment: {slots} slots expected, {expected}, found {found}")
+    if not packed:
+        return tensors["keys"], tensors["values"], None
+    kept = Packed(config.slot_dtype, **tensors)
+    return *unpack(kept), kept
 
 
 def require(theirs: Fingerprint, ours: Fingerprint, *, what: str) -> None:
@@ -124,6 +154,19 @@ def require(theirs: Fingerprint, ours: Fingerprint, *, what: str) -> None:
     if fields := theirs.differences(ours):
         differ = ", ".join(f"{f} {getattr(theirs, f)} (this one is {getattr(ours, f)})" for f in fields)
         raise ModelMismatch(f"{what} was written with another {differ}: open it with that, or re-fold its text")
+
+
+def encode_ids(ids: Sequence[int]) -> bytes:
+    """A document's ids as bytes: what its segments can be folded from again."""
+    return seal(SOURCE, struct.pack(f"<{len(ids)}i", *ids))
+
+
+def decode_ids(blob: bytes, digest: str) -> list[int]:
+    """The ids back. Raises CodecError when the blob is damaged or is not the one that `digest` names."""
+    payload = unseal(SOURCE, blob)
+    if len(payload) % 4 or hashlib.sha256(blob).hexdigest() != digest:
+        raise CodecError(f"text: its {len(payload)} bytes are not those of {digest}")
+    return list(struct.unpack(f"<{len(payload) // 4}i", payload))
 
 
 def encode_json(kind: bytes, value: Any) -> bytes:
@@ -135,5 +178,5 @@ def decode_json(kind: bytes, blob: bytes) -> Any:
     """The value of a head or a page. Raises CodecError."""
     try:
         return json.loads(unseal(kind, blob))
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise CodecError(f"{kind.decode().lower()}: not a readable payload: {exc}") from exc

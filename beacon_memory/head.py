@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from beacon_memory.codec import HEAD, PAGE, decode_json, encode_json
 from beacon_memory.errors import CodecError
 from beacon_memory.state import BeaconState, Fingerprint, Segment
 
+DOCUMENT = "document"  # the role of the transcript's note that a document was read
 PAGE_MESSAGES = 64  # messages that a head carries before they become a page of their own
 
 
@@ -36,11 +37,12 @@ class SessionHead:
     tail: tuple[int, ...] = ()
     pages: tuple[str, ...] = ()  # blobs of PAGE_MESSAGES messages each, oldest first
     recent: tuple[Mapping[str, Any], ...] = ()  # the messages after the last page
+    sources: Mapping[str, str] = field(default_factory=dict)  # document -> the blob of its ids
 
     @property
     def digests(self) -> tuple[str, ...]:
         """Every blob the head names, each once."""
-        return tuple(dict.fromkeys([*(entry.digest for entry in self.entries), *self.pages]))
+        return tuple(dict.fromkeys([*(entry.digest for entry in self.entries), *self.pages, *self.sources.values()]))
 
     @property
     def messages(self) -> int:
@@ -79,7 +81,7 @@ class SessionHead:
         """The head back. Raises CodecError."""
         value = decode_json(HEAD, blob)
         try:
-            return cls(
+            head = cls(
                 fingerprint=Fingerprint(**value["fingerprint"]),
                 ratio=value["ratio"],
                 budget=value["budget"],
@@ -87,9 +89,27 @@ class SessionHead:
                 tail=tuple(value["tail"]),
                 pages=tuple(value["pages"]),
                 recent=tuple(value["recent"]),
+                sources=dict(value.get("sources", {})),
             )
-        except (KeyError, TypeError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise CodecError(f"head: not a readable payload: {exc!r}") from exc
+        _check(head)
+        return head
+
+
+def _check(head: SessionHead) -> None:
+    """Raises CodecError unless every field is of its type."""
+    named = [*(entry.digest for entry in head.entries), *head.pages, *head.sources.values()]
+    texts = [*asdict(head.fingerprint).values(), *(entry.document for entry in head.entries), *head.sources, *named]
+    numbers = [head.ratio, *head.tail, *(n for e in head.entries for n in (e.tokens, e.slots, e.ratio))]
+    if head.budget is not None:
+        numbers.append(head.budget)
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and all(isinstance(message, dict) for message in head.recent)
+    ):
+        raise CodecError("head: not a readable payload: a field is of the wrong type")
 
 
 def read_page(blob: bytes, digest: str) -> list[dict[str, Any]]:
@@ -97,6 +117,8 @@ def read_page(blob: bytes, digest: str) -> list[dict[str, Any]]:
     if hashlib.sha256(blob).hexdigest() != digest:
         raise CodecError(f"page: its contents are not those of {digest}")
     messages: list[dict[str, Any]] = decode_json(PAGE, blob)
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise CodecError("page: not a readable payload: a list of messages expected")
     return messages
 
 

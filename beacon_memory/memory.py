@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from beacon_memory.archive import read_archive
-from beacon_memory.codec import decode_segment, require
+from beacon_memory.codec import decode_ids, decode_segment, require
 from beacon_memory.config import BeaconConfig
-from beacon_memory.errors import SegmentMissing, SessionExists
+from beacon_memory.errors import SegmentMissing, SessionExists, SessionNotFound, SessionRolledBack
 from beacon_memory.head import SessionHead, check_entry, read_page
 from beacon_memory.model import BeaconModel
+from beacon_memory.repair import repair
 from beacon_memory.session import Session
 from beacon_memory.state import BeaconState, Segment
 from beacon_memory.stores import Head, StateStore, open_store
@@ -49,14 +50,16 @@ class BeaconMemory:
         config: BeaconConfig | None = None,
         adapter: str | Path | None = "auto",
         hot_bytes: int = HOT_BYTES,
+        key: bytes | None = None,
         **options: Any,
     ) -> Self:
         """A memory by names: a model as `BeaconModel.from_pretrained` takes it (with its options), a store by URL.
 
-        Stores: memory://, sqlite:///path, redis://, rediss://, unix://. The store is opened first, so that a wrong URL
-        does not cost a model. Raises ModelError, StoreUnavailable, ConfigError.
+        Stores: memory://, sqlite:///path, redis://, rediss://, unix://, redis+cluster://, redis+sentinel://; `key`
+        seals what a Redis store keeps. The store is opened first, so that a wrong URL does not cost a model. Raises
+        ModelError, StoreUnavailable, ConfigError.
         """
-        opened = open_store(store)
+        opened = open_store(store, key=key)
         try:
             if isinstance(model, str):
                 model = BeaconModel.from_pretrained(model, config, adapter=adapter, **options)
@@ -66,13 +69,23 @@ class BeaconMemory:
                 opened.close()
             raise
 
-    def session(self, session_id: str, *, ratio: int | None = None, budget: int | None = None) -> Session:
+    def session(
+        self, session_id: str, *, ratio: int | None = None, budget: int | None = None, at_least: int = 0
+    ) -> Session:
         """A session by its id; it is created by the first thing added.
 
         `ratio` holds for what is folded from now on (default: what the session has, else the model's). `budget` is the
-        most slots it may keep. Nothing is read or written here.
+        most slots it may keep. With `at_least`, a version from `info()`, a session that stands before it, or is gone,
+        raises SessionRolledBack: the store went back in time. Nothing is read or written here.
         """
-        return Session(self, session_id, ratio=ratio, budget=budget)
+        return Session(self, session_id, ratio=ratio, budget=budget, at_least=at_least)
+
+    def repair(self, session_id: str) -> int:
+        """Fold a session's lost or damaged segments again from its ids and messages; gives their number.
+
+        Raises SegmentMissing when these are lost too, SessionNotFound.
+        """
+        return repair(self, session_id)
 
     def sessions(self) -> list[str]:
         """The ids of all sessions, sorted."""
@@ -90,6 +103,8 @@ class BeaconMemory:
             check_entry(entry, self.decode(exported.blobs[entry.digest], entry.digest))
         for digest in head.pages:
             read_page(exported.blobs[digest], digest)
+        for digest in head.sources.values():
+            decode_ids(exported.blobs[digest], digest)
         session = name or exported.name
         if self.store.version(session):
             raise SessionExists(f"session {session!r} exists already: import under another name, or forget it first")
@@ -106,21 +121,33 @@ class BeaconMemory:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def load(self, session_id: str) -> tuple[SessionHead, int]:
-        """A session's head and version. Raises SessionNotFound, CodecError, ModelMismatch."""
-        stored, version = self.store.load(session_id)
+    def load(self, session_id: str, *, at_least: int = 0) -> tuple[SessionHead, int]:
+        """A session's head and version. Raises SessionNotFound, SessionRolledBack, CodecError, ModelMismatch."""
+        try:
+            stored, version = self.store.load(session_id)
+        except SessionNotFound as exc:
+            if at_least:
+                raise SessionRolledBack(f"session {session_id!r} is gone, version {at_least} was expected") from exc
+            raise
+        if version < at_least:
+            raise SessionRolledBack(
+                f"session {session_id!r} is at version {version}, {at_least} or later was expected: the store was "
+                f"restored from an older copy, or lost a write; open it without at_least to go on from there"
+            )
         head = SessionHead.from_bytes(stored.body)
         require(head.fingerprint, self.model.fingerprint, what=f"session {session_id!r}")
         return head, version
 
-    def view(self, session_id: str, read: Callable[[SessionHead], T]) -> tuple[T, SessionHead, int]:
+    def view(
+        self, session_id: str, read: Callable[[SessionHead], T], *, at_least: int = 0
+    ) -> tuple[T, SessionHead, int]:
         """What `read` makes of a session's newest head, that head, and its version.
 
         Done again when another writer moved the session, and dropped blobs, meanwhile. Raises SegmentMissing when
         blobs are lost.
         """
         while True:
-            head, version = self.load(session_id)
+            head, version = self.load(session_id, at_least=at_least)
             try:
                 return read(head), head, version
             except SegmentMissing:

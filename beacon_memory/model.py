@@ -30,6 +30,7 @@ from beacon_memory.loading import (
     tokenizer_fingerprint,
 )
 from beacon_memory.prefix import Prefix, Rope
+from beacon_memory.quantise import BITS, pack, unpack
 from beacon_memory.state import BeaconState, Fingerprint, Segment, chain, segment_digest
 
 Known = Callable[[str], "Segment | None"]
@@ -194,11 +195,16 @@ class BeaconModel:
         fitted = list(segments)
         while sum(segment.slots for segment in fitted) > budget:
             index, ratio = next_refold(fitted, budget)
-            old, before = fitted[index], fitted[:index]
-            parent = chain(segment.digest for segment in before)
-            past = self._empty.extend(before)
-            fitted[index] = self._fold(old.ids, past, parent, ratio=ratio, sink=old.sink, known=known)
+            old = fitted[index]
+            fitted[index] = self.refold(old.ids, fitted[:index], ratio=ratio, sink=old.sink, known=known)
         return fitted
+
+    def refold(
+        self, ids: Sequence[int], before: Sequence[Segment], *, ratio: int, sink: int, known: Known | None = None
+    ) -> Segment:
+        """One window folded behind these segments, whatever was folded behind it."""
+        parent = chain(segment.digest for segment in before)
+        return self._fold(ids, self._empty.extend(before), parent, ratio=ratio, sink=sink, known=known)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState] | None = None, **sampling: Any
@@ -256,6 +262,10 @@ class BeaconModel:
         rows = torch.tensor([list(ids)], device=self.lm.device)
         with torch.inference_mode():
             folded = fold(self.beacons, past, rows, ratio=ratio, sink=sink, config=self.config)
+        if self.config.slot_dtype in BITS:
+            # What is kept is what is read back: a hot segment and a stored one answer the same.
+            packed = pack(folded.keys[:, 0], folded.values[:, 0], sink=sink, dtype=self.config.slot_dtype)
+            return Segment(digest, parent, tuple(ids), ratio, sink, *unpack(packed), packed)
         dtype = getattr(torch, self.config.slot_dtype)
         # Copies: a view would keep the whole forward's memory alive as long as the state.
         kept = [t[:, 0].to(dtype).clone().contiguous() for t in (folded.keys, folded.values)]

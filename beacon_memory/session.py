@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from beacon_memory.archive import Exported, write_archive
-from beacon_memory.codec import encode_segment
-from beacon_memory.config import check_ratio
+from beacon_memory.codec import encode_ids, encode_segment
+from beacon_memory.config import SLOT_BITS, check_ratio
 from beacon_memory.errors import ConfigError, InputError, SessionNotFound, TranscriptError
-from beacon_memory.head import SessionHead
+from beacon_memory.head import DOCUMENT, SessionHead
 from beacon_memory.sources import check_text, read_source
 from beacon_memory.state import BeaconState, chain
 from beacon_memory.stores.base import check_session, not_found, retrying
@@ -19,8 +20,6 @@ from beacon_memory.transcript import check_message
 
 if TYPE_CHECKING:
     from beacon_memory.memory import BeaconMemory
-
-DOCUMENT = "document"  # the role of the transcript's note that a document was read
 
 Messages = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 Progress = Callable[[int], None]
@@ -33,6 +32,7 @@ class SessionInfo:
     """What a session holds and what it costs."""
 
     session: str
+    version: int  # grows with each change: give it as `at_least` to be told when a store has gone back
     messages: int
     documents: int
     tokens: int  # read in all
@@ -49,9 +49,16 @@ class Session:
     """A session by its id. It holds nothing but names: every call reads the session's newest version."""
 
     def __init__(
-        self, memory: BeaconMemory, session_id: str, *, ratio: int | None = None, budget: int | None = None
+        self,
+        memory: BeaconMemory,
+        session_id: str,
+        *,
+        ratio: int | None = None,
+        budget: int | None = None,
+        at_least: int = 0,
     ) -> None:
         self.id = check_session(session_id)
+        self._at_least = at_least
         self._memory = memory
         config = memory.model.config
         self._ratio = None if ratio is None else check_ratio(ratio, config.window)
@@ -103,7 +110,10 @@ class Session:
             state = replace(state, segments=tuple(fitted))
             note = {"role": DOCUMENT, "content": name, "tokens": read.tokens, "document": document}
             noted, pages = head.with_state(state, document=document).with_messages([note])
-            return noted, state, pages
+            source = encode_ids(ids)
+            digest = hashlib.sha256(source).hexdigest()
+            noted = replace(noted, sources={**head.sources, document: digest})
+            return noted, state, pages | {digest: source}
 
         self._change(change)
 
@@ -122,7 +132,7 @@ class Session:
         `sampling`: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed. Raises SessionNotFound,
         PromptTooLong.
         """
-        state, _, _ = self._memory.view(self.id, self._memory.state)
+        state, _, _ = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
         pieces = self._answer(question, state, system=system, sampling=sampling)
         return pieces if stream else "".join(pieces)
 
@@ -144,16 +154,17 @@ class Session:
 
     def info(self) -> SessionInfo:
         """What the session holds and what it costs; no segment is read. Raises SessionNotFound."""
-        head, _ = self._memory.load(self.id)
+        head, version = self._memory.load(self.id, at_least=self._at_least)
         model = self._memory.model
         ratios: dict[int, int] = {}
         for entry in head.entries:
             ratios[entry.ratio] = ratios.get(entry.ratio, 0) + entry.tokens
         slots = sum(entry.slots for entry in head.entries)
         tokens = sum(entry.tokens for entry in head.entries) + len(head.tail)
-        width = 4 if model.config.slot_dtype == "float32" else 2
+        bits = SLOT_BITS[model.config.slot_dtype]
         return SessionInfo(
             session=self.id,
+            version=version,
             messages=head.messages,
             documents=len({entry.document for entry in head.entries} - {""}),
             tokens=tokens,
@@ -162,17 +173,17 @@ class Session:
             ratios=ratios,
             ratio=head.ratio,
             budget=head.budget or model.budget,
-            bytes=slots * model.raw_bytes_per_token * width // 2,
+            bytes=slots * model.raw_bytes_per_token * bits // 16,
             raw_bytes=tokens * model.raw_bytes_per_token,
         )
 
     def messages(self) -> list[dict[str, Any]]:
         """The transcript, oldest first; a document stands in it as a note. Raises SessionNotFound."""
-        return self._memory.view(self.id, self._memory.messages)[0]
+        return self._memory.view(self.id, self._memory.messages, at_least=self._at_least)[0]
 
     def state(self) -> BeaconState:
         """The session's state. Raises SessionNotFound, SegmentMissing, CodecError."""
-        return self._memory.view(self.id, self._memory.state)[0]
+        return self._memory.view(self.id, self._memory.state, at_least=self._at_least)[0]
 
     def fork(self, new: str) -> Session:
         """A new session that begins where this one stands; nothing is copied but names. Raises SessionExists."""
@@ -192,7 +203,10 @@ class Session:
                     f"session {self.id!r} has {len(past)} messages: rewind to 0 to {len(past)}, not {messages}"
                 )
             state = self._rewound(head, state, past, messages)
-            back = replace(head, pages=(), recent=(), entries=head.entries[: len(state.segments)])
+            entries = head.entries[: len(state.segments)]
+            read = {entry.document for entry in entries}
+            sources = {document: digest for document, digest in head.sources.items() if document in read}
+            back = replace(head, pages=(), recent=(), entries=entries, sources=sources)
             kept, pages = back.with_state(state).with_messages(list(past[:messages]))
             return kept, state, pages
 
@@ -211,7 +225,7 @@ class Session:
         """The session's head, state and version; what a new one begins with, at version 0, when there is none."""
         model = self._memory.model
         try:
-            state, head, version = self._memory.view(self.id, self._memory.state)
+            state, head, version = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
         except SessionNotFound:
             head, version = SessionHead(fingerprint=model.fingerprint, ratio=model.config.ratio), 0
             state = BeaconState()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from beacon_memory.config import BeaconConfig
+    from beacon_memory.quantise import Packed
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Segment:
     sink: int
     keys: Tensor  # (layers, kv_heads, slots, head_dim), before RoPE
     values: Tensor  # (layers, kv_heads, slots, head_dim)
+    packed: Packed | None = None  # what keys and values were made of, where slots are kept in 8 or 4 bits
 
     @property
     def slots(self) -> int:
@@ -57,8 +59,8 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of its keys and values."""
-        return int(self.keys.nbytes + self.values.nbytes)
+        """The bytes of its keys and values, packed ones counted too."""
+        return int(self.keys.nbytes + self.values.nbytes) + (self.packed.nbytes if self.packed else 0)
 
     def equals(self, other: Segment) -> bool:
         """Whether every field is the same, bit for bit."""

@@ -66,7 +66,7 @@ def test_every_ratio_of_the_paper_and_raw_are_accepted() -> None:
         {"anchors": "last+last"},
         {"sink": -1},
         {"keep_last": 1.5},
-        {"slot_dtype": "int8"},
+        {"slot_dtype": "int3"},
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_by_name(setting: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -45,6 +46,7 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", help="the longest answer
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time")]
 System = Annotated[str | None, typer.Option(help="a system prompt for this answer; not remembered")]
 
+KEY_VARIABLE = "BEACON_STORE_KEY"  # seals what is kept in Redis
 DEFAULT_STORE = "sqlite:///beacon-memory.db"
 
 
@@ -202,10 +204,30 @@ def import_(
     say(f"session {opened.id} imported")
 
 
+@app.command()
+def gc(store: Store = DEFAULT_STORE) -> None:
+    """Remove what crashes, evictions and expired sessions left in a store; writers need not stop."""
+    with stored(store) as opened:
+        swept = opened.gc()
+    say(f"{swept} blobs removed")
+
+
+@app.command()
+def repair(
+    session: SessionName, model: Model = "smollm2", store: Store = DEFAULT_STORE, adapter: Adapter = "auto"
+) -> None:
+    """Fold a session's lost or damaged segments again, from its ids and messages."""
+    with remembering(model, store, adapter=adapter, must_exist=session) as memory:
+        folded = memory.repair(session)
+    say(f"session {session}: {folded} segments folded again" if folded else f"session {session}: nothing to repair")
+
+
 def stored(url: str) -> StateStore:
     from beacon_memory.stores import open_store
 
-    return open_store(url)
+    # Not an option: what stands in a command line, every process of the machine can read.
+    key = os.environ.get(KEY_VARIABLE)
+    return open_store(url, key=key.encode() if key and url.startswith(("redis", "unix:")) else None)
 
 
 @contextmanager

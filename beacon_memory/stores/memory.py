@@ -80,4 +80,5 @@ class MemoryStore(StateStore):
         for digest in digests:
             self._refs[digest].discard(session)
             if not self._refs[digest]:
-                del self._refs[digest], self._blobs[digest]
+                del self._refs[digest]
+                self._blobs.pop(digest, None)

@@ -27,6 +27,11 @@ SCHEMA = (
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 
+# Written again where it is not what it should be: a repair gives back a damaged blob.
+_PUT_BLOB = """
+INSERT INTO blobs VALUES (?, ?) ON CONFLICT DO UPDATE SET bytes = excluded.bytes WHERE bytes <> excluded.bytes
+"""
+
 
 class SqliteStore(StateStore):
     """A store in the file at `path`, created when it is not there. Its directory must be there.
@@ -90,7 +95,7 @@ class SqliteStore(StateStore):
                 raise conflict(session, version, expected=expected)
             for digest in dict.fromkeys(head.digests):
                 if digest in blobs:
-                    db.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (digest, blobs[digest]))
+                    db.execute(_PUT_BLOB, (digest, blobs[digest]))
                 elif not db.execute("SELECT 1 FROM blobs WHERE digest = ?", (digest,)).fetchone():
                     raise missing(digest)
             old = self._digests(session)

@@ -1,0 +1,132 @@
+"""Slots in 8 or 4 bits: keys per channel, values per token, in groups that share a scale.
+
+A key's channels have ranges of their own, the same for all tokens; a value's do not (KIVI, arXiv 2402.02750). So a
+group of keys is one channel over neighbouring slots, a group of values one slot over neighbouring channels. Sinks keep
+bfloat16: they are few, and unlike the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+BITS = {"int8": 8, "int4": 4}
+Form = tuple[tuple[int, ...], torch.dtype]
+
+GROUP = 64  # the most slots (keys) or channels (values) that share a scale
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Keys and values as they are stored, and what it takes to have them back."""
+
+    dtype: str  # "int8" or "int4"
+    sink_keys: Tensor  # (layers, kv_heads, sink, head_dim), bfloat16
+    sink_values: Tensor  # (layers, kv_heads, sink, head_dim), bfloat16
+    keys: Tensor  # (layers, kv_heads, slots - sink, head_dim), uint8; int4: two channels a byte
+    key_scales: Tensor  # (layers, kv_heads, groups of slots, head_dim), float32
+    key_lows: Tensor  # as key_scales
+    values: Tensor  # as keys
+    value_scales: Tensor  # (layers, kv_heads, slots - sink, groups of channels), float32
+    value_lows: Tensor  # as value_scales
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dtype"}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all of them."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def pack(keys: Tensor, values: Tensor, *, sink: int, dtype: str) -> Packed:
+    """Keys (before RoPE) and values in 8 or 4 bits.  # (layers, kv_heads, slots, head_dim) each"""
+    keys, values = keys.detach().cpu().float(), values.detach().cpu().float()
+    sinks = [t[:, :, :sink].to(torch.bfloat16).contiguous() for t in (keys, values)]
+    by_channel, key_scales, key_lows = _codes(keys[:, :, sink:].transpose(2, 3), bits=BITS[dtype])
+    by_token, value_scales, value_lows = _codes(values[:, :, sink:], bits=BITS[dtype])
+    return Packed(
+        dtype,
+        sinks[0],
+        sinks[1],
+        _narrow(by_channel.transpose(2, 3), dtype),
+        key_scales.transpose(2, 3).contiguous(),
+        key_lows.transpose(2, 3).contiguous(),
+        _narrow(by_token, dtype),
+        value_scales,
+        value_lows,
+    )
+
+
+def unpack(packed: Packed) -> tuple[Tensor, Tensor]:
+    """The keys and values that a packed segment stands for, in bfloat16: the same bits each time."""
+    keys = _decoded(
+        _wide(packed.keys, packed.dtype).transpose(2, 3),
+        packed.key_scales.transpose(2, 3),
+        packed.key_lows.transpose(2, 3),
+    ).transpose(2, 3)
+    values = _decoded(_wide(packed.values, packed.dtype), packed.value_scales, packed.value_lows)
+    return (
+        torch.cat([packed.sink_keys, keys.to(torch.bfloat16)], dim=2),
+        torch.cat([packed.sink_values, values.to(torch.bfloat16)], dim=2),
+    )
+
+
+def shapes(*, layers: int, heads: int, slots: int, sink: int, width: int, dtype: str) -> dict[str, Form]:
+    """The shape and dtype of every tensor of a packed segment."""
+    rest = slots - sink
+    codes = ((layers, heads, rest, width // 2 if dtype == "int4" else width), torch.uint8)
+    key_groups = ((layers, heads, _groups(rest), width), torch.float32)
+    value_groups = ((layers, heads, rest, _groups(width)), torch.float32)
+    sinks = ((layers, heads, sink, width), torch.bfloat16)
+    return {
+        "sink_keys": sinks,
+        "sink_values": sinks,
+        "keys": codes,
+        "key_scales": key_groups,
+        "key_lows": key_groups,
+        "values": codes,
+        "value_scales": value_groups,
+        "value_lows": value_groups,
+    }
+
+
+def _codes(rows: Tensor, *, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, scales and lows of groups along the last dimension."""
+    count = rows.shape[-1]
+    groups = _groups(count)
+    if not groups:
+        empty = rows.new_zeros(*rows.shape[:-1], 0)
+        return rows.to(torch.uint8), empty, empty
+    # The last group is filled up with its last number, which changes neither its lowest nor its highest.
+    last = rows[..., -1:].expand(*rows.shape[:-1], groups * GROUP - count)
+    grouped = torch.cat([rows, last], dim=-1).reshape(*rows.shape[:-1], groups, GROUP)
+    lows, highs = grouped.amin(-1), grouped.amax(-1)
+    scales = (highs - lows) / (2**bits - 1)
+    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
+    codes = ((grouped - lows[..., None]) / scales[..., None]).round().clamp(0, 2**bits - 1).to(torch.uint8)
+    return codes.flatten(-2)[..., :count], scales.contiguous(), lows.contiguous()
+
+
+def _decoded(codes: Tensor, scales: Tensor, lows: Tensor) -> Tensor:
+    count = codes.shape[-1]
+    # Product, then sum, in two steps: nothing may fuse them differently on another machine.
+    wide = [t.repeat_interleave(GROUP, dim=-1)[..., :count] for t in (scales, lows)]
+    return codes.float().mul(wide[0]).add(wide[1])
+
+
+def _narrow(codes: Tensor, dtype: str) -> Tensor:
+    codes = codes.contiguous()
+    return codes if dtype == "int8" else codes[..., 0::2] | (codes[..., 1::2] << 4)
+
+
+def _wide(codes: Tensor, dtype: str) -> Tensor:
+    return codes if dtype == "int8" else torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)
+
+
+def _groups(count: int) -> int:
+    return -(-count // GROUP)

@@ -1,0 +1,147 @@
+"""Slots in 8 and 4 bits: small, near, and the same hot and cold."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import pytest
+import torch
+
+from beacon_memory import BeaconConfig, BeaconMemory
+from beacon_memory.codec import decode_segment, encode_segment, seal, unseal
+from beacon_memory.errors import CodecError
+from beacon_memory.quantise import GROUP, pack, unpack
+from beacon_memory.state import Fingerprint, Segment, segment_digest
+from beacon_memory.testing import tiny_model
+
+FORMS = ["int8", "int4"]
+OURS = Fingerprint("m" * 16, "none", "t" * 16, "select")
+
+
+def slots(count: int, *, width: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values with channels of very different ranges, as models have them."""
+    random = torch.Generator().manual_seed(seed)
+    ranges = torch.logspace(-2, 2, width)
+    keys = torch.randn(2, 3, count, width, generator=random) * ranges + 5 * ranges
+    return keys, torch.randn(2, 3, count, width, generator=random)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [0, 1, 4, 5, GROUP, GROUP + 5, 3 * GROUP])
+@pytest.mark.parametrize("sink", [0, 4])
+def test_what_is_packed_comes_back_near(form, count, sink):
+    keys, values = slots(count)
+    sink = min(sink, count)
+    packed = pack(keys, values, sink=sink, dtype=form)
+    found = unpack(packed)
+    steps = 255 if form == "int8" else 15
+    for was, now, dim in ((keys, found[0], 2), (values, found[1], 3)):
+        assert now.shape == was.shape
+        assert now.dtype == torch.bfloat16
+        assert torch.equal(now[:, :, :sink], was[:, :, :sink].bfloat16())
+        if count > sink:
+            rest = was[:, :, sink:]
+            spread = rest.amax(dim, keepdim=True) - rest.amin(dim, keepdim=True)
+            # Half a step, and what bfloat16 cannot tell apart.
+            off = (now[:, :, sink:].float() - rest).abs() - rest.abs() / 128
+            assert (off <= spread / steps * 0.51 + 1e-6).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equal_numbers_come_back_exactly(form):
+    keys = torch.full((1, 1, 70, 16), 3.0)
+    assert all(torch.equal(t, keys.bfloat16()) for t in unpack(pack(keys, keys, sink=0, dtype=form)))
+
+
+@pytest.mark.parametrize(("form", "share"), [("int8", 0.58), ("int4", 0.33)])
+def test_packed_slots_take_their_share_of_bfloat16(form, share):
+    keys, values = slots(128, width=64)
+    raw = 2 * (keys.numel() + values.numel())
+    assert pack(keys, values, sink=0, dtype=form).nbytes <= share * raw
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("layout", ["select", "shadow", "interleave"])
+def test_a_hot_session_and_a_stored_one_answer_the_same(form, layout, tmp_path):
+    config = BeaconConfig(window=32, keep_last=8, sink=2, anchors="last", layout=layout, slot_dtype=form)
+    model = tiny_model(config=config)
+    hot = BeaconMemory.open(model, f"sqlite:///{tmp_path}/m.db")
+    hot.session("alice").add_document("The lease ends in May. " * 20)
+    hot.session("alice").add("I live in Lyon. " * 9)
+    state = hot.session("alice").state()
+    cold = BeaconMemory.open(model, f"sqlite:///{tmp_path}/m.db").session("alice").state()
+    assert cold.equals(state)
+    assert torch.equal(model.logits([5, 6, 7], cold), model.logits([5, 6, 7], state))
+    again = [encode_segment(s, fingerprint=model.fingerprint, config=config) for s in cold.segments]
+    assert again == [encode_segment(s, fingerprint=model.fingerprint, config=config) for s in state.segments]
+
+
+def test_sessions_of_every_form_live_in_one_store(tmp_path):
+    answers = {}
+    for form in ("bfloat16", *FORMS):
+        model = tiny_model(config=BeaconConfig(window=32, keep_last=8, sink=2, anchors="last", slot_dtype=form))
+        with BeaconMemory.open(model, f"sqlite:///{tmp_path}/m.db") as memory:
+            memory.session(form).add("I live in Lyon. " * 9)
+    for form in ("bfloat16", *FORMS):
+        # Whatever this worker writes, it reads them all.
+        with BeaconMemory.open(model, f"sqlite:///{tmp_path}/m.db") as memory:
+            answers[form] = model.logits([5, 6, 7], memory.session(form).state())
+    off = {form: (answers[form] - answers["bfloat16"]).abs().mean() for form in FORMS}
+    assert 0 < off["int8"] < off["int4"]
+
+
+def made(form: str, count: int = 20, sink: int = 4) -> tuple[Segment, BeaconConfig]:
+    """A segment that any machine makes alike: whole numbers, no random ones."""
+    config = BeaconConfig(slot_dtype=form)
+    ids = range(sink + 4 * (count - sink))
+    parent = hashlib.sha256(b"beacon-chain-1").hexdigest()
+    address = segment_digest(ids, ratio=4, sink=sink, parent=parent, config=config, fingerprint=OURS)
+    numbers = (torch.arange(2 * count * 8) * 37 % 101 - 50).float().reshape(1, 2, count, 8)
+    if form in FORMS:
+        packed = pack(numbers, -numbers, sink=sink, dtype=form)
+        return Segment(address, parent, tuple(ids), 4, sink, *unpack(packed), packed), config
+    keys, values = (t.to(getattr(torch, form)) for t in (numbers, -numbers))
+    return Segment(address, parent, tuple(ids), 4, sink, keys, values), config
+
+
+GOLDEN = {
+    "bfloat16": "",
+    "int8": "",
+    "int4": "",
+}
+
+
+@pytest.mark.parametrize("form", GOLDEN)
+def test_bytes_are_those_of_the_format_page(form):
+    """Any change here is a new format version."""
+    segment, config = made(form)
+    blob = encode_segment(segment, fingerprint=OURS, config=config)
+    assert hashlib.sha256(blob).hexdigest() == GOLDEN[form]
+    assert decode_segment(blob, fingerprint=OURS, digest=segment.digest).equals(segment)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["sink_keys", "keys", "key_scales", "key_lows", "values", "value_scales", "value_lows"])
+def test_a_tensor_of_the_wrong_shape_or_dtype_is_refused(form, name):
+    segment, config = made(form)
+    assert segment.packed is not None
+    tensor = getattr(segment.packed, name)
+    for wrong in (tensor[:, :1], tensor[..., :-1], tensor.to(torch.float16), tensor[0]):
+        packed = dataclasses.replace(segment.packed, **{name: wrong.contiguous()})
+        blob = encode_segment(dataclasses.replace(segment, packed=packed), fingerprint=OURS, config=config)
+        with pytest.raises(CodecError):
+            decode_segment(blob, fingerprint=OURS)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_truncation_and_flip_of_a_packed_segment_is_refused(form):
+    segment, config = made(form)
+    blob = encode_segment(segment, fingerprint=OURS, config=config)
+    for place in range(0, len(blob), 3):
+        flipped = bytearray(blob)
+        flipped[place] ^= 1 << place % 8
+        for wrong in (blob[:place], bytes(flipped)):
+            with pytest.raises(CodecError):
+                decode_segment(wrong, fingerprint=OURS)
+    assert seal(b"SEGM", unseal(b"SEGM", blob)) == blob
