@@ -38,6 +38,7 @@ _UNREADABLE = (
     AttributeError,
     OverflowError,
     RecursionError,
+    RuntimeError,  # torch, for a size that overflows
     struct.error,
 )
 _Slots = tuple[Tensor, Tensor, Packed | None]

@@ -122,7 +122,9 @@ def test_bytes_are_those_of_the_format_page(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["sink_keys", "keys", "key_scales", "key_lows", "values", "value_scales", "value_lows"])
+@pytest.mark.parametrize(
+    "name", ["sink_keys", "keys", "key_scales", "key_lows", "values", "value_scales", "value_lows"]
+)
 def test_a_tensor_of_the_wrong_shape_or_dtype_is_refused(form, name):
     segment, config = made(form)
     assert segment.packed is not None
