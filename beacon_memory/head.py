@@ -38,6 +38,7 @@ class SessionHead:
     pages: tuple[str, ...] = ()  # blobs of PAGE_MESSAGES messages each, oldest first
     recent: tuple[Mapping[str, Any], ...] = ()  # the messages after the last page
     sources: Mapping[str, str] = field(default_factory=dict)  # document -> the blob of its ids
+    slot_dtype: str | None = None  # of what is folded next; the model's when None
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -90,6 +91,7 @@ class SessionHead:
                 pages=tuple(value["pages"]),
                 recent=tuple(value["recent"]),
                 sources=dict(value.get("sources", {})),
+                slot_dtype=value.get("slot_dtype"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise CodecError(f"head: not a readable payload: {exc!r}") from exc
@@ -102,6 +104,8 @@ def _check(head: SessionHead) -> None:
     named = [*(entry.digest for entry in head.entries), *head.pages, *head.sources.values()]
     texts = [*asdict(head.fingerprint).values(), *(entry.document for entry in head.entries), *head.sources, *named]
     numbers = [head.ratio, *head.tail, *(n for e in head.entries for n in (e.tokens, e.slots, e.ratio))]
+    if head.slot_dtype is not None:
+        texts.append(head.slot_dtype)
     if head.budget is not None:
         numbers.append(head.budget)
     if not (

@@ -70,15 +70,22 @@ class BeaconMemory:
             raise
 
     def session(
-        self, session_id: str, *, ratio: int | None = None, budget: int | None = None, at_least: int = 0
+        self,
+        session_id: str,
+        *,
+        ratio: int | None = None,
+        budget: int | None = None,
+        slot_dtype: str | None = None,
+        at_least: int = 0,
     ) -> Session:
         """A session by its id; it is created by the first thing added.
 
-        `ratio` holds for what is folded from now on (default: what the session has, else the model's). `budget` is the
-        most slots it may keep. With `at_least`, a version from `info()`, a session that stands before it, or is gone,
-        raises SessionRolledBack: the store went back in time. Nothing is read or written here.
+        `ratio` and `slot_dtype` ("bfloat16", "int8", "int4", …) hold for what is folded from now on (default: what the
+        session has, else the model's). `budget` is the most slots it may keep. With `at_least`, a version from
+        `info()`, a session that stands before it, or is gone, raises SessionRolledBack: the store went back in time.
+        Nothing is read or written here.
         """
-        return Session(self, session_id, ratio=ratio, budget=budget, at_least=at_least)
+        return Session(self, session_id, ratio=ratio, budget=budget, slot_dtype=slot_dtype, at_least=at_least)
 
     def repair(self, session_id: str) -> int:
         """Fold a session's lost or damaged segments again from its ids and messages; gives their number.

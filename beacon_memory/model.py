@@ -155,19 +155,22 @@ class BeaconModel:
         close: bool = False,
         budget: int | None = None,
         known: Known | None = None,
+        slot_dtype: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> BeaconState:
         """The state after reading `ids` behind `state`, which stays as it is (paper, section 3.1).
 
         Windows are folded where the stream alone says, so feeding it in pieces gives the same segments. `close` folds
         the tail too: the stream ends here. Above `budget` slots (default: the model's) the oldest segments are folded
-        again at the next ratio. `known` may give a segment by its digest, which is then not folded. `progress` gets
-        the number of tokens after each window. Raises ConfigError, InputError, BudgetExceeded.
+        again at the next ratio. `known` may give a segment by its digest, which is then not folded. `slot_dtype` is
+        what new slots are kept in (default: the config's). `progress` gets the number of tokens after each window.
+        Raises ConfigError, InputError, BudgetExceeded.
         """
         ratio = check_ratio(self.config.ratio if ratio is None else ratio, self.config.window)
         state = state or BeaconState()
+        how: dict[str, Any] = {"known": known, "slot_dtype": slot_dtype}
         # A budget may be smaller than the last one was, and nothing be folded below.
-        segments, tail = self.fit(state.segments, budget=budget, known=known), [*state.tail, *self._checked(ids)]
+        segments, tail = self.fit(state.segments, budget=budget, **how), [*state.tail, *self._checked(ids)]
         past: Prefix | None = None
         while tail:
             sink = 0 if segments else self.config.sink
@@ -177,10 +180,10 @@ class BeaconModel:
             window, tail = tail[:size], tail[size:]
             if past is None:
                 past = self._empty.extend(segments)
-            segment = self._fold(window, past, chain(s.digest for s in segments), ratio=ratio, sink=sink, known=known)
+            segment = self._fold(window, past, chain(s.digest for s in segments), ratio=ratio, sink=sink, **how)
             segments.append(segment)
             past = past.extend([segment])
-            fitted = self.fit(segments, budget=budget, known=known)
+            fitted = self.fit(segments, budget=budget, **how)
             if fitted != segments:
                 segments, past = fitted, None
             if progress:
@@ -188,7 +191,12 @@ class BeaconModel:
         return BeaconState(tuple(segments), tuple(tail))
 
     def fit(
-        self, segments: Sequence[Segment], *, budget: int | None = None, known: Known | None = None
+        self,
+        segments: Sequence[Segment],
+        *,
+        budget: int | None = None,
+        known: Known | None = None,
+        slot_dtype: str | None = None,
     ) -> list[Segment]:
         """The segments within `budget` slots: old ones folded again from their ids, coarser. Raises BudgetExceeded."""
         budget = self.budget if budget is None else budget
@@ -196,15 +204,24 @@ class BeaconModel:
         while sum(segment.slots for segment in fitted) > budget:
             index, ratio = next_refold(fitted, budget)
             old = fitted[index]
-            fitted[index] = self.refold(old.ids, fitted[:index], ratio=ratio, sink=old.sink, known=known)
+            fitted[index] = self.refold(
+                old.ids, fitted[:index], ratio=ratio, sink=old.sink, known=known, slot_dtype=slot_dtype
+            )
         return fitted
 
     def refold(
-        self, ids: Sequence[int], before: Sequence[Segment], *, ratio: int, sink: int, known: Known | None = None
+        self,
+        ids: Sequence[int],
+        before: Sequence[Segment],
+        *,
+        ratio: int,
+        sink: int,
+        known: Known | None = None,
+        slot_dtype: str | None = None,
     ) -> Segment:
         """One window folded behind these segments, whatever was folded behind it."""
-        parent = chain(segment.digest for segment in before)
-        return self._fold(ids, self._empty.extend(before), parent, ratio=ratio, sink=sink, known=known)
+        past, parent = self._empty.extend(before), chain(segment.digest for segment in before)
+        return self._fold(ids, past, parent, ratio=ratio, sink=sink, known=known, slot_dtype=slot_dtype)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState] | None = None, **sampling: Any
@@ -250,23 +267,30 @@ class BeaconModel:
         return self.lm
 
     def _fold(
-        self, ids: Sequence[int], past: Prefix, parent: str, *, ratio: int, sink: int, known: Known | None
+        self,
+        ids: Sequence[int],
+        past: Prefix,
+        parent: str,
+        *,
+        ratio: int,
+        sink: int,
+        known: Known | None,
+        slot_dtype: str | None,
     ) -> Segment:
         sink = min(sink, len(ids))
         ratio = 1 if len(ids) == sink else ratio
-        digest = segment_digest(
-            ids, ratio=ratio, sink=sink, parent=parent, config=self.config, fingerprint=self.fingerprint
-        )
+        config = self.config if slot_dtype is None else self.config.replace(slot_dtype=slot_dtype)
+        digest = segment_digest(ids, ratio=ratio, sink=sink, parent=parent, config=config, fingerprint=self.fingerprint)
         if known is not None and (segment := known(digest)) is not None:
             return segment
         rows = torch.tensor([list(ids)], device=self.lm.device)
         with torch.inference_mode():
             folded = fold(self.beacons, past, rows, ratio=ratio, sink=sink, config=self.config)
-        if self.config.slot_dtype in BITS:
+        if config.slot_dtype in BITS:
             # What is kept is what is read back: a hot segment and a stored one answer the same.
-            packed = pack(folded.keys[:, 0], folded.values[:, 0], sink=sink, dtype=self.config.slot_dtype)
+            packed = pack(folded.keys[:, 0], folded.values[:, 0], sink=sink, dtype=config.slot_dtype)
             return Segment(digest, parent, tuple(ids), ratio, sink, *unpack(packed), packed)
-        dtype = getattr(torch, self.config.slot_dtype)
+        dtype = getattr(torch, config.slot_dtype)
         # Copies: a view would keep the whole forward's memory alive as long as the state.
         kept = [t[:, 0].to(dtype).clone().contiguous() for t in (folded.keys, folded.values)]
         return Segment(digest, parent, tuple(ids), ratio, sink, kept[0], kept[1])

@@ -14,6 +14,7 @@ from beacon_memory.state import BeaconState, Segment, chain, segment_digest
 from beacon_memory.stores.base import retrying
 
 if TYPE_CHECKING:
+    from beacon_memory.config import BeaconConfig
     from beacon_memory.memory import BeaconMemory
 
 LOST = (SegmentMissing, IntegrityError, CodecError)
@@ -40,11 +41,11 @@ def _repair_once(memory: BeaconMemory, session: str) -> int:
         return 0
     ids = _ids(memory, head, found, sources) if lost else []
     segments: list[Segment] = []
-    for index, (entry, segment) in enumerate(zip(head.entries, found, strict=True)):
+    for index, segment in enumerate(found):
         if segment is None:
-            segment = _folded(memory, entry, ids[index], head.entries[:index], segments)
+            segment = _folded(memory, head, index, ids[index], before=segments)
             blobs[segment.digest] = encode_segment(
-                segment, fingerprint=memory.model.fingerprint, config=memory.model.config
+                segment, fingerprint=memory.model.fingerprint, config=_config(memory, head)
             )
         segments.append(segment)
     memory.keep([segments[index] for index in lost])
@@ -116,23 +117,28 @@ def _conversation(memory: BeaconMemory, head: SessionHead) -> list[int]:
 
 
 def _folded(
-    memory: BeaconMemory, entry: Entry, ids: Sequence[int], entries: Sequence[Entry], before: Sequence[Segment]
+    memory: BeaconMemory, head: SessionHead, index: int, ids: Sequence[int], *, before: Sequence[Segment]
 ) -> Segment:
     """A window folded again, in the context its digest tells of where that can be had, else behind what is there."""
-    model = memory.model
-    sinks = [s for s in (0, model.config.sink) if s <= len(ids)]
+    model, config, entry = memory.model, _config(memory, head), head.entries[index]
+    sinks = [s for s in (0, config.sink) if s <= len(ids)]
     sinks = [s for s in sinks if s + slot_count(len(ids) - s, entry.ratio) == entry.slots]
     # A document was folded by itself.
-    own = [s for s, e in zip(before, entries, strict=True) if e.document and e.document == entry.document]
+    own = [s for s, e in zip(before, head.entries[:index], strict=True) if e.document == entry.document]
     contexts = [own, list(before)] if entry.document else [list(before)]
     for context in contexts:
         for sink in sinks:
             parent = chain(segment.digest for segment in context)
             digest = segment_digest(
-                ids, ratio=entry.ratio, sink=sink, parent=parent, config=model.config, fingerprint=model.fingerprint
+                ids, ratio=entry.ratio, sink=sink, parent=parent, config=config, fingerprint=model.fingerprint
             )
             if digest == entry.digest:
-                return model.refold(ids, context, ratio=entry.ratio, sink=sink)
-    first = not contexts[0]
-    sink = model.config.sink if first and model.config.sink in sinks else (sinks or [0])[0]
-    return model.refold(ids, contexts[0], ratio=entry.ratio, sink=sink)
+                return model.refold(ids, context, ratio=entry.ratio, sink=sink, slot_dtype=config.slot_dtype)
+    sink = config.sink if not contexts[0] and config.sink in sinks else (sinks or [0])[0]
+    return model.refold(ids, contexts[0], ratio=entry.ratio, sink=sink, slot_dtype=config.slot_dtype)
+
+
+def _config(memory: BeaconMemory, head: SessionHead) -> BeaconConfig:
+    """How this session folds."""
+    config = memory.model.config
+    return config.replace(slot_dtype=head.slot_dtype or config.slot_dtype)

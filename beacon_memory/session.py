@@ -55,12 +55,14 @@ class Session:
         *,
         ratio: int | None = None,
         budget: int | None = None,
+        slot_dtype: str | None = None,
         at_least: int = 0,
     ) -> None:
         self.id = check_session(session_id)
         self._at_least = at_least
         self._memory = memory
         config = memory.model.config
+        self._slot_dtype = None if slot_dtype is None else config.replace(slot_dtype=slot_dtype).slot_dtype
         self._ratio = None if ratio is None else check_ratio(ratio, config.window)
         if budget is not None and not config.sink < budget <= memory.model.budget:
             raise ConfigError(
@@ -98,15 +100,14 @@ class Session:
 
         def change(head: SessionHead, state: BeaconState) -> Changed:
             # Folded by itself, in no context: every session that reads it shares its segments.
-            read = model.compress(
-                ids, ratio=head.ratio, close=True, budget=head.budget, known=self._memory.known, progress=progress
-            )
+            how: dict[str, Any] = {"known": self._memory.known, "slot_dtype": head.slot_dtype}
+            read = model.compress(ids, ratio=head.ratio, close=True, budget=head.budget, progress=progress, **how)
             self._memory.keep(read.segments)
             document = chain(segment.digest for segment in read.segments)[:16]
             if any(entry.document == document for entry in head.entries):
                 return head, state, {}
             joined = state.join(read.segments).segments
-            fitted = model.fit(joined, budget=head.budget, known=self._memory.known)
+            fitted = model.fit(joined, budget=head.budget, **how)
             state = replace(state, segments=tuple(fitted))
             note = {"role": DOCUMENT, "content": name, "tokens": read.tokens, "document": document}
             noted, pages = head.with_state(state, document=document).with_messages([note])
@@ -161,7 +162,7 @@ class Session:
             ratios[entry.ratio] = ratios.get(entry.ratio, 0) + entry.tokens
         slots = sum(entry.slots for entry in head.entries)
         tokens = sum(entry.tokens for entry in head.entries) + len(head.tail)
-        bits = SLOT_BITS[model.config.slot_dtype]
+        bits = SLOT_BITS[head.slot_dtype or model.config.slot_dtype]
         return SessionInfo(
             session=self.id,
             version=version,
@@ -188,7 +189,7 @@ class Session:
     def fork(self, new: str) -> Session:
         """A new session that begins where this one stands; nothing is copied but names. Raises SessionExists."""
         self._memory.store.fork(self.id, check_session(new))
-        return Session(self._memory, new, ratio=self._ratio, budget=self._budget)
+        return Session(self._memory, new, ratio=self._ratio, budget=self._budget, slot_dtype=self._slot_dtype)
 
     def rewind(self, messages: int) -> None:
         """Go back to the session's first so many messages, documents counted; what came later is forgotten.
@@ -229,7 +230,13 @@ class Session:
         except SessionNotFound:
             head, version = SessionHead(fingerprint=model.fingerprint, ratio=model.config.ratio), 0
             state = BeaconState()
-        return replace(head, ratio=self._ratio or head.ratio, budget=self._budget or head.budget), state, version
+        head = replace(
+            head,
+            ratio=self._ratio or head.ratio,
+            budget=self._budget or head.budget,
+            slot_dtype=self._slot_dtype or head.slot_dtype,
+        )
+        return head, state, version
 
     def _change(self, change: Change, *, create: bool = True) -> None:
         """Move the head by `change`, which is done again on the newest head when another writer was faster."""
@@ -243,8 +250,9 @@ class Session:
                 return
             named = {entry.digest for entry in head.entries}
             new = [segment for segment in after.segments if segment.digest not in named]
-            config, fingerprint = self._memory.model.config, self._memory.model.fingerprint
-            blobs = pages | {s.digest: encode_segment(s, fingerprint=fingerprint, config=config) for s in new}
+            model = self._memory.model
+            config = model.config.replace(slot_dtype=changed.slot_dtype or model.config.slot_dtype)
+            blobs = pages | {s.digest: encode_segment(s, fingerprint=model.fingerprint, config=config) for s in new}
             self._memory.keep(new)
             self._memory.commit(self.id, changed, blobs, expected=version)
 
@@ -256,7 +264,14 @@ class Session:
 
         def change(head: SessionHead, state: BeaconState) -> Changed:
             start = [] if state.tokens else transcript.start
-            state = model.compress([*start, *ids], state, ratio=head.ratio, budget=head.budget, progress=progress)
+            state = model.compress(
+                [*start, *ids],
+                state,
+                ratio=head.ratio,
+                budget=head.budget,
+                slot_dtype=head.slot_dtype,
+                progress=progress,
+            )
             noted, pages = head.with_state(state).with_messages(list(messages))
             return noted, state, pages
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 import subprocess
 import sys
 
 import pytest
 
 from beacon_memory import cli
-from beacon_memory.testing import tiny_checkpoint
+from beacon_memory.testing import redis_server, tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,35 @@ def test_a_file_or_standard_input_that_holds_a_files_name_is_text(run, tmp_path)
     for session in ("alice", "bob"):
         info = json.loads(run("show", session, "--json")[1])
         assert info["tokens"] < 12, "the name, not the secret"
+
+
+def test_a_store_is_swept_and_a_session_repaired(run, tmp_path):
+    (tmp_path / "lease.txt").write_text("The lease ends in May. " * 120)
+    assert run("add", "alice", "lease.txt", "--slot-dtype", "int8")[0] == 0
+    assert run("gc") == (0, "", "0 blobs removed\n")
+    assert run("repair", "alice") == (0, "", "session alice: nothing to repair\n")
+    with sqlite3.connect(tmp_path / "memory.db") as db:
+        db.execute("DELETE FROM blobs WHERE length(bytes) = (SELECT max(length(bytes)) FROM blobs)")
+    db.close()
+    assert run("ask", "alice", "When?")[0] == 2
+    code, _, err = run("repair", "alice")
+    assert code == 0
+    assert err.endswith("folded again\n")
+    assert run("ask", "alice", "When?", "--max-tokens", "2")[0] == 0
+    assert run("repair", "nobody")[0] == 2
+
+
+def test_a_key_in_the_environment_seals_a_redis_store(run, monkeypatch):
+    with redis_server("valkey") as url:
+        monkeypatch.setenv("BEACON_STORE_KEY", "a key of this deployment")
+        assert run("add", "alice", "--role", "user", "I live in Lyon.", "--store", url)[0] == 0
+        assert run("show", "alice", "--store", url)[0] == 0
+        assert run("gc", "--store", f"{url}?ttl=60")[0] == 0
+        for key in ("another key of nobody", ""):
+            monkeypatch.setenv("BEACON_STORE_KEY", key)
+            code, _, err = run("show", "alice", "--store", url)
+            assert code == 2
+            assert "key" in err
 
 
 def test_a_chat_is_remembered_when_it_comes_back(run):

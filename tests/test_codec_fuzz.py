@@ -32,7 +32,8 @@ from beacon_memory.testing import tiny_model
 SEAL = Seal("beacon:{default}", b"a key of this deployment")
 NASTY = [
     b"\0", b"\xff" * 8, b"[" * 5000, b"{", b"}", b'"', b"null", b"-1", b"1e999", b"NaN", b"9" * 5000,
-    b"[0,18446744073709551615]", b"99999999999999", b'"shape":[1099511627776,1099511627776,0,8]', b"\xf0\x9f\x98\x80", b"true", b'{"a":' * 900,
+    b"[0,18446744073709551615]", b"99999999999999", b'"shape":[1099511627776,1099511627776,0,8]', b"\xf0\x9f\x98\x80",
+    b"true", b'{"a":' * 900,
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import torch
 
 from beacon_memory import BeaconConfig, BeaconMemory
 from beacon_memory.codec import decode_segment, encode_segment, seal, unseal
-from beacon_memory.errors import CodecError
+from beacon_memory.errors import CodecError, ConfigError
 from beacon_memory.quantise import GROUP, pack, unpack
 from beacon_memory.state import Fingerprint, Segment, segment_digest
 from beacon_memory.testing import tiny_model
@@ -91,6 +91,29 @@ def test_sessions_of_every_form_live_in_one_store(tmp_path):
     assert 0 < off["int8"] < off["int4"]
 
 
+def test_a_session_chooses_its_form_and_keeps_it(tmp_path):
+    model = tiny_model(config=BeaconConfig(window=32, keep_last=8, sink=2, anchors="last"))
+    with BeaconMemory.open(model, f"sqlite:///{tmp_path}/m.db") as memory:
+        memory.session("alice", slot_dtype="int8").add("I live in Lyon. " * 9)
+        memory.session("bob").add("I live in Oslo. " * 9)
+        memory.session("alice").add_document("The lease ends in May. " * 20)
+        hot = memory.session("alice").state()
+        sizes = [memory.session(name).info().bytes / memory.session(name).info().slots for name in ("alice", "bob")]
+        memory.store.delete("bob")
+    with BeaconMemory.open(model, f"sqlite:///{tmp_path}/m.db") as memory:
+        cold = memory.session("alice").state()
+        assert cold.equals(hot)
+        assert {segment.packed.dtype for segment in cold.segments if segment.packed} == {"int8"}
+        assert all(segment.packed for segment in cold.segments)
+        assert sizes[0] < 0.6 * sizes[1]
+        memory.session("alice", slot_dtype="int4").add("And I am a carpenter. " * 9)
+        kept = [segment.packed.dtype for segment in memory.session("alice").state().segments if segment.packed]
+        assert kept[0] == "int8"
+        assert kept[-1] == "int4"
+        with pytest.raises(ConfigError, match="int3"):
+            memory.session("alice", slot_dtype="int3")
+
+
 def made(form: str, count: int = 20, sink: int = 4) -> tuple[Segment, BeaconConfig]:
     """A segment that any machine makes alike: whole numbers, no random ones."""
     config = BeaconConfig(slot_dtype=form)
@@ -106,9 +129,9 @@ def made(form: str, count: int = 20, sink: int = 4) -> tuple[Segment, BeaconConf
 
 
 GOLDEN = {
-    "bfloat16": "",
-    "int8": "",
-    "int4": "",
+    "bfloat16": "a1488f9dbb1e17e362e56800319eeadc88bd3920da09cfeb6b83c8d262e7dc75",
+    "int8": "b764fdc13ad7d1de890ed817e665e54f134499492480ca127c74cbc0b7a7b1ea",
+    "int4": "4c69fd6c48e7ee53224ca1480cdbb4e030fa723aa903f24ceeb62f7564e6d759",
 }
 
 

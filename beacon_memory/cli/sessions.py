@@ -42,6 +42,9 @@ Anchors = Annotated[
     str | None,
     typer.Option(help="last, surprise, reconstruct, learned, or a mix", show_default="the adapter's, else reconstruct"),
 ]
+SlotDtype = Annotated[
+    str | None, typer.Option(help="bfloat16, int8 or int4: what new slots are kept in", show_default="the session's")
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="the longest answer, in tokens")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time")]
 System = Annotated[str | None, typer.Option(help="a system prompt for this answer; not remembered")]
@@ -60,6 +63,7 @@ def add(
     adapter: Adapter = "auto",
     ratio: Ratio = None,
     anchors: Anchors = None,
+    slot_dtype: SlotDtype = None,
 ) -> None:
     """Read documents (or, with --role, messages) into a session."""
     from beacon_memory.sources import check_text, read_source
@@ -67,7 +71,7 @@ def add(
     # Everything is read before a model is loaded: a wrong name costs nothing and adds nothing.
     read = [(check_text(standard_input()), "standard input") if text == "-" else read_source(text) for text in texts]
     with remembering(model, store, adapter=adapter, anchors=anchors) as memory:
-        opened = memory.session(session, ratio=ratio)
+        opened = memory.session(session, ratio=ratio, slot_dtype=slot_dtype)
         if role is not None:
             opened.add([{"role": role, "content": text} for text, _ in read])
         else:
@@ -107,13 +111,14 @@ def chat(
     adapter: Adapter = "auto",
     ratio: Ratio = None,
     anchors: Anchors = None,
+    slot_dtype: SlotDtype = None,
     system: System = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
 ) -> None:
     """Talk with a session, turn by turn; an empty line or Ctrl-D leaves. It remembers when you come back."""
     with remembering(model, store, adapter=adapter, anchors=anchors) as memory:
-        opened = memory.session(session, ratio=ratio)
+        opened = memory.session(session, ratio=ratio, slot_dtype=slot_dtype)
         known = opened.info().messages if session in memory.sessions() else 0
         say(f"session {session}: {known} messages remembered. An empty line leaves.")
         for line in lines():
