@@ -273,7 +273,7 @@ def test_a_sentinel_names_the_next_master() -> None:
                 return False
             return True
 
-        until(back, 30)
+        print(f"sentinel: back after {until(back, 30):.1f} s")
         with RedisStore(replica.url) as other:
             assert other.load("alice")[1] == version
         store.close()

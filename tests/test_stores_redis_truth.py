@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import beacon_memory
 from beacon_memory import BeaconConfig, BeaconMemory
 from beacon_memory.errors import (
     ConfigError,
@@ -217,6 +222,30 @@ def test_without_a_key_damage_and_mix_ups_are_seen(client: redis.Redis) -> None:
         for key, value in before.items():
             client.restore(key, 0, value, replace=True)
     assert read(client, key=None) == [b"I live in Lyon.", b"one", b"two"]
+
+
+def test_a_second_process_goes_on_with_the_conversation(client: redis.Redis, server: str) -> None:
+    script = """
+import sys
+from beacon_memory import BeaconConfig, BeaconMemory
+from beacon_memory.testing import tiny_model
+model = tiny_model(config=BeaconConfig(window=32, keep_last=8, sink=2, anchors="last"))
+with BeaconMemory.open(model, sys.argv[1], key=sys.argv[2].encode()) as memory:
+    alice = memory.session("alice")
+    alice.add(sys.argv[3])
+    print(*(message["content"] for message in alice.messages()), alice.state().tokens, sep="|")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(beacon_memory.__file__).parents[1])}
+    said = ["I live in Lyon. " * 9, "I have moved to Oslo since. " * 9]
+    out = [
+        subprocess.run(
+            [sys.executable, "-c", script, f"{server}?ttl=600", KEY.decode(), text],
+            check=True, capture_output=True, text=True, env=environment,
+        ).stdout.strip().split("|")
+        for text in said
+    ]  # fmt: skip
+    assert (out[0][:-1], out[1][:-1]) == (said[:1], said)
+    assert int(out[1][-1]) > int(out[0][-1])
 
 
 def test_a_session_whose_head_was_evicted_is_never_begun_anew_in_silence(client: redis.Redis) -> None:
