@@ -68,9 +68,11 @@ class Examples(Dataset[Example]):
         self._pad = 0
         longest = max(mixture.windows) * mixture.depth + config.sink + mixture.tail
         self._corpus = corpus
-        self._texts: list[list[int]] = []
-        if mixture.text:
-            self._texts = [ids for text in corpus.texts if len(ids := model.encode(text)) > longest]
+        self._encoded: dict[int, list[int]] = {}
+        # A shorter text has fewer tokens than it has bytes; which of the others are too short, drawing shows.
+        self._texts = [number for number, text in enumerate(corpus.texts) if len(text.encode()) > longest]
+        if mixture.text and not any(len(self._ids(number)) > longest for number in self._texts):
+            self._texts = []
         for kind, found, share in (
             ("text", self._texts, mixture.text),
             ("question", corpus.documents, mixture.question),
@@ -100,7 +102,9 @@ class Examples(Dataset[Example]):
         return Example(windows, ratios, tails, scored)
 
     def _text(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
-        ids, tail = draw.choice(self._texts), self._mixture.tail
+        tail = self._mixture.tail
+        while len(ids := self._ids(draw.choice(self._texts))) < length + tail:
+            pass
         start = draw.randrange(len(ids) - length - tail + 1)
         context = ids[start : start + length]
         tails = [_all(ids[start + length : start + length + tail], first=True)] if self._mixture.follow else []
@@ -139,6 +143,12 @@ class Examples(Dataset[Example]):
         known = [q for q in questions if q.part < said and len([i for t in turns[q.part : said] for i in t]) <= length]
         tails += [self._asked(q) for q in draw.sample(known, min(2, len(known)))]
         return context, tails or [self._repeat(draw, context)]
+
+    def _ids(self, number: int) -> list[int]:
+        """A text's ids; reading all of a large corpus before the first step would take minutes."""
+        if number not in self._encoded:
+            self._encoded[number] = self._model.encode(self._corpus.texts[number])
+        return self._encoded[number]
 
     def _sections(self, document: Document) -> list[list[int]]:
         return [self._model.encode(section + "\n") for section in document.sections]
