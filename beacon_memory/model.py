@@ -114,7 +114,7 @@ class BeaconModel:
             name, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation, **options
         )
         if adapter == "auto":
-            adapter = _packaged_adapter(name, lm)
+            adapter = packaged_adapter(name, lm)
         return cls(lm, tokenizer, config, adapter=adapter, published=published)
 
     def adapted(self, config: BeaconConfig) -> None:
@@ -317,7 +317,7 @@ class BeaconModel:
         return found
 
 
-def _packaged_adapter(name: str, lm: Any) -> Path | None:
+def packaged_adapter(name: str, lm: Any) -> Path | None:
     """The adapter this package brings for a model, when it was made for these very weights."""
     folder = Path(__file__).parent / "adapters" / name
     if name != "smollm2" or adapter_config(folder)[1] != model_fingerprint(lm):

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from beacon_memory.cli import learn, sessions
+from beacon_memory.cli import learn, measure, sessions
 from beacon_memory.errors import BeaconError
 from beacon_memory.version import __version__
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 
 app.add_typer(sessions.app)
 app.add_typer(learn.app)
+app.add_typer(measure.app)
 
 
 def main() -> None:

@@ -1,0 +1,199 @@
+"""The command that measures what a memory is worth."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from beacon_memory.cli.terminal import Model, quiet, say, waiting
+from beacon_memory.errors import ConfigError
+
+if TYPE_CHECKING:
+    from beacon_memory.evaluation.items import Task
+    from beacon_memory.evaluation.report import Summary
+
+app = typer.Typer()
+
+QUICK_TASKS = ("prose", "copy", "needle")  # they need no data
+QUICK_METHODS = "full,none,last-window,bm25,kv-subsample,eviction,beacon-last,beacon,control"
+QUICK_ITEMS = 8
+
+
+@app.command("eval")
+def evaluate(
+    out: Annotated[Path, typer.Option(help="the folder of results; measuring goes on where it stands")],
+    model: Model = "smollm2",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="novels/*.txt, fairytaleqa/val.jsonl, dialogues/sgd-train.jsonl", show_default="none"),
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option(help="prose, copy, qa, dialogue, needle, long", show_default="all that --data serves")
+    ] = "",
+    methods: Annotated[str, typer.Option(help="baselines, beacons and the control", show_default="all")] = "",
+    ratios: Annotated[str, typer.Option(help="tokens per KV entry", show_default="2,4,8,16; quick 4,8")] = "",
+    items: Annotated[int | None, typer.Option(help="questions of a cell", show_default="200; quick 8")] = None,
+    minutes: Annotated[float, typer.Option("--minutes-per-cell", help="a cell stops after this")] = 10.0,
+    lengths: Annotated[str, typer.Option(help="of needle and long, in tokens", show_default="1K-16K, 2K-32K")] = "",
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of beacon weights, again for more", show_default="auto")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="which items")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="a few items, minutes; needs no --data")] = False,
+) -> None:
+    """Measure what a memory is worth, beside other ways to keep as few KV entries."""
+    from beacon_memory.evaluation.methods import METHODS, chosen, common_settings
+    from beacon_memory.evaluation.tasks import TASKS
+
+    names = _list(tasks) or list(QUICK_TASKS if data is None else TASKS)
+    if unknown := [name for name in names if name not in TASKS]:
+        raise ConfigError(f"no task {unknown[0]!r}; there are {', '.join(TASKS)}")
+    asked = _list(methods) or (_list(QUICK_METHODS) if quick else list(METHODS))
+    chosen(asked, {})  # misspelt methods are refused before a model is loaded
+    wanted = _numbers(ratios or ("4,8" if quick else "2,4,8,16"), "ratios")
+    number = items or (QUICK_ITEMS if quick else 200)
+    sizes = _numbers(lengths or ("1024,2048" if quick or data is None else ""), "lengths")
+
+    from beacon_memory.evaluation.data import Data
+    from beacon_memory.evaluation.plots import draw
+    from beacon_memory.evaluation.report import markdown, summarise, terminal_tables, verdict
+    from beacon_memory.evaluation.results import Results
+    from beacon_memory.evaluation.runner import measure
+    from beacon_memory.evaluation.tasks import make_task
+
+    results = Results(out)
+    with waiting(f"loading {model}"):
+        import torch
+
+        from beacon_memory.model import BeaconModel, packaged_adapter
+
+        quiet()
+        torch.manual_seed(seed)
+        loaded = BeaconModel.from_pretrained(model, adapter=None)
+    found = packaged_adapter(model, loaded.lm)
+    adapters = _adapters(adapter or ["auto"], found)
+    if "beacon" in asked and not adapters:
+        say(f"no adapter comes with {model}: trained beacons are left out (--adapter NAME=FOLDER)")
+    source = Data(data)
+    with waiting("making the tasks"):
+        made = [
+            make_task(
+                name,
+                loaded,
+                source,
+                items=number,
+                seed=seed,
+                **({"lengths": sizes} if sizes and name in ("needle", "long") else {}),
+            )
+            for name in names
+        ]
+    fingerprint, tokenizer = loaded.fingerprint.model, loaded.tokenizer
+    lm = loaded.detach()
+    about = _about(model, fingerprint, seed=seed)
+    measured: list[tuple[Task, list[Summary]]] = []
+    compared = chosen(asked, adapters)
+    cells = sum(len(method.ratios(wanted)) for method in compared)
+    with _bar(sum(len(task.items) * cells for task in made)) as advance:
+        for task in made:
+            kept = measure(
+                lm,
+                tokenizer,
+                task,
+                compared,
+                wanted,
+                results=results,
+                common=common_settings(adapters),
+                seconds=60 * minutes,
+                progress=advance,
+            )
+            order = [method.name for method in compared]
+            kept.sort(key=lambda cell: (order.index(cell.method), cell.ratio))
+            measured.append((task, summarise(task, kept, results, seed=seed)))
+            lines = [json.dumps(summary.record(about)) for _, summaries in measured for summary in summaries]
+            results.write("cells.jsonl", "".join(f"{line}\n" for line in lines))
+            results.write("report.md", markdown(measured, command=str(about["command"]), about=about))
+            draw(task, measured[-1][1], out)
+    _print([table for task, summaries in measured for table in terminal_tables(task, summaries)])
+    for task, summaries in measured:
+        if said := verdict(summaries):
+            typer.echo(f"{task.name}. {said}")
+    say(f"cells.jsonl, report.md and plots are in {out}")
+
+
+def _list(given: str) -> list[str]:
+    return [part.strip() for part in given.split(",") if part.strip()]
+
+
+def _numbers(given: str, what: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in _list(given))
+    except ValueError:
+        found = (0,)
+    if any(number < 2 for number in found):
+        raise ConfigError(f"--{what} are numbers of at least 2, joined by commas, not {given!r}")
+    return found
+
+
+def _adapters(given: list[str], packaged: Path | None) -> dict[str, Path]:
+    """Folders by the name they have in tables. Raises ConfigError."""
+    found: dict[str, Path] = {}
+    for one in given:
+        name, equals, folder = one.partition("=")
+        if one == "auto":
+            found |= {"beacon": packaged} if packaged else {}
+        elif one != "none":
+            if not equals or not name or not folder:
+                raise ConfigError(f"--adapter is NAME=FOLDER, 'auto' or 'none', not {one!r}")
+            found[f"beacon-{name}" if not name.startswith("beacon") else name] = Path(folder)
+    return found
+
+
+def _about(model: str, fingerprint: str, *, seed: int) -> dict[str, Any]:
+    """What a result has to say of where it comes from."""
+    import platform
+
+    import torch
+    import transformers
+
+    from beacon_memory.version import __version__
+
+    command = shlex.join(["beacon-memory", *sys.argv[1:]])
+    versions = {"beacon-memory": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return {
+        "model": model,
+        "fingerprint": fingerprint,
+        "seed": seed,
+        "device": device,
+        "python": platform.python_version(),
+        "versions": versions,
+        "command": command,
+    }
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Any]:
+    """A bar of items on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("measuring", total=total)
+        yield lambda what, done: bar.update(shown, description=what, advance=done)
+
+
+def _print(tables: list[Any]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for table in tables:
+        console.print(table)

@@ -1,0 +1,148 @@
+"""Training-free eviction, the strongest query-agnostic rule of one pass: Expected Attention (arXiv 2510.00636).
+
+An entry is kept for the attention that queries to come are expected to pay it: the queries of a text are taken as
+Gaussian, rotated to the next 512 positions on average, and exp(q k / sqrt(d)) has then a mean in closed form, which
+is weighed by the norm of the value. The rule is NVIDIA kvpress's `ExpectedAttentionPress`; the package itself asks for
+transformers below 5.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from beacon_memory.attention import Attend, BeaconProjection
+from beacon_memory.fold import embed, read
+from beacon_memory.layout import evenly
+from beacon_memory.model import BeaconModel
+from beacon_memory.passes import RawPass
+from beacon_memory.prefix import Prefix
+
+FUTURE = 512  # positions that queries to come are expected at
+OUTLIERS = 4  # first tokens of a stream: sinks, of which neither query nor key says anything of the others
+
+# scores (layers, batch, kv_heads, tokens) and a number -> indices (layers, batch, kv_heads, number), in order
+Rule = Callable[[Tensor, int], Tensor]
+
+
+def most_expected(scores: Tensor, count: int) -> Tensor:
+    """The entries with the highest scores of each layer and head."""
+    return scores.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(dim=-1).values
+
+
+def evenly_kept(scores: Tensor, count: int) -> Tensor:
+    """Every so-manieth entry, whatever it scores."""
+    return evenly(scores.shape[-1], count).to(scores.device).expand(*scores.shape[:-1], count)
+
+
+class ExpectedAttentionPass(RawPass):
+    """A raw pass that leaves behind what attention each of its tokens may expect from later ones."""
+
+    def __init__(self, past: Prefix, rows: int) -> None:
+        super().__init__(past, rows)
+        self.rows = rows
+        self.expected: dict[int, Tensor] = {}  # layer -> (batch, kv_heads, rows)
+        self._queries: dict[int, Tensor] = {}
+
+    def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
+        projected = super().project(projection, hidden)
+        if projection.name == "q":
+            self._queries[projection.layer] = projected
+        return projected
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
+        layer = int(module.layer_idx)
+        queries = self._queries.pop(layer)
+        queries = queries.view(*queries.shape[:2], -1, key.shape[-1])
+        norm = getattr(module, "q_norm", None)  # Qwen3 norms each head
+        queries = (queries if norm is None else norm(queries)).transpose(1, 2).float()
+        self.expected[layer] = self._score(queries, key.float(), value.float(), scale=float(module.scaling))
+        return super().attend(module, query, key, value, attend)
+
+    def _score(self, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float) -> Tensor:
+        skipped = 0 if self.past.slots or self.rows <= 2 * OUTLIERS else OUTLIERS
+        queries = queries[:, :, skipped:]
+        mean = queries.mean(dim=2)
+        centred = queries - mean[:, :, None]
+        spread = centred.transpose(2, 3) @ centred / queries.shape[2]
+        turn = self._turn(keys)
+        mean, spread = mean @ turn.T, turn @ spread @ turn.T
+        batch, _, width = mean.shape
+        kv_heads, rows = keys.shape[1:3]
+        mean, spread = (
+            mean.view(batch, kv_heads, -1, width),
+            spread.view(batch, kv_heads, -1, width, width),
+        )
+        grouped = keys[:, :, None]
+        logits = (grouped @ mean[..., None])[..., 0] * scale
+        logits = logits + ((grouped @ spread) * grouped).sum(dim=-1) * scale**2 / 2
+        logits[..., :skipped] = float("-inf")
+        expected = logits.softmax(dim=-1).mean(dim=2).view(batch, kv_heads, rows)
+        scored: Tensor = expected * values.norm(dim=-1)
+        return scored
+
+    def _turn(self, like: Tensor) -> Tensor:
+        """The mean rotation to the positions that follow.  # (head_dim, head_dim)"""
+        start = self.past.slots + self.rows
+        cos, sin = (t.float().mean(dim=0) for t in self.past.rope.at(start, start + FUTURE, like))
+        half = like.shape[-1] // 2
+        turn = torch.diag(cos)
+        index = torch.arange(half, device=like.device)
+        turn[index, index + half] = -sin[:half]
+        turn[index + half, index] = sin[half:]
+        return turn
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One raw pass over some tokens: their entries, and what attention each may expect."""
+
+    keys: Tensor  # (layers, batch, kv_heads, tokens, head_dim), before RoPE
+    values: Tensor
+    scores: Tensor  # (layers, batch, kv_heads, tokens)
+
+    @classmethod
+    def read(cls, model: BeaconModel, past: Prefix, ids: tuple[int, ...]) -> Self:
+        """Read tokens behind a past."""
+        rows = torch.tensor([ids], device=model.lm.device)
+        with torch.inference_mode():
+            expecting = ExpectedAttentionPass(past, len(ids))
+            read(model.lm, expecting, embed(model.lm, rows), torch.arange(len(ids)) + past.slots)
+        by_layer = (expecting.keys, expecting.values, expecting.expected)
+        keys, values, scores = (torch.stack([kept[layer] for layer in range(len(kept))]) for kept in by_layer)
+        return cls(keys, values, scores)
+
+    def prefix(self, past: Prefix) -> Prefix:
+        """All of it behind a past."""
+        return past.append(self.keys, self.values)
+
+    def keep(self, past: Prefix, slots: int, rule: Rule, *, sink: int, tail: int) -> Prefix:
+        """The first `sink` entries, the last `tail`, and what a rule picks between them: `slots` without the tail."""
+        tokens = self.keys.shape[3]
+        shape = (*self.scores.shape[:3], -1)
+        places = torch.arange(tokens, device=self.scores.device)
+        picked = rule(self.scores[..., sink : tokens - tail], slots - sink) + sink
+        chosen = torch.cat([places[:sink].expand(shape), picked, places[tokens - tail :].expand(shape)], dim=-1)
+        where = chosen[..., None].expand(*chosen.shape, self.keys.shape[-1])
+        return past.append(self.keys.gather(3, where), self.values.gather(3, where))
+
+
+def evict(
+    model: BeaconModel, past: Prefix, ids: tuple[int, ...], slots: int, rule: Rule, *, sink: int, tail: int
+) -> Prefix:
+    """The same for more tokens than the model has positions: block by block, each behind what is left of the others."""
+    block = model.positions // 4
+    between = len(ids) - sink - tail
+    done = 0
+    for start in range(0, len(ids), block):
+        rows = ids[start : start + block]
+        first = min(max(sink - start, 0), len(rows))
+        last = min(max(tail + start + len(rows) - len(ids), 0), len(rows))
+        before, done = done, done + len(rows) - first - last
+        quota = (slots - sink) * done // between - (slots - sink) * before // between
+        past = Kept.read(model, past, rows).keep(past, quota + first, rule, sink=first, tail=last)
+    return past

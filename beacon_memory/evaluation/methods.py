@@ -1,0 +1,71 @@
+"""Which methods stand beside each other, and the attached model each of them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beacon_memory.adapter import adapter_config
+from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import ConfigError
+from beacon_memory.evaluation.memories import BASELINES
+from beacon_memory.model import BeaconModel
+
+UNTRAINED = ("last", "reconstruct")  # anchor rules that need no weights
+CONTROL_RATIO = 4
+METHODS = (*BASELINES, *(f"beacon-{rule}" for rule in UNTRAINED), "beacon", "control")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to remember, as it is named in tables."""
+
+    name: str
+    kind: str  # one of BASELINES, or "beacon"
+    adapter: Path | None = None
+    anchors: str | None = None  # of an untrained beacon memory
+    foreign: bool = False  # the control: the memory of another document
+
+    @property
+    def attached(self) -> tuple[Path | None, str | None]:
+        """What must be attached to the model: methods that agree in it share a model."""
+        return self.adapter, self.anchors
+
+    def ratios(self, asked: Sequence[int]) -> tuple[int, ...]:
+        """The ratios it is measured at; 1 stands for all tokens, 0 for none."""
+        if self.kind in ("full", "none"):
+            return (1 if self.kind == "full" else 0,)
+        if self.foreign:
+            return (CONTROL_RATIO if CONTROL_RATIO in asked else min(asked),)
+        return tuple(asked)
+
+
+def chosen(names: Sequence[str], adapters: Mapping[str, Path]) -> list[Method]:
+    """The methods by name; `beacon` is one for each adapter, the control folds as the first of them does.
+
+    Raises ConfigError.
+    """
+    if unknown := [name for name in names if name not in METHODS]:
+        raise ConfigError(f"no method {unknown[0]!r}; there are {', '.join(METHODS)}")
+    found = [Method(name, name) for name in BASELINES if name in names]
+    found += [Method(f"beacon-{rule}", "beacon", anchors=rule) for rule in UNTRAINED if f"beacon-{rule}" in names]
+    trained = [Method(name, "beacon", adapter=folder) for name, folder in adapters.items()]
+    found += trained if "beacon" in names else []
+    if "control" in names:
+        adapter, anchors = trained[0].attached if trained else (None, UNTRAINED[-1])
+        found.append(Method("control", "beacon", adapter=adapter, anchors=anchors, foreign=True))
+    return found
+
+
+def common_settings(adapters: Mapping[str, Path]) -> BeaconConfig:
+    """The window, sinks and tail that all methods are measured with: the first adapter's, else the defaults."""
+    return adapter_config(next(iter(adapters.values())))[0] if adapters else BeaconConfig()
+
+
+def attach(lm: Any, tokenizer: Any, method: Method, common: BeaconConfig) -> BeaconModel:
+    """The base model with what a method needs; `detach` gives it back."""
+    config = adapter_config(method.adapter)[0] if method.adapter else BeaconConfig(anchors=method.anchors or "last")
+    config = config.replace(window=common.window, sink=common.sink, keep_last=common.keep_last)
+    return BeaconModel(lm, tokenizer, config, adapter=method.adapter)

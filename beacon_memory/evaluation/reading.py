@@ -1,0 +1,106 @@
+"""Reading behind a memory: what answers are worth to the model, and which one it gives, without copying the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beacon_memory.attention import Attend, BeaconProjection
+from beacon_memory.evaluation.items import Item, Question
+from beacon_memory.fold import embed, read
+from beacon_memory.model import BeaconModel
+from beacon_memory.prefix import Prefix
+
+
+class BranchPass:
+    """Tokens of several continuations of one past in one row: each sees the past and its own continuation.
+
+    `before`: rotated keys and values by layer of rows that were read earlier; they stand between past and rows.
+    """
+
+    def __init__(self, past: Prefix, mask: Tensor, before: dict[int, tuple[Tensor, Tensor]] | None = None) -> None:
+        self.past = past
+        self.rotated = before or {}
+        self._mask = mask
+
+    def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
+        projected: Tensor = projection.base(hidden)
+        return projected
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
+        layer = int(module.layer_idx)
+        if layer in self.rotated:
+            earlier = self.rotated[layer]
+            key, value = torch.cat([earlier[0], key], dim=2), torch.cat([earlier[1], value], dim=2)
+        self.rotated[layer] = (key, value)
+        return attend(query, *self.past.join(layer, key, value), self._mask)
+
+
+def answer_losses(model: BeaconModel, memory: Prefix, item: Item, question: Question) -> list[Tensor]:
+    """The loss of each token of each answer, in nats, read behind the memory and the prompt."""
+    prompt = (*(() if memory.slots else item.start), *question.prompt)
+    heads = [answer[:-1] for answer in question.answers]
+    ids = [*prompt, *(i for head in heads for i in head)]
+    places = [*range(len(prompt)), *(len(prompt) + i for head in heads for i in range(len(head)))]
+    # The branch each row belongs to; the prompt, 0, is seen by all.
+    branch = torch.tensor([0] * len(prompt) + [n for n, head in enumerate(heads, 1) for _ in head])
+    seen = ((branch[:, None] == branch[None, :]) | (branch[None, :] == 0)).tril()
+    with torch.inference_mode():
+        branches = BranchPass(memory, _mask(seen, memory))
+        rows = torch.tensor([ids], device=model.lm.device)
+        hidden = read(model.lm, branches, embed(model.lm, rows), torch.tensor(places) + memory.slots)[0]
+        losses, start = [], len(prompt)
+        for answer, head in zip(question.answers, heads, strict=True):
+            predicting = torch.cat([hidden[len(prompt) - 1 : len(prompt)], hidden[start : start + len(head)]])
+            start += len(head)
+            logits = model.lm.lm_head(predicting).float()
+            target = torch.tensor(answer, device=logits.device)
+            losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none").cpu())
+    return losses
+
+
+def greedy(
+    model: BeaconModel, memory: Prefix, item: Item, questions: Sequence[Question], *, limit: int
+) -> list[list[int]]:
+    """The likeliest next tokens after each prompt, all prompts beside each other behind one memory."""
+    prompts = [(*(() if memory.slots else item.start), *question.prompt) for question in questions]
+    ends = _ends(model)
+    owner = torch.tensor([n for n, prompt in enumerate(prompts) for _ in prompt])
+    seen = (owner[:, None] == owner[None, :]).tril()
+    ids = [i for prompt in prompts for i in prompt]
+    places = [i for prompt in prompts for i in range(len(prompt))]
+    last = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0) - 1
+    written: list[list[int]] = [[] for _ in prompts]
+    before: dict[int, tuple[Tensor, Tensor]] = {}
+    with torch.inference_mode():
+        for step in range(limit):
+            branches = BranchPass(memory, _mask(seen, memory), before)
+            rows = torch.tensor([ids], device=model.lm.device)
+            hidden = read(model.lm, branches, embed(model.lm, rows), torch.tensor(places) + memory.slots)[0]
+            before = branches.rotated
+            ids = model.lm.lm_head(hidden[last.to(hidden.device)]).argmax(dim=-1).tolist()
+            for answer, token in zip(written, ids, strict=True):
+                if not answer or answer[-1] not in ends:
+                    answer.append(token)
+            if all(answer[-1] in ends for answer in written):
+                break
+            places = [len(prompt) + step for prompt in prompts]
+            newest = torch.arange(len(prompts))
+            owner = torch.cat([owner, newest])
+            seen, last = newest[:, None] == owner[None, :], newest
+    return [[token for token in answer if token not in ends] for answer in written]
+
+
+def _mask(seen: Tensor, memory: Prefix) -> Tensor:
+    """What rows see, with the memory in front that all of them see.  # (1, 1, rows, slots + columns)"""
+    mask = torch.zeros(seen.shape, dtype=memory.dtype).masked_fill_(~seen, float("-inf"))
+    return torch.nn.functional.pad(mask, (memory.slots, 0))[None, None].to(memory.device)
+
+
+def _ends(model: BeaconModel) -> set[int]:
+    """The tokens that end an answer."""
+    found: Any = model.lm.generation_config.eos_token_id
+    return {*(found if isinstance(found, list) else [found]), model.tokenizer.eos_token_id} - {None}

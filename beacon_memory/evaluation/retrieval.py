@@ -1,0 +1,56 @@
+"""The retrieval that a memory replaces: BM25 over chunks of the context, the best of them read raw."""
+
+from __future__ import annotations
+
+from beacon_memory.errors import MissingExtra
+from beacon_memory.evaluation.items import Item
+from beacon_memory.model import BeaconModel
+
+CHUNK = 64  # tokens of a chunk, at most; it ends with a sentence where one ends in its second half
+
+
+def best_chunks(model: BeaconModel, item: Item, query: str, entries: int, *, tail: int) -> tuple[int, ...]:
+    """The ids to read: opening, best chunks in the order of the text, then the raw tail; exactly `entries` of them.
+
+    The last chunk that is taken is cut to fit. Raises MissingExtra.
+    """
+    try:
+        import bm25s
+    except ImportError as exc:
+        raise MissingExtra("method bm25 needs the package bm25s: pip install 'beacon-memory[eval]'") from exc
+    body = item.context[len(item.start) : len(item.context) - tail]
+    newest = item.context[len(item.context) - tail :]
+    room = entries - len(item.start) - tail
+    cuts = chunk_ends(model, body, size=max(8, min(CHUNK, room)))
+    spans = list(zip([0, *cuts], cuts, strict=False))
+    texts = [model.decode(body[start:end]) for start, end in spans]
+    index = bm25s.BM25()
+    corpus = bm25s.tokenize(texts, stopwords="en", show_progress=False)
+    asked = bm25s.tokenize([query], stopwords="en", show_progress=False, return_ids=False)[0]
+    scores = [0.0] * len(spans)
+    if corpus.vocab:
+        index.index(corpus, show_progress=False)
+        scores = index.get_scores([word for word in asked if word in corpus.vocab]).tolist()
+    taken: list[tuple[int, int]] = []
+    # Of equals the newest: what a user would fall back on.
+    for place in sorted(range(len(spans)), key=lambda place: (scores[place], place), reverse=True):
+        start, end = spans[place]
+        taken.append((start, min(end, start + room)))
+        room -= taken[-1][1] - start
+        if not room:
+            break
+    return (*item.start, *(i for start, end in sorted(taken) for i in body[start:end]), *newest)
+
+
+def chunk_ends(model: BeaconModel, ids: tuple[int, ...], *, size: int) -> list[int]:
+    """Where chunks of at most `size` tokens end: after the last full stop of their second half, else when full."""
+    stops = [model.decode([i]).rstrip().endswith((".", "!", "?", ".”", '."')) for i in ids]
+    ends: list[int] = []
+    start = 0
+    while start < len(ids):
+        end = min(start + size, len(ids))
+        if end < len(ids):
+            end = next((i + 1 for i in range(end - 1, start + size // 2, -1) if stops[i]), end)
+        ends.append(end)
+        start = end
+    return ends
