@@ -49,6 +49,7 @@ def evaluate(
     quick: Annotated[bool, typer.Option("--quick", help="a few items, minutes; needs no --data")] = False,
 ) -> None:
     """Measure what a memory is worth, beside other ways to keep as few KV entries."""
+    from beacon_memory.adapter import adapter_config
     from beacon_memory.evaluation.methods import METHODS, chosen, common_settings
     from beacon_memory.evaluation.tasks import TASKS
 
@@ -56,7 +57,9 @@ def evaluate(
     if unknown := [name for name in names if name not in TASKS]:
         raise ConfigError(f"no task {unknown[0]!r}; there are {', '.join(TASKS)}")
     asked = _list(methods) or (_list(QUICK_METHODS) if quick else list(METHODS))
-    chosen(asked, {})  # misspelt methods are refused before a model is loaded
+    chosen(asked, {})  # what is misspelt or not there is refused before a model is loaded
+    for folder in _adapters(adapter or [], None).values():
+        adapter_config(folder)
     wanted = _numbers(ratios or ("4,8" if quick else "2,4,8,16"), "ratios")
     number = items or (QUICK_ITEMS if quick else 200)
     sizes = _numbers(lengths or ("1024,2048" if quick or data is None else ""), "lengths")
@@ -79,8 +82,6 @@ def evaluate(
         loaded = BeaconModel.from_pretrained(model, adapter=None)
     found = packaged_adapter(model, loaded.lm)
     adapters = _adapters(adapter or ["auto"], found)
-    if "beacon" in asked and not adapters:
-        say(f"no adapter comes with {model}: trained beacons are left out (--adapter NAME=FOLDER)")
     source = Data(data)
     with waiting("making the tasks"):
         made = [
@@ -100,6 +101,8 @@ def evaluate(
     measured: list[tuple[Task, list[Summary]]] = []
     compared = chosen(asked, adapters)
     cells = sum(len(method.ratios(wanted)) for method in compared)
+    if "beacon" in asked and not adapters:
+        say(f"no adapter comes with {model}: trained beacons are left out (--adapter NAME=FOLDER)")
     with _bar(sum(len(task.items) * cells for task in made)) as advance:
         for task in made:
             kept = measure(

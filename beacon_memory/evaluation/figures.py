@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 ROUNDS = 1000
-SHARES = ("kept", "share")  # figures that need what `full` and `none` scored on the same items
 
 
 @dataclass(frozen=True)
@@ -75,18 +74,19 @@ def figures(own: Scores, *, full: Scores, none: Scores, seed: int = 0) -> dict[s
     items = list(own)
     if not items:
         return found
-    found["loss"] = _bootstrap(items, lambda drawn: _mean(own, drawn, "loss"), seed=seed)
-    found["accuracy"] = _bootstrap(items, lambda drawn: _mean(own, drawn, "right"), seed=seed)
+    loss, right = _Mean(own, "loss"), _Mean(own, "right")
+    found["loss"] = _bootstrap(items, loss, seed=seed)
+    found["accuracy"] = _bootstrap(items, right, seed=seed)
     if all(score.f1 is not None for scores in own.values() for score in scores):
-        found["f1"] = _bootstrap(items, lambda drawn: _mean(own, drawn, "f1"), seed=seed)
+        found["f1"] = _bootstrap(items, _Mean(own, "f1"), seed=seed)
     if common := [item for item in items if item in full and item in none]:
+        least, most, best = _Mean(none, "loss"), _Mean(full, "loss"), _Mean(full, "right")
 
         def kept(drawn: Sequence[str]) -> float:
-            ends = _mean(none, drawn, "loss"), _mean(full, drawn, "loss")
-            return (ends[0] - _mean(own, drawn, "loss")) / ((ends[0] - ends[1]) or float("nan"))
+            return (least(drawn) - loss(drawn)) / ((least(drawn) - most(drawn)) or float("nan"))
 
         def share(drawn: Sequence[str]) -> float:
-            return _mean(own, drawn, "right") / (_mean(full, drawn, "right") or float("nan"))
+            return right(drawn) / (best(drawn) or float("nan"))
 
         found["kept"] = _bootstrap(common, kept, seed=seed)
         found["share"] = _bootstrap(common, share, seed=seed)
@@ -102,9 +102,15 @@ def grouped(own: Scores, name: str) -> dict[str, float]:
     return {group: sum(found) / len(found) for group, found in values.items()}
 
 
-def _mean(scores: Scores, items: Sequence[str], name: str) -> float:
-    values = [float(getattr(score, name)) for item in items for score in scores[item]]
-    return sum(values) / len(values)
+class _Mean:
+    """The mean of a score over the questions of some items; summed by item once, since it is drawn a thousand times."""
+
+    def __init__(self, scores: Scores, name: str) -> None:
+        self._sums = {item: sum(float(getattr(score, name)) for score in found) for item, found in scores.items()}
+        self._counts = {item: len(found) for item, found in scores.items()}
+
+    def __call__(self, items: Sequence[str]) -> float:
+        return sum(map(self._sums.__getitem__, items)) / sum(map(self._counts.__getitem__, items))
 
 
 def _bootstrap(items: Sequence[str], figure: Callable[[Sequence[str]], float], *, seed: int) -> Figure:

@@ -88,6 +88,8 @@ class Memories:
         planned = self.plan(ratio)
         if planned.entries >= positions:
             return None
+        if not planned.slots:  # too short to be folded: all of it is tail
+            return read_raw(self.model, self.empty, ids)
         if kind == "beacon":
             state = self.model.compress(ids, ratio=ratio, close=self.closed)
             return read_raw(self.model, self.empty.extend(state.segments), state.tail)

@@ -171,13 +171,22 @@ def _groups(summaries: Sequence[Summary]) -> str:
 
 def verdict(summaries: Sequence[Summary]) -> str:
     """Whether the control fails as it must: the memory of another document, no better than none."""
-    control = next((s for s in summaries if s.cell.method == "control"), None)
-    kept = control.figures.get("kept") if control else None
-    if kept is None:
+    by_method = {summary.cell.method: summary for summary in summaries}
+    control, none = by_method.get("control"), by_method.get("none")
+    name = "accuracy" if control and control.metric == "accuracy" else "kept"
+    found = control.figures.get(name) if control else None
+    least = none.figures.get(name) if none else None
+    if found is None or least is None:
         return ""
-    sane = kept.low <= CONTROL_KEPT
-    said = "fails, as it must" if sane else "DOES NOT FAIL: these figures flatter"
-    return f"Control (memory of another document): kept {kept.value:.2f} [{kept.low:.2f}, {kept.high:.2f}], {said}."
+    limit = least.high if name == "accuracy" else CONTROL_KEPT
+    said = "fails, as it must"
+    if found.low > limit:
+        said = "DOES NOT FAIL: these figures flatter"
+    elif found.value > limit:
+        said = "may fail, as it must: too few items to tell"
+    return (
+        f"Control (memory of another document): {name} {found.value:.2f} [{found.low:.2f}, {found.high:.2f}], {said}."
+    )
 
 
 def _entries(summaries: Sequence[Summary]) -> str:

@@ -28,9 +28,9 @@ def best_chunks(model: BeaconModel, item: Item, query: str, entries: int, *, tai
     corpus = bm25s.tokenize(texts, stopwords="en", show_progress=False)
     asked = bm25s.tokenize([query], stopwords="en", show_progress=False, return_ids=False)[0]
     scores = [0.0] * len(spans)
-    if corpus.vocab:
+    if known := [word for word in asked if word in corpus.vocab]:
         index.index(corpus, show_progress=False)
-        scores = index.get_scores([word for word in asked if word in corpus.vocab]).tolist()
+        scores = index.get_scores(known).tolist()
     taken: list[tuple[int, int]] = []
     # Of equals the newest: what a user would fall back on.
     for place in sorted(range(len(spans)), key=lambda place: (scores[place], place), reverse=True):

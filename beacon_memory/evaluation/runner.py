@@ -71,11 +71,12 @@ def _measure(
         memories = Memories(model, item, closed=task.closed)
         for method, cell in planned:
             if (cell, item.digest) not in results.rows and spent[cell] < seconds:
+                other = _another(task, index) if method.foreign else item
+                if other is None:
+                    continue
                 began = time.perf_counter()
-                made = memories
-                if method.foreign:
-                    made = Memories(model, _another(task, index), closed=task.closed)
-                entries, scores = _score(made, method, cell.ratio, item, task)
+                made = Memories(model, other, closed=task.closed) if method.foreign else memories
+                entries, scores = _score(made, method, cell.ratio, item)
                 row = Row(cell, item.digest, entries, round(time.perf_counter() - began, 3), scores)
                 results.add(row)
                 spent[cell] += row.seconds
@@ -84,7 +85,7 @@ def _measure(
     return [cell for _, cell in planned]
 
 
-def _score(memories: Memories, method: Method, ratio: int, item: Item, task: Task) -> tuple[int, tuple[Score, ...]]:
+def _score(memories: Memories, method: Method, ratio: int, item: Item) -> tuple[int, tuple[Score, ...]]:
     """The entries of an item's memory and what each question gave; no score where it does not fit."""
     model, questions = memories.model, item.questions
     apart = method.kind == "bm25"  # a retriever reads something else for each question
@@ -120,8 +121,9 @@ def _room(item: Item) -> int:
     return len(item.start) + longest
 
 
-def _another(task: Task, index: int) -> Item:
-    """The nearest earlier item, round the corner, that comes from another document."""
+def _another(task: Task, index: int) -> Item | None:
+    """The item of another document that is nearest in length; of equals, the nearest one before."""
+    own = task.items[index]
     others = [task.items[index - back] for back in range(1, len(task.items))]
-    source = task.items[index].source
-    return next((item for item in others if item.source != source), task.items[index - 1])
+    foreign = [item for item in others if item.source != own.source]
+    return min(foreign, key=lambda item: abs(len(item.context) - len(own.context)), default=None)

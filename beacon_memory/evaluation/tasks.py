@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import count, cycle
 from typing import Any
 
 from beacon_memory.errors import InputError
@@ -166,29 +166,25 @@ def dialogue(reader: Reader, data: Data, seed: int) -> Iterator[Item]:
 def needle(reader: Reader, data: Data, seed: int, lengths: Sequence[int] = LENGTHS) -> Iterator[Item]:
     """Texts of each length with a fact at each depth; the wrong answers are the other facts' and made up ones."""
     draw = random.Random(seed)
-    for source, ids, start in _places(reader, data, seed, length=max(lengths)):
-        for length in lengths:
-            things = draw.sample(THINGS, len(DEPTHS))
-            codes = [str(code) for code in draw.sample(range(10_000, 100_000), 2 * len(DEPTHS))]
-            facts = [
-                tuple(reader.encode(f" The pass code of the {t} is {c}. ")) for t, c in zip(things, codes, strict=False)
-            ]
-            room = length - len(reader.start) - sum(map(len, facts))
-            text = ids[start : start + room]
-            cuts = [int(room * depth) for depth in DEPTHS]
-            context = [*reader.start, *text[: cuts[0]]]
-            for fact, cut, end in zip(facts, cuts, [*cuts[1:], room], strict=True):
-                context += [*fact, *text[cut:end]]
-            questions = tuple(
-                Question(
-                    reader.prompt(f"What is the pass code of the {thing}?", begin=f"The pass code of the {thing} is"),
-                    tuple(reader.answer(f" {code}.") for code in (right, *(c for c in codes if c != right))),
-                    query=f"What is the pass code of the {thing}?",
-                    group=f"{length} tokens, depth {depth}",
-                )
-                for thing, right, depth in zip(things, codes, DEPTHS, strict=False)
-            )
-            yield Item(source, reader.start, tuple(context), questions)
+    places = _places(reader, data, seed, length=max(lengths))
+    for (source, ids, start), length in zip(places, cycle(lengths), strict=False):
+        things = draw.sample(THINGS, len(DEPTHS))
+        codes = [str(code) for code in draw.sample(range(10_000, 100_000), 2 * len(DEPTHS))]
+        told = zip(things, codes[: len(DEPTHS)], strict=True)
+        facts = [reader.encode(f" The pass code of the {thing} is {code}. ") for thing, code in told]
+        room = length - len(reader.start) - sum(map(len, facts))
+        text = ids[start : start + room]
+        cuts = [int(room * depth) for depth in DEPTHS]
+        context = [*reader.start, *text[: cuts[0]]]
+        for fact, cut, end in zip(facts, cuts, [*cuts[1:], room], strict=True):
+            context += [*fact, *text[cut:end]]
+        questions = []
+        for thing, right, depth in zip(things, codes[: len(DEPTHS)], DEPTHS, strict=True):
+            asked = f"What is the pass code of the {thing}?"
+            answers = tuple(reader.answer(f" {code}.") for code in (right, *(c for c in codes if c != right)))
+            prompt = reader.prompt(asked, begin=f"The pass code of the {thing} is")
+            questions.append(Question(prompt, answers, query=asked, group=f"{length} tokens, depth {depth}"))
+        yield Item(source, reader.start, tuple(context), tuple(questions))
 
 
 Maker = Callable[..., Iterator[Item]]
