@@ -80,8 +80,6 @@ def evaluate(
         quiet()
         torch.manual_seed(seed)
         loaded = BeaconModel.from_pretrained(model, adapter=None)
-    found = packaged_adapter(model, loaded.lm)
-    adapters = _adapters(adapter or ["auto"], found)
     source = Data(data)
     with waiting("making the tasks"):
         made = [
@@ -97,6 +95,8 @@ def evaluate(
         ]
     fingerprint, tokenizer = loaded.fingerprint.model, loaded.tokenizer
     lm = loaded.detach()
+    # Asked of the base model alone: with beacons attached it has another fingerprint.
+    adapters = _adapters(adapter or ["auto"], packaged_adapter(model, lm))
     about = _about(model, fingerprint, seed=seed)
     measured: list[tuple[Task, list[Summary]]] = []
     compared = chosen(asked, adapters)
