@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -27,6 +27,26 @@ from transformers import (
 from beacon_memory.errors import ConfigError
 from beacon_memory.prefix import Prefix
 
+Finish = Literal["stop", "length"]
+
+
+class Constraint(Protocol):
+    """What an answer may be made of, token by token (structured.py has JSON and tool calls)."""
+
+    def processor(
+        self, tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], rows: int, prompt: int, limit: int
+    ) -> LogitsProcessor:
+        """What masks the logits of `rows` answers of at most `limit` tokens behind `prompt` columns."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, and what it took."""
+
+    text: str
+    tokens: int  # generated, the end of the turn counted
+    finish: Finish  # "length" when max_new_tokens cut it off
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -39,6 +59,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     stop: str | Sequence[str] | None = ()  # the answer ends before the first of these
     seed: int | None = None  # every answer of a batch starts from it, as it would alone
+    constraint: Constraint | None = None  # what the answer may be made of
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -56,27 +77,40 @@ class Sampling:
     def options(self, tokenizer: PreTrainedTokenizerBase, lm: Any, *, batch: Batch) -> dict[str, Any]:
         """The same, as transformers' generate() takes it; the model's own defaults never mix in."""
         defaults = lm.generation_config.to_diff_dict().keys() - {"bos_token_id", "eos_token_id", "transformers_version"}
-        end = lm.generation_config.eos_token_id
-        first = end[0] if isinstance(end, list) else end
+        ends = end_ids(lm)
         options: dict[str, Any] = dict.fromkeys(defaults) | {
             "max_new_tokens": self.max_new_tokens,
             "num_beams": 1,
             "use_cache": True,
             "do_sample": False,  # the last processor draws
-            "pad_token_id": first or 0,  # what follows an answer in a batch reads as its end
-            "logits_processor": self._processors(batch),
+            "pad_token_id": ends[0] if ends else 0,  # what follows an answer in a batch reads as its end
+            "logits_processor": self._processors(batch, tokenizer, ends),
             "stopping_criteria": StoppingCriteriaList(),
         }
         if self.stops:
             options["stopping_criteria"].append(_Said(tokenizer, self.stops, prompt=batch.ids.shape[1]))
         return options
 
-    def _processors(self, batch: Batch) -> LogitsProcessorList:
+    def answer(self, text: str, ids: Sequence[int], ends: Sequence[int]) -> Answer:
+        """What came of a row of new ids: its text to the first stop string, its tokens to its end."""
+        at = next((n for n, i in enumerate(ids) if i in ends), None)
+        certain = StopFilter(self.stops)
+        cut = certain.cut(text)
+        tokens = len(ids) if at is None else at + 1
+        # A row that a stop string ended early is padded with the end's id, or was the longest of its batch.
+        return Answer(cut, tokens, "stop" if at is not None or certain.stopped else "length")
+
+    def _processors(self, batch: Batch, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> LogitsProcessorList:
         found = LogitsProcessorList()
         if self.repetition_penalty != 1:
             # Made here: generate() would take slots for padding, and the other way round.
             padding = (batch.mask[:, -batch.ids.shape[1] :] == 0).sum(dim=1)
             found.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty), padding))
+        if self.constraint is not None:
+            rows, prompt = batch.ids.shape
+            found.append(
+                self.constraint.processor(tokenizer, ends=ends, rows=rows, prompt=prompt, limit=self.max_new_tokens)
+            )
         if self.temperature > 0:
             found.append(TemperatureLogitsWarper(float(self.temperature)))
             if self.top_k:
@@ -85,6 +119,12 @@ class Sampling:
                 found.append(TopPLogitsWarper(float(self.top_p)))
             found.append(_Draw(self.seed, rows=len(batch.ids), device=batch.ids.device))
         return found
+
+
+def end_ids(lm: Any) -> list[int]:
+    """The ids that end an answer of this model."""
+    end = lm.generation_config.eos_token_id
+    return [] if end is None else [int(i) for i in end] if isinstance(end, list) else [int(end)]
 
 
 class _Draw(LogitsProcessor):  # type: ignore[misc]
@@ -194,33 +234,59 @@ class _Cancelled(StoppingCriteria):  # type: ignore[misc]
         return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
 
 
-def streamed(lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: Sampling) -> Iterator[str]:
-    """The answer to a batch of one, in pieces as they come. Closing the iterator stops the generation."""
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    cancelled = threading.Event()
-    failure: list[BaseException] = []
+class Stream(Iterator[str]):
+    """An answer in pieces as they come; `answer` is there once it is whole. Closing it stops the model."""
 
-    def work() -> None:
+    def __init__(self, lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: Sampling) -> None:
+        self.answer: Answer | None = None
+        self._pieces = self._streamed(lm, tokenizer, one, sampling)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop the model, and wait until it has."""
+        self._pieces.close()
+
+    def _streamed(
+        self, lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: Sampling
+    ) -> Generator[str, None, None]:
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        cancelled = threading.Event()
+        failure: list[BaseException] = []
+        made: list[list[int]] = []
+
+        def work() -> None:
+            try:
+                options = sampling.options(tokenizer, lm, batch=one)
+                options["stopping_criteria"].append(_Cancelled(cancelled))
+                with torch.inference_mode():
+                    output = lm.generate(
+                        one.ids, attention_mask=one.mask, past_key_values=one.cache, streamer=streamer, **options
+                    )
+                made.append(output[0, one.ids.shape[1] :].tolist())
+            except BaseException as exc:
+                failure.append(exc)
+                streamer.end()
+
+        worker = threading.Thread(target=work, name="beacon-generate", daemon=True)
+        worker.start()
+        certain, whole = StopFilter(sampling.stops), []
         try:
-            options = sampling.options(tokenizer, lm, batch=one)
-            options["stopping_criteria"].append(_Cancelled(cancelled))
-            with torch.inference_mode():
-                lm.generate(one.ids, attention_mask=one.mask, past_key_values=one.cache, streamer=streamer, **options)
-        except BaseException as exc:
-            failure.append(exc)
-            streamer.end()
-
-    worker = threading.Thread(target=work, name="beacon-generate", daemon=True)
-    worker.start()
-    certain = StopFilter(sampling.stops)
-    try:
-        for piece in streamer:
-            if text := certain.feed(piece):
+            for piece in streamer:
+                if text := certain.feed(piece):
+                    whole.append(text)
+                    yield text
+            if not failure and (text := certain.end()):
+                whole.append(text)
                 yield text
-        if not failure and (text := certain.end()):
-            yield text
-    finally:
-        cancelled.set()
-        worker.join()
-    if failure:
-        raise failure[0]
+        finally:
+            cancelled.set()
+            worker.join()
+        if failure:
+            raise failure[0]
+        answer = sampling.answer("", made[0], end_ids(lm))
+        self.answer = Answer("".join(whole), answer.tokens, "stop" if certain.stopped else answer.finish)

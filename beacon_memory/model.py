@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +19,7 @@ from beacon_memory.budget import default_budget, next_refold
 from beacon_memory.config import BeaconConfig, check_ratio
 from beacon_memory.errors import AdapterError, InputError, PromptTooLong
 from beacon_memory.fold import fold
-from beacon_memory.generation import Batch, Sampling, StopFilter, batch, streamed
+from beacon_memory.generation import Answer, Batch, Sampling, Stream, batch, end_ids
 from beacon_memory.loading import (
     check_supported,
     hash_tensors,
@@ -228,24 +228,31 @@ class BeaconModel:
     ) -> list[str]:
         """One answer per prompt, each behind its own state; states are read, never changed.
 
-        `sampling`: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed. Raises PromptTooLong.
+        `sampling`: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed, constraint. Raises
+        PromptTooLong.
         """
+        return [answer.text for answer in self.answers(prompts, states, **sampling)]
+
+    def answers(
+        self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState] | None = None, **sampling: Any
+    ) -> list[Answer]:
+        """The same answers with their numbers of tokens and how they ended. Raises PromptTooLong."""
         how = Sampling(**sampling)
         one = self._batch(prompts, states or [BeaconState()] * len(prompts), how)
         options = how.options(self.tokenizer, self.lm, batch=one)
         with torch.inference_mode():
             output = self.lm.generate(one.ids, attention_mask=one.mask, past_key_values=one.cache, **options)
-        answers = [self.decode(row) for row in output[:, one.ids.shape[1] :].tolist()]
-        return [StopFilter(how.stops).cut(answer) for answer in answers]
+        rows = output[:, one.ids.shape[1] :].tolist()
+        return [how.answer(self.decode(row), row, end_ids(self.lm)) for row in rows]
 
-    def stream(self, prompt: Sequence[int], state: BeaconState | None = None, **sampling: Any) -> Iterator[str]:
+    def stream(self, prompt: Sequence[int], state: BeaconState | None = None, **sampling: Any) -> Stream:
         """The answer to one prompt in pieces, as they come. Closing the iterator stops the model.
 
         Raises PromptTooLong.
         """
         how = Sampling(**sampling)
         one = self._batch([prompt], [state or BeaconState()], how)
-        return streamed(self.lm, self.tokenizer, one, how)
+        return Stream(self.lm, self.tokenizer, one, how)
 
     def logits(self, ids: Sequence[int], state: BeaconState | None = None) -> Tensor:
         """The next-token logits at each of `ids`, read behind a state and its tail.  # (ids, vocabulary)"""

@@ -307,3 +307,18 @@ def test_a_stop_string_is_cut_however_the_text_is_cut_into_pieces(pieces: list[s
     assert piecewise.stopped == (cut(text, stops) != text)
     if piecewise.stopped:
         assert piecewise.feed("ab") + piecewise.end() == ""
+
+
+def test_an_answer_says_how_many_tokens_it_took_and_how_it_ended(model_of, config, ids):
+    model = model_of(config)
+    [cut] = model.answers([ids[:5]], max_new_tokens=40)
+    assert (cut.tokens, cut.finish) == (40, "length")
+    letter = next(letter for letter in cut.text[1:] if letter.isascii())
+    [stopped] = model.answers([ids[:5]], max_new_tokens=60, stop=letter)
+    assert stopped.finish == "stop"
+    assert stopped.tokens < 60
+    for how in ({"max_new_tokens": 7}, {"max_new_tokens": 60, "stop": letter}):
+        stream = model.stream(ids[:5], **how)
+        assert stream.answer is None
+        "".join(stream)
+        assert [stream.answer] == model.answers([ids[:5]], **how)
