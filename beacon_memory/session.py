@@ -149,7 +149,7 @@ class Session:
 
         A generation that fails, or a stream that is closed before its end, leaves the session where it was.
         """
-        state = self._opened()[1]
+        state = self.opened()[1]
         pieces = self._turn(text, self._answer(text, state, system=system, sampling=sampling))
         return pieces if stream else "".join(pieces)
 
@@ -203,13 +203,7 @@ class Session:
                 raise InputError(
                     f"session {self.id!r} has {len(past)} messages: rewind to 0 to {len(past)}, not {messages}"
                 )
-            state = self._rewound(head, state, past, messages)
-            entries = head.entries[: len(state.segments)]
-            read = {entry.document for entry in entries}
-            sources = {document: digest for document, digest in head.sources.items() if document in read}
-            back = replace(head, pages=(), recent=(), entries=entries, sources=sources)
-            kept, pages = back.with_state(state).with_messages(list(past[:messages]))
-            return kept, state, pages
+            return self.back(head, state, past, messages)
 
         self._change(change, create=False)
 
@@ -222,7 +216,7 @@ class Session:
         """Remove the session, and every byte that no other session names. Raises SessionNotFound."""
         self._memory.store.delete(self.id)
 
-    def _opened(self) -> tuple[SessionHead, BeaconState, int]:
+    def opened(self) -> tuple[SessionHead, BeaconState, int]:
         """The session's head, state and version; what a new one begins with, at version 0, when there is none."""
         model = self._memory.model
         try:
@@ -238,23 +232,38 @@ class Session:
         )
         return head, state, version
 
+    def write(
+        self, head: SessionHead, changed: SessionHead, after: BeaconState, pages: dict[str, bytes], *, expected: int
+    ) -> None:
+        """Move the session from `head`, at version `expected`, to `changed`. Raises SessionConflict."""
+        named = {entry.digest for entry in head.entries}
+        new = [segment for segment in after.segments if segment.digest not in named]
+        model = self._memory.model
+        config = model.config.replace(slot_dtype=changed.slot_dtype or model.config.slot_dtype)
+        blobs = pages | {s.digest: encode_segment(s, fingerprint=model.fingerprint, config=config) for s in new}
+        self._memory.keep(new)
+        self._memory.commit(self.id, changed, blobs, expected=expected)
+
+    def back(self, head: SessionHead, state: BeaconState, past: Sequence[Mapping[str, Any]], messages: int) -> Changed:
+        """Head and state as they were after the first `messages` of `past`, and the pages of these."""
+        state = self._rewound(head, state, past, messages)
+        entries = head.entries[: len(state.segments)]
+        read = {entry.document for entry in entries}
+        sources = {document: digest for document, digest in head.sources.items() if document in read}
+        back = replace(head, pages=(), recent=(), entries=entries, sources=sources)
+        kept, pages = back.with_state(state).with_messages(list(past[:messages]))
+        return kept, state, pages
+
     def _change(self, change: Change, *, create: bool = True) -> None:
         """Move the head by `change`, which is done again on the newest head when another writer was faster."""
 
         def once() -> None:
-            head, state, version = self._opened()
+            head, state, version = self.opened()
             if not version and not create:
                 raise not_found(self.id)
             changed, after, pages = change(head, state)
-            if version and changed == head:
-                return
-            named = {entry.digest for entry in head.entries}
-            new = [segment for segment in after.segments if segment.digest not in named]
-            model = self._memory.model
-            config = model.config.replace(slot_dtype=changed.slot_dtype or model.config.slot_dtype)
-            blobs = pages | {s.digest: encode_segment(s, fingerprint=model.fingerprint, config=config) for s in new}
-            self._memory.keep(new)
-            self._memory.commit(self.id, changed, blobs, expected=version)
+            if not version or changed != head:
+                self.write(head, changed, after, pages, expected=version)
 
         retrying(once)
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from beacon_memory.errors import InputError, TranscriptError
 from beacon_memory.loading import plain_ids
+from beacon_memory.tools import tools_prompt
 
 Message = Mapping[str, Any]
 
@@ -22,6 +23,7 @@ _SYSTEM = {"role": "system", "content": "S"}
 _USER = {"role": "user", "content": "U"}
 _ANSWER = {"role": "assistant", "content": "A"}
 _LATER = {"role": "user", "content": "L"}
+_RESULT = {"role": "tool", "content": "R"}
 
 
 class Transcript:
@@ -39,6 +41,7 @@ class Transcript:
         self._template = tokenizer.chat_template is not None
         self._front: list[Message] = []  # what stands before a message that is rendered by itself
         self._opening = ""  # its text
+        self._results = True  # whether the template can show what a tool gave
         self.stop: tuple[str, ...] = () if self._template else ("\nUser:",)
         if self._template:
             try:
@@ -54,9 +57,21 @@ class Transcript:
                 self._opening = first.removesuffix(later) if first.endswith(later) else ""
             self.turn(_USER)
             self.turn(_ANSWER)
+            try:
+                self._turn_text(_RESULT)
+            except TranscriptError:
+                self._results = False
 
-    def system(self, text: str | None) -> list[int]:
-        """The ids of a system prompt; without text, what the template says by default."""
+    def system(self, text: str | None, *, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """The ids of a system prompt; without text, what the template says by default.
+
+        `tools` are told in the template's own words where those are the ones our calls are read in, else in ours.
+        """
+        if tools:
+            own = self._tools_text(text, tools)
+            if own is not None:
+                return self._ids(own)
+            text = "\n\n".join([*([text] if text else []), tools_prompt(tools)])
         if not self._template or (text and not self._front):
             return self._ids(f"{text}\n\n") if text else []
         if text:
@@ -84,6 +99,8 @@ class Transcript:
         return self._ids(self._after(self._render(messages), self._render(messages, header=True)))
 
     def _turn_text(self, message: Message) -> str:
+        if message["role"] == "tool" and not self._results:
+            message = {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
         if not self._template:
             return f"{str(message['role']).capitalize()}: {message['content']}\n"
         if message["role"] == "user":
@@ -98,10 +115,25 @@ class Transcript:
             )
         return text.removesuffix(later)
 
-    def _render(self, messages: Sequence[Message], *, header: bool = False) -> str:
+    def _tools_text(self, text: str | None, tools: Sequence[Mapping[str, Any]]) -> str | None:
+        """The system prompt with tools as the template writes it, when that is how our calls are read."""
+        if not self._template or not self._front:
+            return None
+        told = [{"role": "system", "content": text}] if text else []
+        try:
+            whole, turn = self._render([*told, _USER], tools=tools), self._turn_text(_USER)
+        except TranscriptError:
+            return None
+        return whole.removesuffix(turn) if whole.endswith(turn) and "<tool_call>" in whole else None
+
+    def _render(
+        self, messages: Sequence[Message], *, header: bool = False, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         plain = [dict(message) for message in messages]
         try:
-            text: str = self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=header)
+            text: str = self._tokenizer.apply_chat_template(
+                plain, tools=[dict(tool) for tool in tools] or None, tokenize=False, add_generation_prompt=header
+            )
         except Exception as exc:  # templates are programs: jinja errors, and whatever they raise themselves
             roles = ", ".join(str(message["role"]) for message in messages)
             raise TranscriptError(f"the model's chat template cannot render messages of roles {roles}: {exc}") from exc

@@ -11,16 +11,20 @@ if TYPE_CHECKING:
     from beacon_memory.testing.servers import RedisServer as RedisServer
     from beacon_memory.testing.servers import redis_cluster as redis_cluster
     from beacon_memory.testing.servers import redis_sentinel as redis_sentinel
+    from beacon_memory.testing.scripted import ScriptedModel as ScriptedModel
+    from beacon_memory.testing.scripted import scripted_engine as scripted_engine
     from beacon_memory.testing.servers import redis_server as redis_server
     from beacon_memory.testing.stores import StoreContract as StoreContract
 
 # Name -> where it lives: each module brings dependencies that the others do without.
 _EXPORTS = {
     "RedisServer": "beacon_memory.testing.servers",
+    "ScriptedModel": "beacon_memory.testing.scripted",
     "StoreContract": "beacon_memory.testing.stores",
     "redis_cluster": "beacon_memory.testing.servers",
     "redis_sentinel": "beacon_memory.testing.servers",
     "redis_server": "beacon_memory.testing.servers",
+    "scripted_engine": "beacon_memory.testing.scripted",
     "tiny_checkpoint": "beacon_memory.testing.models",
     "tiny_model": "beacon_memory.testing.models",
 }

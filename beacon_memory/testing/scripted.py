@@ -1,0 +1,97 @@
+"""A model that says what a script says: everything about it is real but its judgement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
+
+from beacon_memory.config import BeaconConfig
+from beacon_memory.engine import BeaconEngine
+from beacon_memory.generation import Answer, Constraint, Stream
+from beacon_memory.model import BeaconModel
+from beacon_memory.state import BeaconState
+from beacon_memory.stores import StateStore
+from beacon_memory.testing.models import tiny_lm, tiny_tokenizer
+
+Script = Callable[[str], str]
+
+
+class ScriptedModel(BeaconModel):
+    """A tiny model whose logits follow a script: text it can see (memory, then prompt) -> what it wants to say.
+
+    It folds, streams, stops and is constrained as any other; a grammar that forbids the script's word wins.
+
+    >>> model = ScriptedModel(lambda seen: "Rex." if "dog" in seen else "?")
+    >>> model.generate([model.encode("My dog")])
+    ['Rex.']
+    """
+
+    def __init__(self, script: Script, config: BeaconConfig | None = None, **changes: Any) -> None:
+        super().__init__(tiny_lm(**{"max_position_embeddings": 16384, **changes}), tiny_tokenizer(), config)
+        self.script = script
+
+    def answers(
+        self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState] | None = None, **sampling: Any
+    ) -> list[Answer]:
+        seen = states or [BeaconState()] * len(prompts)
+        return super().answers(prompts, states, **self._led(prompts, seen, sampling))
+
+    def stream(self, prompt: Sequence[int], state: BeaconState | None = None, **sampling: Any) -> Stream:
+        return super().stream(prompt, state, **self._led([prompt], [state or BeaconState()], sampling))
+
+    def _led(
+        self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState], sampling: dict[str, Any]
+    ) -> dict[str, Any]:
+        lines = []
+        for prompt, state in zip(prompts, states, strict=True):
+            ids = [*(i for segment in state.segments for i in segment.ids), *state.tail, *prompt]
+            lines.append([*self.encode(self.script(self.tokenizer.decode(ids))), self.lm.config.eos_token_id])
+        return sampling | {"constraint": _Script(lines, sampling.get("constraint"))}
+
+
+def scripted_engine(
+    script: Script,
+    store: str | StateStore | None = "memory://",
+    *,
+    config: BeaconConfig | None = None,
+    name: str = "scripted",
+    **changes: Any,
+) -> BeaconEngine:
+    """An engine whose model says what a script says.
+
+    >>> engine = scripted_engine(lambda seen: "Hello!")
+    >>> engine.session("ada").chat("Hi")
+    'Hello!'
+    """
+    config = config or BeaconConfig(window=64, keep_last=16, anchors="last")
+    return BeaconEngine(ScriptedModel(script, config, **changes), store, name=name)
+
+
+@dataclass(frozen=True)
+class _Script:
+    """A script's words, and what may forbid them."""
+
+    lines: list[list[int]]
+    within: Constraint | None = field(default=None)
+
+    def processor(
+        self, tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], rows: int, prompt: int, limit: int
+    ) -> LogitsProcessor:
+        within = self.within and self.within.processor(tokenizer, ends=ends, rows=rows, prompt=prompt, limit=limit)
+        return _Led(self.lines, within, prompt=prompt)
+
+
+class _Led(LogitsProcessor):  # type: ignore[misc]
+    def __init__(self, lines: list[list[int]], within: LogitsProcessor | None, *, prompt: int) -> None:
+        self._lines, self._within, self._prompt = lines, within, prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self._prompt
+        scores = scores * 1e-3
+        for i, line in enumerate(self._lines):
+            scores[i, line[min(step, len(line) - 1)]] += 1e4
+        return scores if self._within is None else self._within(input_ids, scores)

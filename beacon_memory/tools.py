@@ -1,0 +1,78 @@
+"""Tools in words: how a model is told of them, and how its calls are read. The words are Hermes', which Qwen speaks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from beacon_memory.structured import CALL_CLOSE, CALL_OPEN
+
+Tool = Mapping[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
+
+_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call as a model wrote it."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer, taken apart."""
+
+    text: str
+    calls: tuple[Call, ...] = ()
+    broken: tuple[str, ...] = ()  # what began as a call and is none
+
+
+def tools_prompt(tools: Sequence[Tool]) -> str:
+    """What a model whose template says nothing about tools is told of them."""
+    listed = "\n".join(json.dumps(dict(tool), ensure_ascii=False) for tool in tools)
+    return (
+        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+        f"You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{listed}\n</tools>\n\n"
+        "For each function call, return a json object with function name and arguments within "
+        '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n'
+        "</tool_call>"
+    )
+
+
+def schema_prompt(schema: Mapping[str, Any]) -> str:
+    """What a model is told of the form its answer will have."""
+    return f"Answer with JSON of this schema, and nothing else:\n{json.dumps(schema, ensure_ascii=False)}"
+
+
+def write_said(said: Said) -> str:
+    """An answer in the words in which it is remembered.
+
+    >>> write_said(Said("", (Call("now", {}),)))
+    '<tool_call>\\n{"name": "now", "arguments": {}}\\n</tool_call>'
+    """
+    calls = [
+        CALL_OPEN + json.dumps({"name": c.name, "arguments": dict(c.arguments)}, ensure_ascii=False) + CALL_CLOSE
+        for c in said.calls
+    ]
+    return "\n".join([*([said.text.strip()] if said.text.strip() else []), *calls])
+
+
+def read_said(text: str) -> Said:
+    """An answer's text and calls.
+
+    >>> read_said('Let me see. <tool_call>{"name": "now", "arguments": {}}</tool_call>')
+    Said(text='Let me see.', calls=(Call(name='now', arguments={}),), broken=())
+    """
+    calls, broken = [], []
+    for body in _CALL.findall(text):
+        try:
+            value = json.loads(body)
+            calls.append(Call(str(value["name"]), dict(value["arguments"])))
+        except (ValueError, TypeError, KeyError):
+            broken.append(body.strip())
+    return Said(_CALL.sub("", text).strip() if calls or broken else text, tuple(calls), tuple(broken))

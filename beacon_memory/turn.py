@@ -1,0 +1,225 @@
+"""One turn of a chat whose caller has the message list: what the session holds is not read again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from beacon_memory.errors import InputError, SessionConflict
+from beacon_memory.generation import Answer, Sampling, Stream
+from beacon_memory.head import SessionHead
+from beacon_memory.history import History, match
+from beacon_memory.session import DOCUMENT, Session
+from beacon_memory.state import BeaconState, Segment
+from beacon_memory.tools import Tool
+from beacon_memory.transcript import check_message
+
+if TYPE_CHECKING:
+    from beacon_memory.memory import BeaconMemory
+
+Message = Mapping[str, Any]
+Remember = Callable[[str], "Message | None"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a turn read and wrote, in tokens as the user counts them, and what that cost."""
+
+    tokens: int  # that the answer could see: memory, system prompt, messages
+    read: int  # of these, from memory: folded before, not computed again
+    folded: int  # of these, folded now
+    answer: int  # tokens of the answer
+    slots: int  # KV entries in front of the prompt
+    prefill: int  # raw tokens computed behind them
+    ratio: int  # of what is folded next
+
+
+class Turn(Iterator[str]):
+    """An answer to a message list, in pieces; when it is whole, the session has moved, and `answer` and `usage` are
+    there. A turn that fails, or is closed before its end, leaves the session where it was.
+
+    >>> from beacon_memory import BeaconMemory
+    >>> from beacon_memory.testing import tiny_model
+    >>> memory = BeaconMemory.open(tiny_model())
+    >>> turn = Turn(memory, [{"role": "user", "content": "Hi"}], session=memory.session("ada"), max_new_tokens=4)
+    >>> said = "".join(turn)
+    >>> turn.usage.answer
+    4
+    """
+
+    def __init__(
+        self,
+        memory: BeaconMemory,
+        messages: Sequence[Message],
+        *,
+        session: Session | None = None,
+        history: History = "auto",
+        contexts: Sequence[str] = (),
+        system: str | None = None,
+        tools: Sequence[Tool] = (),
+        keep: int | None = None,
+        remember: Remember | None = None,
+        **sampling: Any,
+    ) -> None:
+        """Nothing is read before the first piece is asked for.
+
+        `history` says what `messages` are to the session (see `history.match`). `contexts` are sessions whose
+        documents stand in front. With `keep`, the newest so many messages stay raw and are not remembered, nor is the
+        answer: they come again with the next turn. `remember` makes the message of the answer's text, or None.
+        Without a session nothing is remembered; what does not fit raw is folded for this turn alone. `sampling` as
+        `Session.ask` takes it. Raises InputError, ConfigError; when read, PromptTooLong, BudgetExceeded, StoreError.
+        """
+        self._memory = memory
+        self._messages = [dict(check_message(message)) for message in messages]
+        self._session = session
+        self._history: History = history
+        self._contexts = tuple(contexts)
+        self._system, self._tools = system, tuple(tools)
+        self._keep = keep
+        self._remember = remember or _plain
+        self._sampling = {"stop": memory.transcript.stop} | sampling
+        Sampling(**self._sampling)
+        self.answer: Answer | None = None
+        self.usage: Usage | None = None
+        self._pieces = self._taken()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop the model; the session stays where it was."""
+        self._pieces.close()
+
+    def _taken(self) -> Generator[str, None, None]:
+        memory, model, transcript = self._memory, self._memory.model, self._memory.transcript
+        head, before, version, past = self._opened()
+        talk = [message for message in past if message["role"] != DOCUMENT]
+        found = match(talk, self._messages, self._history)
+        opened, pages = head, dict[str, bytes]()
+        forked = found.kept < len(talk)
+        if forked:
+            head, before, pages = self._forked(head, before, past, found.kept)
+        raw = 0 if self._keep is None else min(self._keep, len(self._messages) - found.known)
+        new = self._messages[found.known : len(self._messages) - raw]
+        if not (before.tokens or new or raw):
+            raise InputError("no message to answer")
+
+        ids = [i for message in new for i in transcript.turn(message)]
+        if ids and not before.tokens:
+            ids = [*transcript.start, *ids]
+        rest = [i for message in self._messages[len(self._messages) - raw :] for i in transcript.turn(message)]
+        told = transcript.system(self._system, tools=self._tools)
+        header = transcript.header()
+        context = self._context()
+        contexts = sum(segment.slots for segment in context.segments)
+        room = model.positions - contexts - Sampling(**self._sampling).max_new_tokens
+        if self._session is None and len(ids) + len(told) + len(rest) + len(header) <= room:
+            state = replace(before, tail=tuple(ids))  # it fits as it is
+        else:
+            state = model.compress(ids, before, ratio=head.ratio, budget=head.budget, known=memory.known)
+            memory.keep(state.segments)
+        segments = context.join(state.segments).segments
+        if contexts and state.segments:
+            segments = tuple(model.fit(segments, budget=max(model.budget, contexts), known=memory.known))
+            memory.keep(segments)
+
+        tail = list(state.tail)
+        opening = transcript.start
+        if opening and tail[: len(opening)] == opening:
+            tail = tail[len(opening) :]
+        prompt = [*([] if segments else opening), *told, *tail, *rest, *header]
+        stream: Stream = model.stream(prompt, BeaconState(segments), **self._sampling)
+        try:
+            yield from stream
+        finally:
+            stream.close()
+        assert stream.answer is not None
+        if self._session is not None:
+            said = self._remember(stream.answer.text) if self._keep is None else None
+            self._commit(opened, head, state, pages, [*new, *([said] if said else [])], said, version, forked=forked)
+        folded = sum(len(s.ids) for s in state.segments)
+        # Its segments may have been folded again, coarser; what was read is still what stood there before.
+        known = sum(len(s.ids) for s in before.segments)
+        self.usage = Usage(
+            tokens=sum(len(s.ids) for s in segments) + len(prompt),
+            read=known + sum(len(s.ids) for s in context.segments),
+            folded=folded - known,
+            answer=stream.answer.tokens,
+            slots=sum(s.slots for s in segments),
+            prefill=len(prompt),
+            ratio=head.ratio,
+        )
+        self.answer = stream.answer
+
+    def _opened(self) -> tuple[SessionHead, BeaconState, int, list[dict[str, Any]]]:
+        """The session as it stands, with its transcript where that is needed; an empty one for none."""
+        memory, model = self._memory, self._memory.model
+        if self._session is None:
+            return SessionHead(fingerprint=model.fingerprint, ratio=model.config.ratio), BeaconState(), 0, []
+        while True:
+            head, state, version = self._session.opened()
+            if not version or self._history == "append":
+                return head, state, version, []
+            past, _, seen = memory.view(self._session.id, memory.messages)
+            if seen == version:
+                return head, state, version, past
+
+    def _forked(
+        self, head: SessionHead, state: BeaconState, past: list[dict[str, Any]], kept: int
+    ) -> tuple[SessionHead, BeaconState, dict[str, bytes]]:
+        """Back to where the messages part; documents that were read later are part of no branch and stay."""
+        assert self._session is not None
+        places = [n for n, message in enumerate(past) if message["role"] != DOCUMENT]
+        until = places[kept]
+        later = [message for message in past[until:] if message["role"] == DOCUMENT]
+        entries = dict(zip(head.entries, state.segments, strict=True))
+        back, before, pages = self._session.back(head, state, past, until)
+        for note in later:
+            document = str(note["document"])
+            before = before.join([s for entry, s in entries.items() if entry.document == document])
+            back = back.with_state(before, document=document)
+        back, more = back.with_messages(list(later))
+        return back, before, pages | more
+
+    def _context(self) -> BeaconState:
+        """What stands in front of the session: other sessions' documents, in the order named."""
+        segments: list[Segment] = []
+        for name in self._contexts:
+            state, _, _ = self._memory.view(name, self._memory.state)
+            segments += state.segments
+        return BeaconState(tuple(segments))
+
+    def _commit(
+        self,
+        opened: SessionHead,
+        head: SessionHead,
+        state: BeaconState,
+        pages: dict[str, bytes],
+        said: Sequence[Message],
+        answer: Message | None,
+        version: int,
+        *,
+        forked: bool,
+    ) -> None:
+        assert self._session is not None
+        if not said and not forked:
+            return
+        memory, model = self._memory, self._memory.model
+        if answer:
+            ids = memory.transcript.turn(answer)
+            state = model.compress(ids, state, ratio=head.ratio, budget=head.budget, known=memory.known)
+        changed, more = head.with_state(state).with_messages(list(said))
+        try:
+            self._session.write(opened, changed, state, pages | more, expected=version)
+        except SessionConflict:
+            if forked or not said:
+                raise
+            self._session.add(said)  # another writer was faster: what was said here comes behind
+
+
+def _plain(text: str) -> Message | None:
+    return {"role": "assistant", "content": text.strip()} if text.strip() else None
