@@ -63,6 +63,11 @@ class BeaconEngine:
         """The one thread on which asynchronous work is done."""
         return self._weights.worker
 
+    @property
+    def positions(self) -> int | None:
+        """The model's positions as far as they are known without loading it."""
+        return self._weights.positions()
+
     def session(self, session_id: str, *, ratio: int | None = None, budget: int | None = None) -> Session:
         """A session that is kept. Raises ConfigError without a store."""
         if not self.keeps_sessions:
@@ -161,6 +166,10 @@ class _Lazy(Generic[T]):
                 self._made.append(self._make())
             return self._made[0]
 
+    def made(self) -> T | None:
+        """The value, when it is made already."""
+        return self._made[0] if self._made else None
+
     def close(self) -> None:
         with self._lock:
             while self._made:
@@ -170,9 +179,22 @@ class _Lazy(Generic[T]):
 class _Weights:
     """One loaded model and its thread."""
 
-    def __init__(self, load: Callable[[], BeaconModel]) -> None:
+    def __init__(self, load: Callable[[], BeaconModel], name: str) -> None:
         self.model = _Lazy(load)
+        self.name = name
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="beacon")
+
+    def positions(self) -> int | None:
+        """The loaded model's positions, or what its folder says of them."""
+        if (loaded := self.model.made()) is not None:
+            return loaded.positions
+        if self.name == "smollm2":
+            return 8192
+        try:
+            found = json.loads((Path(self.name).expanduser() / "config.json").read_text())["max_position_embeddings"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return int(found)
 
 
 _SHARED: weakref.WeakValueDictionary[str, _Weights] = weakref.WeakValueDictionary()
@@ -184,7 +206,9 @@ def _weights(
 ) -> _Weights:
     if not isinstance(model, str):
         loaded = model
-        return _Weights(lambda: loaded)
+        given = _Weights(lambda: loaded, "")
+        given.model.get()
+        return given
     name = model
 
     def load() -> BeaconModel:
@@ -195,7 +219,7 @@ def _weights(
     key = json.dumps([name, repr(config), str(adapter), options], sort_keys=True, default=repr)
     with _SHARED_LOCK:
         if (found := _SHARED.get(key)) is None:
-            found = _SHARED[key] = _Weights(load)
+            found = _SHARED[key] = _Weights(load, name)
         return found
 
 

@@ -42,8 +42,9 @@ class Grammar:
         return cls(_checked(f"%llguidance {{}}\nstart: %json {_styled(schema)}\n", what="JSON schema"))
 
     @classmethod
-    def calls(cls, tools: Mapping[str, Schema], *, text: bool, many: bool) -> Self:
-        """Calls of these tools (name -> schema of its arguments), or plain text where `text` says so.
+    def calls(cls, tools: Mapping[str, Schema], *, text: bool, many: bool, schema: Schema | None = None) -> Self:
+        """Calls of these tools (name -> schema of its arguments), or where `text` says so an answer: plain text, or
+        JSON of `schema`.
 
         A call is written `<tool_call>\\n{"name": …, "arguments": …}\\n</tool_call>`. Raises InputError that names the
         tool.
@@ -59,9 +60,13 @@ class Grammar:
             ]
             _checked(f"%llguidance {{}}\nstart: %json {_styled(schema)}\n", what=f"schema of tool {name!r}")
             names.append(f"call_{n}")
-        start = ("| TEXT | " if text else "") + ('call ("\\n" call)*' if many else "call")
+        answer = "| TEXT | " if schema is None else "answer | "
+        start = (answer if text else "") + ('call ("\\n" call)*' if many else "call")
         lines = ["%llguidance {}", f"start: {start}", f"call: {' | '.join(names)}", *rules]
-        if text:
+        if text and schema is not None:
+            _checked(f"%llguidance {{}}\nstart: %json {_styled(schema)}\n", what="JSON schema")
+            lines.append(f"answer: %json {_styled(schema)}")
+        elif text:
             lines.append(r"TEXT: /([^<]|<[^t]|<t[^o])(.|\n)*/")
         return cls(_checked("\n".join(lines) + "\n", what="tools"))
 

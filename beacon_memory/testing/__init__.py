@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from beacon_memory.testing.servers import redis_sentinel as redis_sentinel
     from beacon_memory.testing.scripted import ScriptedModel as ScriptedModel
     from beacon_memory.testing.scripted import scripted_engine as scripted_engine
+    from beacon_memory.testing.scripted import sensible as sensible
     from beacon_memory.testing.servers import redis_server as redis_server
     from beacon_memory.testing.stores import StoreContract as StoreContract
 
@@ -25,6 +26,7 @@ _EXPORTS = {
     "redis_sentinel": "beacon_memory.testing.servers",
     "redis_server": "beacon_memory.testing.servers",
     "scripted_engine": "beacon_memory.testing.scripted",
+    "sensible": "beacon_memory.testing.scripted",
     "tiny_checkpoint": "beacon_memory.testing.models",
     "tiny_model": "beacon_memory.testing.models",
 }

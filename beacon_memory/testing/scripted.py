@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,3 +97,35 @@ class _Led(LogitsProcessor):  # type: ignore[misc]
         for i, line in enumerate(self._lines):
             scores[i, line[min(step, len(line) - 1)]] += 1e4
         return scores if self._within is None else self._within(input_ids, scores)
+
+
+def sensible(seen: str) -> str:
+    """A script with judgement: it calls a tool that it was given, answers in the form asked for, and greets."""
+    last = seen.split("<|im_start|>")[-2]
+    role, _, words = last.partition("\n")
+    if "Answer with JSON of this schema" in seen:
+        schema = json.loads(seen.rpartition("nothing else:\n")[2].partition("<|im_end|>")[0])
+        return json.dumps(_instance(schema, words), ensure_ascii=False)
+    if "</tools>" in seen and role == "user":
+        told = seen.rpartition("XML tags:\n<tools>\n")[2].partition("\n</tools>")[0]
+        tools = [json.loads(line)["function"] for line in told.splitlines()]
+        tool = next((t for t in tools if t["name"] in words), tools[0])
+        call = {"name": tool["name"], "arguments": _instance(tool.get("parameters", {}), words)}
+        return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
+    return "It was 7." if role == "tool" else "Hello there, how do you do?"
+
+
+def _instance(schema: dict[str, Any], words: str) -> Any:
+    """A value of a simple schema, made of what the words say."""
+    for key in ("anyOf", "allOf", "oneOf"):
+        if schema.get(key):
+            return _instance(schema[key][0], words)
+    if schema.get("type", "object") == "object":
+        required = schema.get("required", [])
+        return {name: _instance(of, words) for name, of in schema.get("properties", {}).items() if name in required}
+    if schema["type"] == "integer":
+        return int((re.findall(r"\d+", words) or ["3"])[0])
+    if schema["type"] == "array":
+        return []
+    quoted = re.findall(r"'([^']+)'", words)
+    return quoted[0] if quoted else "San Francisco, CA"

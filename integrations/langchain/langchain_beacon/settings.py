@@ -1,0 +1,186 @@
+"""What the chat model and the text model are made of: names of a model and a store, and how answers are drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Self
+
+from langchain_core.documents import Document
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from beacon_memory.config import BeaconConfig
+from beacon_memory.engine import BeaconEngine
+from beacon_memory.errors import ConfigError, InputError, SessionNotFound
+from beacon_memory.stores import StateStore
+
+Documents = str | Path | Document | Iterable["str | Path | Document"]
+
+CONTEXT = "context:"  # in front of the ids of sessions that hold documents alone
+
+
+class BeaconSettings(BaseModel):
+    """The fields that `ChatBeacon` and `BeaconLLM` share."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, protected_namespaces=())
+
+    model: str | None = Field(default=None, alias="model_name")
+    """A directory, hub id, GGUF file or "smollm2"; default: BEACON_MODEL, else "smollm2"."""
+    engine: BeaconEngine | None = Field(default=None, exclude=True, repr=False)
+    """A loaded model to share; made from the names below where it is not given."""
+    config: BeaconConfig | None = Field(default=None, exclude=True)
+    adapter: str | None = "auto"
+    device_map: Any = None
+    dtype: Any = "auto"
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    store: Any = Field(default=None, exclude=True, repr=False)
+    """Where sessions are kept: a URL (memory://, sqlite:///memory.db, redis://…) or a StateStore."""
+    redis_url: SecretStr | None = None
+    """The same, for Redis; default: BEACON_REDIS_URL."""
+    redis_client: Any = Field(default=None, exclude=True, repr=False)
+    key_prefix: str = "beacon"
+    ttl: int | None = None
+    """Seconds that a session lives in Redis after it was last used."""
+    beacon_ratio: int | None = None
+    """Raw tokens a slot stands for, of what is folded from now on."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = Field(default=None, alias="max_new_tokens")
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: list[str] | None = Field(default=None, alias="stop_sequences")
+    streaming: bool = False
+
+    context_id: str | list[str] | None = None
+    """Documents that stand in front of every prompt, as `with_context` named them."""
+
+    @model_validator(mode="after")
+    def _set_beacon_engine(self) -> Self:
+        if self.engine is not None and self.model not in (None, self.engine.name):
+            self.engine = self.engine.with_model(str(self.model))
+        if self.engine is None:
+            self.engine = BeaconEngine(
+                self.model or os.environ.get("BEACON_MODEL") or "smollm2",
+                _store(self.store, self.redis_url, self.redis_client, prefix=self.key_prefix, ttl=self.ttl),
+                config=self.config,
+                adapter=self.adapter,
+                device_map=self.device_map,
+                dtype=self.dtype,
+                **self.model_kwargs,
+            )
+        self.model = self.engine.name
+        return self
+
+    @property
+    def opened(self) -> BeaconEngine:
+        """The engine, which every instance has."""
+        assert self.engine is not None
+        return self.engine
+
+    def with_context(self, documents: Documents, *, context_id: str | None = None) -> Self:
+        """This model with documents in front of every prompt, read once and kept folded under their id.
+
+        A `Path` is a file's; text, a `Document`, or any number of these (a loader's `lazy_load()`) are read as they
+        are. Where the documents are known by an id already, `bind(context_id=…)` names them again.
+        """
+        texts = list(_texts(documents))
+        if context_id is None:
+            digest = hashlib.sha256("\0".join(text for _, text in texts).encode()).hexdigest()
+            context_id = digest[:16]
+        session = self.opened.memory.session(CONTEXT + context_id, ratio=self.beacon_ratio)
+        for name, text in texts:
+            session.add_text(text, name=name)
+        return self.model_copy(update={"context_id": context_id})
+
+    def _sampling(self, stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """How this answer is drawn: what the call says, else the fields; what neither says, as the core has it."""
+        names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+        found = {name: kwargs.get(name, getattr(self, name)) for name in names}
+        for name in ("max_tokens", "max_new_tokens"):
+            found["max_new_tokens"] = kwargs.get(name) or found.get("max_new_tokens") or self.max_tokens
+        found["stop"] = self._stops(stop, kwargs) or None
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _stops(self, stop: list[str] | None, kwargs: dict[str, Any]) -> list[str]:
+        asked = stop or kwargs.get("stop_sequences") or self.stop or []
+        return [asked] if isinstance(asked, str) else list(asked)
+
+    def _contexts(self, kwargs: dict[str, Any]) -> list[str]:
+        """The sessions of the documents in front. Raises InputError for one that is not there."""
+        named = kwargs.get("context_id", self.context_id)
+        ids = [CONTEXT + one for one in ([named] if isinstance(named, str) else named or [])]
+        for one in ids:
+            try:
+                self.opened.memory.load(one)
+            except SessionNotFound as exc:
+                raise InputError(
+                    f"no context {one.removeprefix(CONTEXT)!r}: read its documents by with_context"
+                ) from exc
+        return ids
+
+
+def engine_for(
+    engine: BeaconEngine | None,
+    *,
+    model: str | None,
+    store: str | StateStore | None,
+    redis_url: str | None,
+    redis_client: Any,
+    key_prefix: str,
+    ttl: int | None,
+) -> BeaconEngine:
+    """An engine that keeps sessions, from one that is there or from names. Raises ConfigError without a store."""
+    url = None if redis_url is None else SecretStr(redis_url)
+    found = _store(store, url, redis_client, prefix=key_prefix, ttl=ttl)
+    if engine is None:
+        engine = BeaconEngine(model or os.environ.get("BEACON_MODEL") or "smollm2", found)
+    elif found is not None and (store is not None or redis_url is not None or redis_client is not None):
+        engine = engine.with_store(found)
+    if not engine.keeps_sessions:
+        raise ConfigError("sessions have nowhere to be kept: give store= (sqlite:///memory.db, …) or redis_url=")
+    return engine
+
+
+def _store(
+    store: Any, redis_url: SecretStr | None, redis_client: Any, *, prefix: str, ttl: int | None
+) -> str | StateStore | Callable[[], StateStore] | None:
+    """What an engine opens when it is first used. Raises ConfigError for two places at once."""
+    if sum(place is not None for place in (store, redis_url, redis_client)) > 1:
+        raise ConfigError("sessions are kept in one place: give one of store, redis_url and redis_client")
+    url = redis_url.get_secret_value() if redis_url else None
+    if store is not None and str(store).startswith(("redis://", "rediss://", "unix://")):
+        store, url = None, str(store)
+    if store is not None:
+        return store  # type: ignore[no-any-return]
+    if redis_client is None and url is None and (url := os.environ.get("BEACON_REDIS_URL")) is None:
+        return None
+
+    def make() -> StateStore:
+        from beacon_memory.stores.redis import RedisStore
+
+        if redis_client is not None:
+            return RedisStore(client=redis_client, prefix=prefix, ttl=ttl)
+        return RedisStore(url, prefix=prefix, ttl=ttl)
+
+    return make
+
+
+def _texts(documents: Documents) -> Iterable[tuple[str, str]]:
+    from beacon_memory.sources import read_source
+
+    if isinstance(documents, Document):
+        name = str(documents.metadata.get("source") or documents.id or " ".join(documents.page_content.split())[:60])
+        yield name, documents.page_content
+    elif isinstance(documents, Path):
+        text, name = read_source(documents)
+        yield name, text
+    elif isinstance(documents, str):
+        yield " ".join(documents.split())[:60], documents
+    else:
+        for one in documents:
+            yield from _texts(one)
