@@ -52,13 +52,13 @@ class Grammar:
         if not tools:
             raise InputError("no tool to call")
         rules, names = [], []
-        for n, (name, schema) in enumerate(tools.items()):
+        for n, (name, arguments) in enumerate(tools.items()):
             opening = json.dumps(f'{CALL_OPEN}{{"name": {json.dumps(name)}, "arguments": ', ensure_ascii=False)
             rules += [
                 f"call_{n}: {opening} args_{n} {json.dumps('}' + CALL_CLOSE)}",
-                f"args_{n}: %json {_styled(schema)}",
+                f"args_{n}: %json {_styled(arguments)}",
             ]
-            _checked(f"%llguidance {{}}\nstart: %json {_styled(schema)}\n", what=f"schema of tool {name!r}")
+            _checked(f"%llguidance {{}}\nstart: %json {_styled(arguments)}\n", what=f"schema of tool {name!r}")
             names.append(f"call_{n}")
         answer = "| TEXT | " if schema is None else "answer | "
         start = (answer if text else "") + ('call ("\\n" call)*' if many else "call")

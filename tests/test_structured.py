@@ -8,7 +8,7 @@ import pytest
 
 from beacon_memory.errors import ConfigError, InputError
 from beacon_memory.structured import Grammar
-from beacon_memory.testing import tiny_model
+from beacon_memory.testing import ScriptedModel, tiny_model
 
 PERSON = {
     "type": "object",
@@ -94,3 +94,12 @@ def test_what_cannot_be_held_to_is_refused_by_name(model):
         Grammar.calls({"add": {"type": "object", "properties": 5}}, text=True, many=True)
     with pytest.raises(ConfigError, match="shortest answer"):
         model.generate([[5]], max_new_tokens=10, constraint=Grammar.json(PERSON))
+
+
+def test_with_tools_at_hand_the_answer_may_be_text_or_json_of_a_schema():
+    """A tool's own schema once took the place of the answer's."""
+    said = {}
+    model = ScriptedModel(lambda seen: said["now"])
+    for said["now"], schema in (("Just words, <b>bold</b>.", None), ('{"age": 7}', {"type": "object"})):
+        grammar = Grammar.calls(TOOLS, text=True, many=True, schema=schema)
+        assert model.generate([[5]], max_new_tokens=90, constraint=grammar) == [said["now"]]
