@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING, Any
 from beacon_memory.version import __version__
 
 if TYPE_CHECKING:
+    from langchain_beacon.chat_history import BeaconChatMessageHistory
     from langchain_beacon.chat_models import BeaconChatModel, ChatBeacon
     from langchain_beacon.llms import BeaconLLM
+    from langchain_beacon.middleware import BeaconMemoryMiddleware
 
+# Loaded when first used: the middleware needs langchain, the others only langchain-core.
 _WHERE = {
+    "BeaconChatMessageHistory": "chat_history",
     "BeaconChatModel": "chat_models",
     "BeaconLLM": "llms",
+    "BeaconMemoryMiddleware": "middleware",
     "ChatBeacon": "chat_models",
 }
 
 __all__ = [
+    "BeaconChatMessageHistory",
     "BeaconChatModel",
     "BeaconLLM",
+    "BeaconMemoryMiddleware",
     "ChatBeacon",
     "__version__",
 ]

@@ -1,0 +1,100 @@
+"""A chat history for `RunnableWithMessageHistory`: plain text out, folded memory in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.chat_history import BaseChatMessageHistory
+from langchain_core.messages import BaseMessage
+
+from beacon_memory.engine import BeaconEngine
+from beacon_memory.errors import SessionNotFound
+from beacon_memory.session import DOCUMENT, Session
+from beacon_memory.stores import StateStore
+from langchain_beacon.errors import translated
+from langchain_beacon.messages import from_plain, to_plain
+from langchain_beacon.settings import engine_for
+
+
+class BeaconChatMessageHistory(BaseChatMessageHistory):
+    """A session's transcript, for code that still uses `RunnableWithMessageHistory`.
+
+    Legacy: LangChain has deprecated this interface; new code gives `ChatBeacon` a session, or an agent the middleware.
+    Messages come out as plain text and go in once: what a `ChatBeacon` of the same session has remembered by itself
+    is not added again.
+
+    >>> from beacon_memory.testing import scripted_engine
+    >>> history = BeaconChatMessageHistory("ada", engine=scripted_engine(lambda seen: ""))
+    >>> history.add_user_message("I live in Lyon.")
+    >>> [message.text for message in history.messages]
+    ['I live in Lyon.']
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        *,
+        engine: BeaconEngine | None = None,
+        model: str | None = None,
+        store: str | StateStore | None = None,
+        redis_url: str | None = None,
+        redis_client: Any = None,
+        key_prefix: str = "beacon",
+        ttl: int | None = None,
+    ) -> None:
+        """A session of a chat model's engine (`llm.engine`), or of a model and a store by name. Raises ConfigError."""
+        with translated():
+            self.engine = engine_for(
+                engine,
+                model=model,
+                store=store,
+                redis_url=redis_url,
+                redis_client=redis_client,
+                key_prefix=key_prefix,
+                ttl=ttl,
+            )
+        self.session_id = session_id
+
+    @property
+    def _session(self) -> Session:
+        return self.engine.session(self.session_id)
+
+    @property
+    def messages(self) -> list[BaseMessage]:  # type: ignore[override]
+        with translated():
+            return [from_plain(message) for message in self._said()]
+
+    def _said(self) -> list[dict[str, Any]]:
+        try:
+            return [message for message in self._session.messages() if message["role"] != DOCUMENT]
+        except SessionNotFound:
+            return []
+
+    def add_messages(self, messages: Sequence[BaseMessage]) -> None:
+        with translated():
+            _, plain = to_plain(messages)
+            if not plain:
+                return
+            # A model of this session has remembered its own answer, which has the same id, and what came before it.
+            stored = {m["id"] for m in self._said() if m["role"] == "assistant" and m.get("id")}
+            known = [n for n, m in enumerate(plain) if m["role"] == "assistant" and m.get("id") in stored]
+            plain = plain[known[-1] + 1 :] if known else plain
+            if plain:
+                self._session.add(plain)
+
+    def clear(self) -> None:
+        with translated():
+            try:
+                self._session.forget()
+            except SessionNotFound:
+                return
+
+    async def aget_messages(self) -> list[BaseMessage]:
+        return await self.engine.run(lambda: self.messages)
+
+    async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
+        await self.engine.run(lambda: self.add_messages(messages))
+
+    async def aclear(self) -> None:
+        await self.engine.run(self.clear)
