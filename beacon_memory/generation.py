@@ -285,7 +285,9 @@ class Stream(Iterator[str]):
                 yield text
         finally:
             cancelled.set()
-            worker.join()
+            # A stream that nobody holds any more may be collected by the very thread that feeds it.
+            if worker is not threading.current_thread():
+                worker.join()
         if failure:
             raise failure[0]
         answer = sampling.answer("", made[0], end_ids(lm))

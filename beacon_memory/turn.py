@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from beacon_memory.errors import InputError, SessionConflict
 from beacon_memory.generation import Answer, Sampling, Stream
-from beacon_memory.head import SessionHead
+from beacon_memory.head import DOCUMENT, SessionHead
 from beacon_memory.history import History, match
-from beacon_memory.session import DOCUMENT, Session
+from beacon_memory.session import Session
 from beacon_memory.state import BeaconState, Segment
 from beacon_memory.tools import Tool
 from beacon_memory.transcript import check_message
@@ -116,15 +116,16 @@ class Turn(Iterator[str]):
         header = transcript.header()
         context = self._context()
         contexts = sum(segment.slots for segment in context.segments)
+        how: dict[str, Any] = {"known": memory.known, "slot_dtype": head.slot_dtype}
         room = model.positions - contexts - Sampling(**self._sampling).max_new_tokens
         if self._session is None and len(ids) + len(told) + len(rest) + len(header) <= room:
             state = replace(before, tail=tuple(ids))  # it fits as it is
         else:
-            state = model.compress(ids, before, ratio=head.ratio, budget=head.budget, known=memory.known)
+            state = model.compress(ids, before, ratio=head.ratio, budget=head.budget, **how)
             memory.keep(state.segments)
         segments = context.join(state.segments).segments
         if contexts and state.segments:
-            segments = tuple(model.fit(segments, budget=max(model.budget, contexts), known=memory.known))
+            segments = tuple(model.fit(segments, budget=max(model.budget, contexts), **how))
             memory.keep(segments)
 
         tail = list(state.tail)
@@ -211,7 +212,8 @@ class Turn(Iterator[str]):
         memory, model = self._memory, self._memory.model
         if answer:
             ids = memory.transcript.turn(answer)
-            state = model.compress(ids, state, ratio=head.ratio, budget=head.budget, known=memory.known)
+            how: dict[str, Any] = {"known": memory.known, "slot_dtype": head.slot_dtype}
+            state = model.compress(ids, state, ratio=head.ratio, budget=head.budget, **how)
         changed, more = head.with_state(state).with_messages(list(said))
         try:
             self._session.write(opened, changed, state, pages | more, expected=version)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from beacon_memory.testing.models import tiny_checkpoint as tiny_checkpoint
     from beacon_memory.testing.models import tiny_model as tiny_model
-    from beacon_memory.testing.servers import RedisServer as RedisServer
-    from beacon_memory.testing.servers import redis_cluster as redis_cluster
-    from beacon_memory.testing.servers import redis_sentinel as redis_sentinel
     from beacon_memory.testing.scripted import ScriptedModel as ScriptedModel
     from beacon_memory.testing.scripted import scripted_engine as scripted_engine
     from beacon_memory.testing.scripted import sensible as sensible
+    from beacon_memory.testing.servers import RedisServer as RedisServer
+    from beacon_memory.testing.servers import redis_cluster as redis_cluster
+    from beacon_memory.testing.servers import redis_sentinel as redis_sentinel
     from beacon_memory.testing.servers import redis_server as redis_server
     from beacon_memory.testing.stores import StoreContract as StoreContract
 

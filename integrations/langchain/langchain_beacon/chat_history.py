@@ -10,7 +10,8 @@ from langchain_core.messages import BaseMessage
 
 from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import SessionNotFound
-from beacon_memory.session import DOCUMENT, Session
+from beacon_memory.head import DOCUMENT
+from beacon_memory.session import Session
 from beacon_memory.stores import StateStore
 from langchain_beacon.errors import translated
 from langchain_beacon.messages import from_plain, to_plain
