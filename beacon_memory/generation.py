@@ -238,8 +238,15 @@ class Stream(Iterator[str]):
     """An answer in pieces as they come; `answer` is there once it is whole. Closing it stops the model."""
 
     def __init__(self, lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: Sampling) -> None:
-        self.answer: Answer | None = None
-        self._pieces = self._streamed(lm, tokenizer, one, sampling)
+        self._whole: list[Answer] = []
+        # The generator knows nothing of this object: one that is dropped is closed at once, not when garbage is next
+        # collected.
+        self._pieces = _streamed(lm, tokenizer, one, sampling, self._whole)
+
+    @property
+    def answer(self) -> Answer | None:
+        """The answer, once it is whole."""
+        return self._whole[0] if self._whole else None
 
     def __iter__(self) -> Self:
         return self
@@ -251,44 +258,44 @@ class Stream(Iterator[str]):
         """Stop the model, and wait until it has."""
         self._pieces.close()
 
-    def _streamed(
-        self, lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: Sampling
-    ) -> Generator[str, None, None]:
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        cancelled = threading.Event()
-        failure: list[BaseException] = []
-        made: list[list[int]] = []
 
-        def work() -> None:
-            try:
-                options = sampling.options(tokenizer, lm, batch=one)
-                options["stopping_criteria"].append(_Cancelled(cancelled))
-                with torch.inference_mode():
-                    output = lm.generate(
-                        one.ids, attention_mask=one.mask, past_key_values=one.cache, streamer=streamer, **options
-                    )
-                made.append(output[0, one.ids.shape[1] :].tolist())
-            except BaseException as exc:
-                failure.append(exc)
-                streamer.end()
+def _streamed(
+    lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: Sampling, done: list[Answer]
+) -> Generator[str, None, None]:
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    cancelled = threading.Event()
+    failure: list[BaseException] = []
+    made: list[list[int]] = []
 
-        worker = threading.Thread(target=work, name="beacon-generate", daemon=True)
-        worker.start()
-        certain, whole = StopFilter(sampling.stops), []
+    def work() -> None:
         try:
-            for piece in streamer:
-                if text := certain.feed(piece):
-                    whole.append(text)
-                    yield text
-            if not failure and (text := certain.end()):
+            options = sampling.options(tokenizer, lm, batch=one)
+            options["stopping_criteria"].append(_Cancelled(cancelled))
+            with torch.inference_mode():
+                output = lm.generate(
+                    one.ids, attention_mask=one.mask, past_key_values=one.cache, streamer=streamer, **options
+                )
+            made.append(output[0, one.ids.shape[1] :].tolist())
+        except BaseException as exc:
+            failure.append(exc)
+            streamer.end()
+
+    worker = threading.Thread(target=work, name="beacon-generate", daemon=True)
+    worker.start()
+    certain, whole = StopFilter(sampling.stops), []
+    try:
+        for piece in streamer:
+            if text := certain.feed(piece):
                 whole.append(text)
                 yield text
-        finally:
-            cancelled.set()
-            # A stream that nobody holds any more may be collected by the very thread that feeds it.
-            if worker is not threading.current_thread():
-                worker.join()
-        if failure:
-            raise failure[0]
-        answer = sampling.answer("", made[0], end_ids(lm))
-        self.answer = Answer("".join(whole), answer.tokens, "stop" if certain.stopped else answer.finish)
+        if not failure and (text := certain.end()):
+            whole.append(text)
+            yield text
+    finally:
+        cancelled.set()
+        if threading.current_thread() is not worker:  # garbage is collected on any thread
+            worker.join()
+    if failure:
+        raise failure[0]
+    answer = sampling.answer("", made[0], end_ids(lm))
+    done.append(Answer("".join(whole), answer.tokens, "stop" if certain.stopped else answer.finish))

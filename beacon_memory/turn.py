@@ -70,6 +70,59 @@ class Turn(Iterator[str]):
         Without a session nothing is remembered; what does not fit raw is folded for this turn alone. `sampling` as
         `Session.ask` takes it. Raises InputError, ConfigError; when read, PromptTooLong, BudgetExceeded, StoreError.
         """
+        self._reading = _Reading(
+            memory,
+            messages,
+            session=session,
+            history=history,
+            contexts=contexts,
+            system=system,
+            tools=tools,
+            keep=keep,
+            remember=remember,
+            **sampling,
+        )
+        # The generator knows nothing of this object: a turn that is dropped is closed at once.
+        self._pieces = self._reading.taken()
+
+    @property
+    def answer(self) -> Answer | None:
+        """The answer, once it is whole."""
+        return self._reading.answer
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the turn took, once it is over."""
+        return self._reading.usage
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop the model; the session stays where it was."""
+        self._pieces.close()
+
+
+class _Reading:
+    """A turn at work."""
+
+    def __init__(
+        self,
+        memory: BeaconMemory,
+        messages: Sequence[Message],
+        *,
+        session: Session | None = None,
+        history: History = "auto",
+        contexts: Sequence[str] = (),
+        system: str | None = None,
+        tools: Sequence[Tool] = (),
+        keep: int | None = None,
+        remember: Remember | None = None,
+        **sampling: Any,
+    ) -> None:
         self._memory = memory
         self._messages = [dict(check_message(message)) for message in messages]
         self._session = session
@@ -82,19 +135,8 @@ class Turn(Iterator[str]):
         Sampling(**self._sampling)
         self.answer: Answer | None = None
         self.usage: Usage | None = None
-        self._pieces = self._taken()
 
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """Stop the model; the session stays where it was."""
-        self._pieces.close()
-
-    def _taken(self) -> Generator[str, None, None]:
+    def taken(self) -> Generator[str, None, None]:
         memory, model, transcript = self._memory, self._memory.model, self._memory.transcript
         head, before, version, past = self._opened()
         talk = [message for message in past if message["role"] != DOCUMENT]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -123,6 +125,14 @@ def test_a_turn_that_is_closed_or_fails_leaves_the_session_where_it_was(memory):
     assert memory.store.load("ada") == before
     with pytest.raises(InputError):
         say(memory, [])
+
+
+def test_a_turn_that_is_dropped_stops_the_model_at_once(memory):
+    """It was stopped when garbage was next collected, perhaps by the very thread that it then waited for."""
+    turn = Turn(memory, [user("More")], max_new_tokens=1500)
+    next(turn)
+    del turn
+    assert not [t for t in threading.enumerate() if t.name == "beacon-generate"]
 
 
 def test_an_edited_past_forgets_the_other_branch_but_no_document(memory):
