@@ -87,13 +87,13 @@ class BeaconProjection(nn.Module):
         nn.init.zeros_(self.scorer.weight)
         nn.init.zeros_(self.scorer.bias)
 
-    def beacon(self, hidden: Tensor) -> Tensor:
-        """The rows, projected as beacons."""
+    def beacon(self, hidden: Tensor, *, based: Tensor | None = None) -> Tensor:
+        """The rows, projected as beacons; `based` is the base's projection of them, where it is there already."""
         projected: Tensor
         if self.full is not None:
             projected = self.full(hidden)
             return projected
-        projected = self.base(hidden)
+        projected = self.base(hidden) if based is None else based
         if self.down is not None and self.up is not None:
             projected = projected + self.up(self._gathered(self.down(hidden)))
         return projected

@@ -39,7 +39,7 @@ class RawPass:
     def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
         projected: Tensor = projection.base(hidden)
         if projection.name != "q":
-            beacon = projection.beacon(hidden) if projection.trained else projected
+            beacon = projection.beacon(hidden, based=projected)
             kept, own = (self.keys, self.beacon_keys) if projection.name == "k" else (self.values, self.beacon_values)
             kept[projection.layer], own[projection.layer] = projected, beacon
         if projection.scorer is not None:
