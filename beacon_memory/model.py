@@ -29,7 +29,7 @@ from beacon_memory.loading import (
     resolve,
     tokenizer_fingerprint,
 )
-from beacon_memory.prefix import Prefix, Rope
+from beacon_memory.prefix import Prefix
 from beacon_memory.quantise import BITS, pack, unpack
 from beacon_memory.state import BeaconState, Fingerprint, Segment, chain, segment_digest
 
@@ -74,7 +74,7 @@ class BeaconModel:
         except Exception:
             self.beacons.detach()
             raise
-        self._empty = Prefix(Rope(lm.model.rotary_emb), lm.dtype, lm.device)
+        self.empty = Prefix.empty(lm)  # what a first window finds in front
 
     @classmethod
     def from_pretrained(
@@ -179,7 +179,7 @@ class BeaconModel:
                 break
             window, tail = tail[:size], tail[size:]
             if past is None:
-                past = self._empty.extend(segments)
+                past = self.empty.extend(segments)
             segment = self._fold(window, past, chain(s.digest for s in segments), ratio=ratio, sink=sink, **how)
             segments.append(segment)
             past = past.extend([segment])
@@ -220,7 +220,7 @@ class BeaconModel:
         slot_dtype: str | None = None,
     ) -> Segment:
         """One window folded behind these segments, whatever was folded behind it."""
-        past, parent = self._empty.extend(before), chain(segment.digest for segment in before)
+        past, parent = self.empty.extend(before), chain(segment.digest for segment in before)
         return self._fold(ids, past, parent, ratio=ratio, sink=sink, known=known, slot_dtype=slot_dtype)
 
     def generate(
@@ -260,7 +260,7 @@ class BeaconModel:
             raise InputError("logits are asked of at least one token id")
         state = state or BeaconState()
         rows = [*state.tail, *self._checked(ids)]
-        one = batch([self._empty.extend(state.segments)], [rows], lm=self.lm)
+        one = batch([self.empty.extend(state.segments)], [rows], lm=self.lm)
         with torch.inference_mode():
             output = self.lm(
                 one.ids, attention_mask=one.mask, past_key_values=one.cache, use_cache=True, logits_to_keep=len(ids)
@@ -314,7 +314,7 @@ class BeaconModel:
                     f"{state.slots} slots, {len(row)} prompt tokens and {sampling.max_new_tokens} for the answer are "
                     f"{total}, the model has {self.positions} positions: shorten the prompt or compress it first"
                 )
-        return batch([self._empty.extend(state.segments) for state in states], rows, lm=self.lm)
+        return batch([self.empty.extend(state.segments) for state in states], rows, lm=self.lm)
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         size = self.lm.config.vocab_size

@@ -59,6 +59,11 @@ class Prefix:
     keys: Tensor | None = None  # (layers, batch, kv_heads, slots, head_dim), rotated
     values: Tensor | None = field(default=None)  # (layers, batch, kv_heads, slots, head_dim)
 
+    @classmethod
+    def empty(cls, lm: Any) -> Self:
+        """The past of a language model that has read nothing."""
+        return cls(Rope(lm.model.rotary_emb), lm.dtype, lm.device)
+
     @property
     def slots(self) -> int:
         """The number of KV entries in front."""

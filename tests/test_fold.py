@@ -269,7 +269,7 @@ def test_streams_folded_together_are_folded_as_each_alone(
     rows = torch.tensor([ids[:34], ids[50:84], ids[100:134]])
 
     def two_windows(rows: Tensor) -> Tensor:
-        past = model._empty
+        past = model.empty
         for sink, window in ((2, rows[:, :18]), (0, rows[:, 18:])):
             folded = fold(model.beacons, past, window, ratio=4, sink=sink, config=config)
             past = past.append(folded.keys, folded.values)
@@ -306,9 +306,9 @@ def trainable(model: BeaconModel, kind: str, projections: str) -> dict[str, torc
 def loss_of(model: BeaconModel, ids: list[int]) -> tuple[Tensor, Tensor]:
     """What the second window's slots sum to, and the first window's keys that they were read behind."""
     config = model.config
-    first = fold(model.beacons, model._empty, torch.tensor([ids[:18]]), ratio=4, sink=2, config=config)
+    first = fold(model.beacons, model.empty, torch.tensor([ids[:18]]), ratio=4, sink=2, config=config)
     first.keys.retain_grad()
-    past = model._empty.append(first.keys, first.values)
+    past = model.empty.append(first.keys, first.values)
     second = fold(model.beacons, past, torch.tensor([ids[18:34]]), ratio=4, sink=0, config=config)
     return second.keys.sum() + second.values.sum(), first.keys
 

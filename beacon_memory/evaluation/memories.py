@@ -19,7 +19,7 @@ from beacon_memory.evaluation.retrieval import best_chunks
 from beacon_memory.fold import fold
 from beacon_memory.layout import slot_count
 from beacon_memory.model import BeaconModel
-from beacon_memory.prefix import Prefix, Rope
+from beacon_memory.prefix import Prefix
 from beacon_memory.state import Segment
 
 BASELINES = ("full", "none", "last-window", "bm25", "kv-subsample", "eviction")
@@ -69,7 +69,7 @@ class Memories:
         self.model = model
         self.item = item
         self.closed = closed
-        self.empty = empty(model)
+        self.empty = model.empty
         self._kept: Kept | None = None
 
     def plan(self, ratio: int) -> Plan:
@@ -110,11 +110,6 @@ class Memories:
         if self._kept is None:
             self._kept = Kept.read(self.model, self.empty, self.item.context)
         return self._kept
-
-
-def empty(model: BeaconModel) -> Prefix:
-    """The past of a model that has read nothing."""
-    return Prefix(Rope(model.lm.model.rotary_emb), model.lm.dtype, model.lm.device)
 
 
 def read_raw(model: BeaconModel, past: Prefix, ids: tuple[int, ...]) -> Prefix:

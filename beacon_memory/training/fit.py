@@ -20,7 +20,7 @@ from beacon_memory.errors import InputError
 from beacon_memory.fold import embed, look_back, read
 from beacon_memory.model import BeaconModel
 from beacon_memory.passes import RawPass
-from beacon_memory.prefix import Prefix, Rope
+from beacon_memory.prefix import Prefix
 
 WINDOW, LATER = 256, 128  # tokens looked back at, and tokens that follow and look back
 FLOOR = 1e-6  # an attention below it counts as this
@@ -94,7 +94,7 @@ def fit_anchors(
     config = lm.config
     sums = [_Regression(config.hidden_size, config.num_key_value_heads) for _ in model.beacons.layers]
     draw = random.Random(seed)
-    empty = Prefix(Rope(lm.model.rotary_emb), lm.dtype, lm.device)
+    empty = Prefix.empty(lm)
     for _ in range(max(tokens // size, 1)):
         stream = draw.choice(streams)
         start = draw.randrange(len(stream) - size + 1)

@@ -7,6 +7,7 @@ are read raw behind the slots, each by itself. Gradients flow through all window
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.fold import Folded, embed, fold, read
 from beacon_memory.passes import TailPass
-from beacon_memory.prefix import Prefix, Rope
+from beacon_memory.prefix import Prefix
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Objective(nn.Module):
 
         Tokens of a window behind another count too: the very pass that folds them predicts them.
         """
-        past = self._empty()
+        past = self._empty
         folds: list[Folded] = []
         for window, ratio in zip(example.windows, example.ratios, strict=True):
             sink = 0 if folds else self._config.sink
@@ -130,10 +131,10 @@ class Objective(nn.Module):
         if len(folds) == 1 and first.raw is not None:  # the fold's own raw pass has read it
             layers = range(len(first.raw.keys))
             keys, values = (torch.stack([kept[i] for i in layers]) for kept in (first.raw.keys, first.raw.values))
-            return self._empty().append(keys, values), first.hidden
+            return self._empty.append(keys, values), first.hidden
         context = torch.cat(example.windows, dim=1)
-        raw = fold(self._beacons, self._empty(), context, ratio=1, sink=0, config=self._config)
-        return self._empty().append(raw.keys, raw.values), raw.hidden
+        raw = fold(self._beacons, self._empty, context, ratio=1, sink=0, config=self._config)
+        return self._empty.append(raw.keys, raw.values), raw.hidden
 
     def _read(self, past: Prefix, tails: Tensor) -> list[Tensor]:
         """The states of tails read raw behind a past, after each layer.  # layers x (batch * tails, rows, hidden)"""
@@ -149,8 +150,10 @@ class Objective(nn.Module):
                 hook.remove()
         return states
 
+    @cached_property
     def _empty(self) -> Prefix:
-        return Prefix(Rope(self.lm.model.rotary_emb), self.lm.dtype, self.lm.device)
+        # Not before the first example: Trainer moves the model to its device after this is made.
+        return Prefix.empty(self.lm)
 
 
 def _rows(output: Any) -> Tensor:
