@@ -80,7 +80,7 @@ def _interleave(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink
     batch, rows = ids.shape
     raw_places, beacon_places = interleaved(rows, ratio, sink=sink)
     embedded = embed(beacons.lm, ids)
-    start = _beacon_embedding(beacons).expand(batch, len(beacon_places), -1)
+    start = beacon_start(beacons).expand(batch, len(beacon_places), -1)
     places = torch.cat([raw_places, beacon_places])
     woven = InterleavePass(past, rows, places)
     hidden = read(beacons.lm, woven, torch.cat([embedded, start], dim=1), places + past.slots)
@@ -149,7 +149,7 @@ def embed(lm: Any, ids: Tensor) -> Tensor:
     return embedded
 
 
-def _beacon_embedding(beacons: Beacons) -> Tensor:
+def beacon_start(beacons: Beacons) -> Tensor:
     """Where an interleaved beacon starts: its own embedding, untrained the row of the first EOS id (the paper's)."""
     if beacons.embedding is not None:
         return beacons.embedding

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from beacon_memory.errors import InputError
 
@@ -20,6 +23,17 @@ def read_source(source: str | Path) -> tuple[str, str]:
         return check_text(_read(path), what=f"file {path}"), path.name
     text = check_text(source)
     return text, " ".join(text.split())[:60]
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The values of a JSONL file, each with where it stands; blank lines are left out. Raises InputError by line."""
+    for number, line in enumerate(read_source(path)[0].splitlines(), 1):
+        where = f"{path}, line {number}"
+        if line.strip():
+            try:
+                yield where, json.loads(line)
+            except json.JSONDecodeError as exc:
+                raise InputError(f"{where}: not JSON ({exc})") from exc
 
 
 def _names_file(source: str) -> bool:

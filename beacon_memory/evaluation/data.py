@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from beacon_memory.errors import InputError
-from beacon_memory.sources import read_source
+from beacon_memory.sources import read_lines, read_source
 
 NOVELS = 10  # held out: the last by name
 DIALOGUES = 500  # held out: the last of the file
@@ -49,16 +48,10 @@ class Data:
             raise InputError(f"this task needs {name}: give the folder it is in with --data, or leave the task out")
         path = self.folder / name
         found = []
-        for number, line in enumerate(read_source(path)[0].splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError as exc:
-                raise InputError(f"{path}, line {number}: not JSON ({exc})") from exc
+        for where, entry in read_lines(path):
             if not isinstance(entry, dict) or (missing := [key for key in needs if key not in entry]):
                 what = "an object" if not isinstance(entry, dict) else repr(missing[0])
-                raise InputError(f"{path}, line {number}: expected {what}")
+                raise InputError(f"{where}: expected {what}")
             found.append(entry)
         return found
 

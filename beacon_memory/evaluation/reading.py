@@ -11,6 +11,7 @@ from torch import Tensor
 from beacon_memory.attention import Attend, BeaconProjection
 from beacon_memory.evaluation.items import Item, Question
 from beacon_memory.fold import embed, read
+from beacon_memory.generation import end_ids
 from beacon_memory.model import BeaconModel
 from beacon_memory.prefix import Prefix
 
@@ -67,7 +68,7 @@ def greedy(
 ) -> list[list[int]]:
     """The likeliest next tokens after each prompt, all prompts beside each other behind one memory."""
     prompts = [(*(() if memory.slots else item.start), *question.prompt) for question in questions]
-    ends = _ends(model)
+    ends = {*end_ids(model.lm), model.tokenizer.eos_token_id}
     owner = torch.tensor([n for n, prompt in enumerate(prompts) for _ in prompt])
     seen = (owner[:, None] == owner[None, :]).tril()
     ids = [i for prompt in prompts for i in prompt]
@@ -98,9 +99,3 @@ def _mask(seen: Tensor, memory: Prefix) -> Tensor:
     """What rows see, with the memory in front that all of them see.  # (1, 1, rows, slots + columns)"""
     mask = torch.zeros(seen.shape, dtype=memory.dtype).masked_fill_(~seen, float("-inf"))
     return torch.nn.functional.pad(mask, (memory.slots, 0))[None, None].to(memory.device)
-
-
-def _ends(model: BeaconModel) -> set[int]:
-    """The tokens that end an answer."""
-    found: Any = model.lm.generation_config.eos_token_id
-    return {*(found if isinstance(found, list) else [found]), model.tokenizer.eos_token_id} - {None}

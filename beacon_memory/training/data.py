@@ -12,14 +12,13 @@ Example number i is a function of the seed and i alone, so a resumed run goes on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from beacon_memory.errors import InputError
-from beacon_memory.sources import check_text, read_source
+from beacon_memory.sources import check_text, read_lines, read_source
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,11 @@ def read_corpus(paths: Sequence[str | Path]) -> Corpus:
         if not inside:
             raise InputError(f"folder {given} holds no .txt and no .jsonl file")
         for path in inside:
-            text, _ = read_source(path)
             if path.suffix != ".jsonl":
-                corpus.texts.append(text)
+                corpus.texts.append(read_source(path)[0])
                 continue
-            for number, line in enumerate(text.splitlines(), 1):
-                if line.strip():
-                    _add(corpus, line, where=f"{path}, line {number}")
+            for where, entry in read_lines(path):
+                _add(corpus, entry, where=where)
     return corpus
 
 
@@ -93,11 +90,7 @@ _ASKED = (
 )
 
 
-def _add(corpus: Corpus, line: str, *, where: str) -> None:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as exc:
-        raise InputError(f"{where}: not JSON ({exc})") from exc
+def _add(corpus: Corpus, entry: Any, *, where: str) -> None:
     turns = entry.get("messages") or entry.get("turns") if isinstance(entry, dict) else None
     try:
         if turns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch.utils.data import Dataset
@@ -65,7 +66,6 @@ class Examples(Dataset[Example]):
         self._mixture = mixture
         self._seed = seed
         self._count = count
-        self._pad = 0
         longest = max(mixture.windows) * mixture.depth + config.sink + mixture.tail
         self._corpus = corpus
         self._encoded: dict[int, list[int]] = {}
@@ -115,7 +115,7 @@ class Examples(Dataset[Example]):
         document = draw.choice(self._corpus.documents)
         sections, questions = self._sections(document), document.questions
         asked = draw.choice(questions)
-        ends = _ends(sections)
+        ends = list(accumulate(map(len, sections)))
         whole = [i for section in sections for i in section]
         while len(whole) < length:
             whole += [i for section in self._sections(draw.choice(self._corpus.documents)) for i in section]
@@ -176,7 +176,7 @@ class Examples(Dataset[Example]):
     def _padded(self, rows: Sequence[list[Tail]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Tails of one length and number; what fills up is not scored."""
         count, size = max(map(len, rows)), max(len(ids) for tails in rows for ids, _ in tails)
-        ids = torch.full((len(rows), count, size), self._pad)
+        ids = torch.zeros(len(rows), count, size, dtype=torch.long)
         scored = torch.zeros(len(rows), count, size, dtype=torch.bool)
         for row, tails in enumerate(rows):
             for column, (tail, mask) in enumerate(tails):
@@ -190,14 +190,6 @@ Tail = tuple[list[int], list[bool]]
 
 def _all(ids: list[int], *, first: bool) -> Tail:
     return ids, [first] + [True] * (len(ids) - 1)
-
-
-def _ends(parts: Sequence[Sequence[int]]) -> list[int]:
-    ends, total = [], 0
-    for part in parts:
-        total += len(part)
-        ends.append(total)
-    return ends
 
 
 def _inside(part: int, parts: Sequence[Sequence[int]], ends: Sequence[int], start: int, end: int) -> bool:

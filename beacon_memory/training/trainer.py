@@ -25,6 +25,7 @@ from beacon_memory.adapter import fill, read_adapter, save_adapter
 from beacon_memory.attention import PROJECTIONS
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError, TrainingError
+from beacon_memory.fold import beacon_start
 from beacon_memory.model import BeaconModel
 from beacon_memory.training.data import Corpus
 from beacon_memory.training.examples import Examples, Mixture
@@ -195,8 +196,7 @@ def _made(model: BeaconModel, plan: Plan) -> list[torch.nn.Parameter]:
                 wrapped[name].make_full()
     table = beacons.lm.get_input_embeddings().weight
     if layout == "interleave" and beacons.embedding is None:
-        end: Any = beacons.lm.config.eos_token_id
-        beacons.embedding = torch.nn.Parameter(table[(end[0] if isinstance(end, list) else end) or 0].detach().clone())
+        beacons.embedding = torch.nn.Parameter(beacon_start(beacons).detach().clone())
     if layout == "shadow" and beacons.offset is None:
         beacons.offset = torch.nn.Parameter(torch.zeros_like(table[0]))
     return [parameter for name, parameter in beacons.parameters().items() if ".scorer." not in name]
