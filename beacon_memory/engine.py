@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
 
 if TYPE_CHECKING:
-    from beacon_memory.config import BeaconConfig
     from beacon_memory.memory import BeaconMemory
     from beacon_memory.model import BeaconModel
     from beacon_memory.session import Session
@@ -67,6 +67,18 @@ class BeaconEngine:
     def positions(self) -> int | None:
         """The model's positions as far as they are known without loading it."""
         return self._weights.positions()
+
+    def window(self, ratio: int | None = None) -> int | None:
+        """The tokens that memory holds at a ratio before old ones get coarser, as far as that is known without loading
+        the model.
+        """
+        if (positions := self.positions) is None:
+            return None
+        from beacon_memory.budget import default_budget
+
+        config = self._weights.config() or self._settings["config"] or BeaconConfig()
+        slots = default_budget(positions, window=config.window, keep_last=config.keep_last)
+        return slots * (ratio or config.ratio)
 
     def session(self, session_id: str, *, ratio: int | None = None, budget: int | None = None) -> Session:
         """A session that is kept. Raises ConfigError without a store."""
@@ -183,6 +195,10 @@ class _Weights:
         self.model = _Lazy(load)
         self.name = name
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="beacon")
+
+    def config(self) -> BeaconConfig | None:
+        """The loaded model's settings."""
+        return None if (loaded := self.model.made()) is None else loaded.config
 
     def positions(self) -> int | None:
         """The loaded model's positions, or what its folder says of them."""

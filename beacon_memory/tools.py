@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from beacon_memory.structured import CALL_CLOSE, CALL_OPEN
+from beacon_memory.errors import InputError
+from beacon_memory.structured import CALL_CLOSE, CALL_OPEN, Grammar
 
 Tool = Mapping[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
 
@@ -47,6 +48,49 @@ def tools_prompt(tools: Sequence[Tool]) -> str:
 def schema_prompt(schema: Mapping[str, Any]) -> str:
     """What a model is told of the form its answer will have."""
     return f"Answer with JSON of this schema, and nothing else:\n{json.dumps(schema, ensure_ascii=False)}"
+
+
+def tools_choice(choice: str | Mapping[str, Any] | bool | None, names: Sequence[str]) -> str | None:
+    """Which tools may be called, in OpenAI's words or bare: "auto", "none", "any", a tool's name, or None for "auto".
+
+    Raises InputError for a tool that is not there.
+    """
+    if isinstance(choice, Mapping):
+        choice = str(choice.get("function", choice).get("name", choice.get("type")))
+    if choice is None or choice is False:
+        return None
+    if choice is True or choice == "required":
+        return "any"
+    if choice not in ("auto", "none", "any", *names):
+        raise InputError(f"tool_choice {choice!r} is not a bound tool; there are {', '.join(names) or 'none'}")
+    return str(choice)
+
+
+def tools_grammar(
+    tools: Sequence[Tool],
+    choice: str | Mapping[str, Any] | bool | None = None,
+    schema: Mapping[str, Any] | None = None,
+    *,
+    many: bool | None = None,
+) -> Grammar | None:
+    """What an answer is held to that may call tools, or must, or is JSON of `schema`; None for any text.
+
+    Raises InputError.
+    """
+    if not tools:
+        return None if schema is None else Grammar.json(schema)
+    schemas = {}
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not function.get("name"):
+            raise InputError(f"a tool is a function with a name, not {tool!r:.120}")
+        schemas[str(function["name"])] = function.get("parameters") or {"type": "object", "properties": {}}
+    choice = tools_choice(choice, list(schemas))
+    if choice in (None, "auto"):
+        return Grammar.calls(schemas, text=True, many=many is not False, schema=schema)
+    if choice != "any":
+        schemas = {choice: schemas[choice]}
+    return Grammar.calls(schemas, text=False, many=bool(many))
 
 
 def write_said(said: Said) -> str:

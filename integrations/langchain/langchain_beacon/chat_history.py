@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,11 @@ from langchain_core.messages import BaseMessage
 from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import SessionNotFound
 from beacon_memory.head import DOCUMENT
+from beacon_memory.places import engine_for
 from beacon_memory.session import Session
 from beacon_memory.stores import StateStore
 from langchain_beacon.errors import translated
 from langchain_beacon.messages import from_plain, to_plain
-from langchain_beacon.settings import engine_for
 
 
 class BeaconChatMessageHistory(BaseChatMessageHistory):
@@ -54,6 +55,7 @@ class BeaconChatMessageHistory(BaseChatMessageHistory):
                 redis_client=redis_client,
                 key_prefix=key_prefix,
                 ttl=ttl,
+                environ=os.environ,
             )
         self.session_id = session_id
 

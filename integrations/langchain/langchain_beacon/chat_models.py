@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Literal, Self
@@ -24,20 +23,14 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import Field, model_validator
 
-from beacon_memory.budget import default_budget
-from beacon_memory.config import BeaconConfig
-from beacon_memory.errors import InputError, SessionNotFound
-from beacon_memory.generation import StopFilter
+from beacon_memory.errors import SessionNotFound
 from beacon_memory.history import History
-from beacon_memory.structured import Grammar
-from beacon_memory.tools import Said, read_said, schema_prompt, write_said
-from beacon_memory.turn import Turn
+from beacon_memory.reply import Reply
+from beacon_memory.tools import tools_choice
 from beacon_memory.version import __version__
 from langchain_beacon.errors import translated
 from langchain_beacon.messages import to_plain
 from langchain_beacon.settings import BeaconSettings
-
-CALL = "<tool_call>"
 
 
 class ChatBeacon(BeaconSettings, BaseChatModel):
@@ -97,11 +90,9 @@ class ChatBeacon(BeaconSettings, BaseChatModel):
             "structured_output": True,
             "open_weights": True,
         }
-        if (positions := self.opened.positions) is not None:
-            config = self.config or BeaconConfig()
-            slots = default_budget(positions, window=config.window, keep_last=config.keep_last)
-            profile["max_input_tokens"] = slots * (self.beacon_ratio or config.ratio)
-            profile["max_output_tokens"] = positions // 4
+        if (window := self.opened.window(self.beacon_ratio)) is not None:
+            profile["max_input_tokens"] = window
+            profile["max_output_tokens"] = (self.opened.positions or 0) // 4
         return profile
 
     # Sessions
@@ -181,35 +172,24 @@ class ChatBeacon(BeaconSettings, BaseChatModel):
         if kwargs.get("model") not in (None, self.model):
             raise ModelNotFoundError(f"this instance answers by {self.model!r}, not {kwargs['model']!r}")
         system, plain = to_plain(messages)
-        tools, choice = list(kwargs.get("tools") or ()), kwargs.get("tool_choice")
-        if choice == "none":
-            tools = []
-        schema = _schema(kwargs.get("response_format"))
-        constraint = _constraint(tools, choice, schema, many=kwargs.get("parallel_tool_calls"))
-        if schema is not None:
-            system = "\n\n".join([*([system] if system else []), schema_prompt(schema)])
-        name = self._session_id(kwargs)
-        engine = self.opened
-        session = (
-            None
-            if name is None
-            else engine.session(name, ratio=self.beacon_ratio, budget=kwargs.get("budget", self.budget))
-        )
-        answer_id = f"beacon-{uuid.uuid4()}"
-        turn = Turn(
+        name, engine = self._session_id(kwargs), self.opened
+        reply = Reply(
             engine.memory,
             plain,
-            session=session,
+            system=system,
+            tools=list(kwargs.get("tools") or ()),
+            choice=kwargs.get("tool_choice"),
+            many=kwargs.get("parallel_tool_calls"),
+            schema=_schema(kwargs.get("response_format")),
+            session=None
+            if name is None
+            else engine.session(name, ratio=self.beacon_ratio, budget=kwargs.get("budget", self.budget)),
             history=kwargs.get("history", self.history),
             contexts=self._contexts(kwargs),
-            system=system,
-            tools=tools,
             keep=kwargs.get("keep"),
-            remember=lambda text: _remembered(text, answer_id, tools=bool(tools)),
             **self._sampling(stop, kwargs),
-            constraint=constraint,
         )
-        return _Talk(turn, answer_id, model=str(self.model), session=name, tools=bool(tools))
+        return _Talk(reply, model=str(self.model))
 
     def _generate(
         self,
@@ -220,7 +200,7 @@ class ChatBeacon(BeaconSettings, BaseChatModel):
     ) -> ChatResult:
         with translated():
             talk = self._turn(messages, stop, kwargs)
-            for _ in talk.turn:
+            for _ in talk:
                 pass
             return talk.result()
 
@@ -248,7 +228,7 @@ class ChatBeacon(BeaconSettings, BaseChatModel):
 
         def begin() -> Iterator[str]:
             talks.append(self._turn(messages, stop, kwargs))
-            return talks[0].turn
+            return talks[0]
 
         with translated():
             async for _ in self.opened.stream(begin):
@@ -309,7 +289,7 @@ class ChatBeacon(BeaconSettings, BaseChatModel):
         What is called is always a bound tool, and its arguments are always of its schema.
         """
         told = [convert_to_openai_tool(tool) for tool in tools]
-        choice = _choice(tool_choice, [str(tool.get("function", {}).get("name")) for tool in told])
+        choice = tools_choice(tool_choice, [str(tool.get("function", {}).get("name")) for tool in told])
         if choice is not None:
             kwargs["tool_choice"] = choice
         return self.bind(tools=told, **kwargs)
@@ -360,24 +340,32 @@ class ChatBeacon(BeaconSettings, BaseChatModel):
 BeaconChatModel = ChatBeacon
 
 
-class _Talk:
-    """A turn as LangChain's messages."""
+class _Talk(Iterator[str]):
+    """A reply as LangChain's messages."""
 
-    def __init__(self, turn: Turn, answer_id: str, *, model: str, session: str | None, tools: bool) -> None:
-        self.turn = turn
-        self._id, self._model, self._session, self._tools = answer_id, model, session, tools
+    def __init__(self, reply: Reply, *, model: str) -> None:
+        self._reply, self._model = reply, model
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._reply)
+
+    def close(self) -> None:
+        self._reply.close()
 
     def result(self) -> ChatResult:
-        """The whole answer, once the turn has been read."""
-        said, usage, metadata = self._ended()
+        """The whole answer, once it has been read."""
+        metadata, said = self._metadata(), self._reply.said
         message = AIMessage(
             said.text,
-            id=self._id,
-            tool_calls=[tool_call(name=c.name, args=dict(c.arguments), id=c_id) for c, c_id in _named(said, self._id)],
+            id=self._reply.id,
+            tool_calls=[tool_call(name=call.name, args=call.arguments, id=call.id) for call in self._reply.calls],
             invalid_tool_calls=[
                 invalid_tool_call(name=None, args=broken, id=None, error="not JSON of a call") for broken in said.broken
             ],
-            usage_metadata=usage,
+            usage_metadata=self._usage(),
             response_metadata=metadata,
         )
         info = {"finish_reason": metadata["finish_reason"]}
@@ -385,90 +373,51 @@ class _Talk:
 
     def chunks(self) -> Iterator[ChatGenerationChunk]:
         """The answer in pieces; the last one tells what it took."""
-        # Text goes out as it comes, up to where a call may begin.
-        certain = StopFilter([CALL] if self._tools else [])
+        reply = self._reply
         try:
-            for piece in self.turn:
-                if text := certain.feed(piece):
-                    yield ChatGenerationChunk(message=AIMessageChunk(content=text, id=self._id))
+            for text in reply:
+                yield ChatGenerationChunk(message=AIMessageChunk(content=text, id=reply.id))
         finally:
-            self.turn.close()
-        if text := certain.end():
-            yield ChatGenerationChunk(message=AIMessageChunk(content=text, id=self._id))
-        said, usage, metadata = self._ended()
+            reply.close()
         calls = [
-            tool_call_chunk(name=c.name, args=_json(c.arguments), id=c_id, index=n)
-            for n, (c, c_id) in enumerate(_named(said, self._id))
+            tool_call_chunk(name=call.name, args=_json(call.arguments), id=call.id, index=n)
+            for n, call in enumerate(reply.calls)
         ]
         calls += [
             tool_call_chunk(name=None, args=broken, id=None, index=len(calls) + n)
-            for n, broken in enumerate(said.broken)
+            for n, broken in enumerate(reply.said.broken)
         ]
+        metadata = self._metadata()
         last = AIMessageChunk(
             content="",
-            id=self._id,
+            id=reply.id,
             tool_call_chunks=calls,
-            usage_metadata=usage,
+            usage_metadata=self._usage(),
             response_metadata=metadata,
             chunk_position="last",
         )
         yield ChatGenerationChunk(message=last, generation_info={"finish_reason": metadata["finish_reason"]})
 
-    def _ended(self) -> tuple[Said, UsageMetadata, dict[str, Any]]:
-        answer, usage = self.turn.answer, self.turn.usage
-        assert answer is not None
-        assert usage is not None
-        said = read_said(answer.text) if self._tools else Said(answer.text)
-        counted = UsageMetadata(
+    def _usage(self) -> UsageMetadata:
+        usage = self._reply.usage
+        return UsageMetadata(
             input_tokens=usage.tokens,
             output_tokens=usage.answer,
             total_tokens=usage.tokens + usage.answer,
             input_token_details={"cache_read": usage.read, "cache_creation": usage.folded},
         )
-        metadata = {
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
             "model_name": self._model,
             "model_provider": "beacon",
-            "finish_reason": "tool_calls" if said.calls else answer.finish,
-            "beacon": {
-                "session_id": self._session,
-                "beacon_tokens": usage.slots,
-                "raw_tokens": usage.prefill,
-                "ratio": usage.ratio,
-            },
+            "finish_reason": self._reply.finish,
+            "beacon": self._reply.physical,
         }
-        return said, counted, metadata
-
-
-def _named(said: Said, answer_id: str) -> list[tuple[Any, str]]:
-    return [(call, f"call-{answer_id.removeprefix('beacon-')}-{n}") for n, call in enumerate(said.calls)]
 
 
 def _json(value: Mapping[str, Any]) -> str:
     return json.dumps(dict(value), ensure_ascii=False)
-
-
-def _remembered(text: str, answer_id: str, *, tools: bool) -> dict[str, Any] | None:
-    """An answer as the session keeps it: the words that the caller's AIMessage will be written in again."""
-    said = read_said(text) if tools else Said(text)
-    content = write_said(said)
-    if not content:
-        return None
-    calls = [tool_call(name=c.name, args=dict(c.arguments), id=c_id) for c, c_id in _named(said, answer_id)]
-    found: dict[str, Any] = {"role": "assistant", "content": content, "id": answer_id}
-    return found | ({"tool_calls": [dict(call) for call in calls]} if calls else {})
-
-
-def _choice(choice: str | dict[str, Any] | bool | None, names: list[str]) -> str | None:
-    """auto, none, any, or a tool's name. Raises ValueError."""
-    if isinstance(choice, dict):
-        choice = str(choice.get("function", choice).get("name", choice.get("type")))
-    if choice is None or choice is False:
-        return None
-    if choice is True or choice == "required":
-        return "any"
-    if choice not in ("auto", "none", "any", *names):
-        raise ValueError(f"tool_choice {choice!r} is not a bound tool; there are {', '.join(names) or 'none'}")
-    return str(choice)
 
 
 def _schema(form: Any) -> dict[str, Any] | None:
@@ -486,21 +435,3 @@ def _schema(form: Any) -> dict[str, Any] | None:
             return dict(form.get("schema") or {"type": "object"})
         return dict(form)
     return dict(convert_to_json_schema(form))
-
-
-def _constraint(tools: list[Any], choice: Any, schema: dict[str, Any] | None, *, many: bool | None) -> Grammar | None:
-    """What the answer is held to. Raises InputError."""
-    if not tools:
-        return None if schema is None else Grammar.json(schema)
-    schemas = {}
-    for tool in tools:
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not function.get("name"):
-            raise InputError(f"a tool is a function with a name, not {tool!r:.120}")
-        schemas[str(function["name"])] = function.get("parameters") or {"type": "object", "properties": {}}
-    choice = _choice(choice, list(schemas))
-    if choice in (None, "auto"):
-        return Grammar.calls(schemas, text=True, many=many is not False, schema=schema)
-    if choice != "any":
-        schemas = {choice: schemas[choice]}
-    return Grammar.calls(schemas, text=False, many=bool(many))

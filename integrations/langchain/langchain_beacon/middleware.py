@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
@@ -11,10 +12,10 @@ from langchain_core.runnables.config import ensure_config
 
 from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError, MissingExtra, StoreError
+from beacon_memory.places import engine_for
 from beacon_memory.stores import StateStore
 from langchain_beacon.chat_models import ChatBeacon
 from langchain_beacon.errors import translated
-from langchain_beacon.settings import engine_for
 
 try:
     from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
@@ -127,7 +128,7 @@ class BeaconMemoryMiddleware(AgentMiddleware[Any, Any, Any]):
             )
         if self._engine is None or self._engine.name != request.model.model:
             with translated():
-                self._engine = engine_for(request.model.opened, model=None, **self._names)
+                self._engine = engine_for(request.model.opened, model=None, environ=os.environ, **self._names)
         return request.model.model_copy(update={"engine": self._engine})
 
     def _plain(self, request: ModelRequest[Any]) -> ModelRequest[Any]:

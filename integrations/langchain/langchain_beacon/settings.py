@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,13 +11,11 @@ from langchain_core.documents import Document
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from beacon_memory.config import BeaconConfig
+from beacon_memory.context import context_sessions, read_context
 from beacon_memory.engine import BeaconEngine
-from beacon_memory.errors import ConfigError, InputError, SessionNotFound
-from beacon_memory.stores import StateStore
+from beacon_memory.places import place
 
 Documents = str | Path | Document | Iterable["str | Path | Document"]
-
-CONTEXT = "context:"  # in front of the ids of sessions that hold documents alone
 
 
 class BeaconSettings(BaseModel):
@@ -66,7 +63,14 @@ class BeaconSettings(BaseModel):
         if self.engine is None:
             self.engine = BeaconEngine(
                 self.model or os.environ.get("BEACON_MODEL") or "smollm2",
-                _store(self.store, self.redis_url, self.redis_client, prefix=self.key_prefix, ttl=self.ttl),
+                place(
+                    self.store,
+                    redis_url=self.redis_url.get_secret_value() if self.redis_url else None,
+                    redis_client=self.redis_client,
+                    key_prefix=self.key_prefix,
+                    ttl=self.ttl,
+                    environ=os.environ,
+                ),
                 config=self.config,
                 adapter=self.adapter,
                 device_map=self.device_map,
@@ -88,14 +92,8 @@ class BeaconSettings(BaseModel):
         A `Path` is a file's; text, a `Document`, or any number of these (a loader's `lazy_load()`) are read as they
         are. Where the documents are known by an id already, `bind(context_id=…)` names them again.
         """
-        texts = list(_texts(documents))
-        if context_id is None:
-            digest = hashlib.sha256("\0".join(text for _, text in texts).encode()).hexdigest()
-            context_id = digest[:16]
-        session = self.opened.memory.session(CONTEXT + context_id, ratio=self.beacon_ratio)
-        for name, text in texts:
-            session.add_text(text, name=name)
-        return self.model_copy(update={"context_id": context_id})
+        named = read_context(self.opened.memory, _texts(documents), context_id=context_id, ratio=self.beacon_ratio)
+        return self.model_copy(update={"context_id": named})
 
     def _sampling(self, stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         """How this answer is drawn: what the call says, else the fields; what neither says, as the core has it."""
@@ -112,62 +110,7 @@ class BeaconSettings(BaseModel):
 
     def _contexts(self, kwargs: dict[str, Any]) -> list[str]:
         """The sessions of the documents in front. Raises InputError for one that is not there."""
-        named = kwargs.get("context_id", self.context_id)
-        ids = [CONTEXT + one for one in ([named] if isinstance(named, str) else named or [])]
-        for one in ids:
-            try:
-                self.opened.memory.load(one)
-            except SessionNotFound as exc:
-                raise InputError(
-                    f"no context {one.removeprefix(CONTEXT)!r}: read its documents by with_context"
-                ) from exc
-        return ids
-
-
-def engine_for(
-    engine: BeaconEngine | None,
-    *,
-    model: str | None,
-    store: str | StateStore | None,
-    redis_url: str | None,
-    redis_client: Any,
-    key_prefix: str,
-    ttl: int | None,
-) -> BeaconEngine:
-    """An engine that keeps sessions, from one that is there or from names. Raises ConfigError without a store."""
-    url = None if redis_url is None else SecretStr(redis_url)
-    found = _store(store, url, redis_client, prefix=key_prefix, ttl=ttl)
-    if engine is None:
-        engine = BeaconEngine(model or os.environ.get("BEACON_MODEL") or "smollm2", found)
-    elif found is not None and (store is not None or redis_url is not None or redis_client is not None):
-        engine = engine.with_store(found)
-    if not engine.keeps_sessions:
-        raise ConfigError("sessions have nowhere to be kept: give store= (sqlite:///memory.db, …) or redis_url=")
-    return engine
-
-
-def _store(
-    store: Any, redis_url: SecretStr | None, redis_client: Any, *, prefix: str, ttl: int | None
-) -> str | StateStore | Callable[[], StateStore] | None:
-    """What an engine opens when it is first used. Raises ConfigError for two places at once."""
-    if sum(place is not None for place in (store, redis_url, redis_client)) > 1:
-        raise ConfigError("sessions are kept in one place: give one of store, redis_url and redis_client")
-    url = redis_url.get_secret_value() if redis_url else None
-    if store is not None and str(store).startswith(("redis://", "rediss://", "unix://")):
-        store, url = None, str(store)
-    if store is not None:
-        return store  # type: ignore[no-any-return]
-    if redis_client is None and url is None and (url := os.environ.get("BEACON_REDIS_URL")) is None:
-        return None
-
-    def make() -> StateStore:
-        from beacon_memory.stores.redis import RedisStore
-
-        if redis_client is not None:
-            return RedisStore(client=redis_client, prefix=prefix, ttl=ttl)
-        return RedisStore(url, prefix=prefix, ttl=ttl)
-
-    return make
+        return context_sessions(self.opened.memory, kwargs.get("context_id", self.context_id))
 
 
 def _texts(documents: Documents) -> Iterable[tuple[str, str]]:
