@@ -46,6 +46,11 @@ class SessionHead:
         return tuple(dict.fromkeys([*(entry.digest for entry in self.entries), *self.pages, *self.sources.values()]))
 
     @property
+    def unfolded(self) -> bool:
+        """Whether the tail is the whole conversation: no segment but documents'."""
+        return all(entry.document for entry in self.entries)
+
+    @property
     def messages(self) -> int:
         """The number of messages remembered, documents counted."""
         return PAGE_MESSAGES * len(self.pages) + len(self.recent)

@@ -133,8 +133,8 @@ class Session:
         `sampling`: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed. Raises SessionNotFound,
         PromptTooLong.
         """
-        state, _, _ = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
-        pieces = self._answer(question, state, system=system, sampling=sampling)
+        state, head, _ = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
+        pieces = self._answer(question, head, state, system=system, sampling=sampling)
         return pieces if stream else "".join(pieces)
 
     @overload
@@ -149,8 +149,8 @@ class Session:
 
         A generation that fails, or a stream that is closed before its end, leaves the session where it was.
         """
-        state = self.opened()[1]
-        pieces = self._turn(text, self._answer(text, state, system=system, sampling=sampling))
+        head, state, _ = self.opened()
+        pieces = self._turn(text, self._answer(text, head, state, system=system, sampling=sampling))
         return pieces if stream else "".join(pieces)
 
     def info(self) -> SessionInfo:
@@ -298,17 +298,14 @@ class Session:
         self._append(said)
 
     def _answer(
-        self, question: str, state: BeaconState, *, system: str | None, sampling: dict[str, Any]
+        self, question: str, head: SessionHead, state: BeaconState, *, system: str | None, sampling: dict[str, Any]
     ) -> Iterator[str]:
         """The answer in pieces. What can be refused is refused now, not at the first piece."""
         transcript = self._memory.transcript
-        turn = transcript.turn({"role": "user", "content": question})
-        tail = list(state.tail)
-        if not state.segments:  # the stream's opening token stands first of all
-            tail = tail[len(transcript.start) :]
-        prompt = [*transcript.system(system), *tail, *turn, *transcript.header()]
-        if not state.segments:
-            prompt = [*transcript.start, *prompt]
+        asked = [{"role": "user", "content": question}]
+        prompt = transcript.prompt(
+            state.tail, behind=bool(state.segments), opens=head.unfolded, asked=asked, system=system
+        )
         sampling = {"stop": transcript.stop} | sampling
         return self._memory.model.stream(prompt, replace(state, tail=()), **sampling)
 

@@ -41,6 +41,7 @@ class Transcript:
         self._template = tokenizer.chat_template is not None
         self._front: list[Message] = []  # what stands before a message that is rendered by itself
         self._opening = ""  # its text
+        self._repeated: list[int] = []  # the opening token, where the template begins each question with it too
         self._results = True  # whether the template can show what a tool gave
         self.stop: tuple[str, ...] = () if self._template else ("\nUser:",)
         if self._template:
@@ -55,8 +56,10 @@ class Transcript:
                 talk = [_USER, _ANSWER]
                 first, later = self._render([_USER]), self._after(self._render(talk), self._render([*talk, _USER]))
                 self._opening = first.removesuffix(later) if first.endswith(later) else ""
-            self.turn(_USER)
+            asked = self.turn(_USER)
             self.turn(_ANSWER)
+            if self.start == asked[: len(self.start)]:
+                self._repeated = self.start
             try:
                 self._turn_text(_RESULT)
             except TranscriptError:
@@ -90,6 +93,26 @@ class Transcript:
         if not found:
             raise TranscriptError("the chat template changes what was said, which spells out one of its special tokens")
         return [*self._ids(before), *plain_ids(self._tokenizer, content), *self._ids(after)]
+
+    def prompt(
+        self,
+        tail: Sequence[int],
+        *,
+        behind: bool,
+        opens: bool,
+        asked: Sequence[Message] = (),
+        system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int]:
+        """The ids that ask for an answer: system prompt, raw tail, what is `asked`, header.
+
+        The stream's opening token stands first of all, or nowhere when the prompt stands `behind` slots, which have
+        their own; a tail that `opens` the stream begins with one, where it is no template's.
+        """
+        opening = [*self.start, *self._repeated]
+        size = len(self.start) if opens and list(tail[: len(opening)]) == opening else 0
+        told = [*([] if behind else self.start), *self.system(system, tools=tools)]
+        return [*told, *tail[size:], *(i for message in asked for i in self.turn(message)), *self.header()]
 
     def header(self) -> list[int]:
         """The ids that ask the model for its answer."""

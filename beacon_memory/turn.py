@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -70,30 +71,29 @@ class Turn(Iterator[str]):
         Without a session nothing is remembered; what does not fit raw is folded for this turn alone. `sampling` as
         `Session.ask` takes it. Raises InputError, ConfigError; when read, PromptTooLong, BudgetExceeded, StoreError.
         """
-        self._reading = _Reading(
-            memory,
-            messages,
-            session=session,
-            history=history,
-            contexts=contexts,
-            system=system,
-            tools=tools,
-            keep=keep,
-            remember=remember,
-            **sampling,
-        )
-        # The generator knows nothing of this object: a turn that is dropped is closed at once.
-        self._pieces = self._reading.taken()
+        self._memory = memory
+        self._messages = [dict(check_message(message)) for message in messages]
+        self._session = session
+        self._history: History = history
+        self._contexts = tuple(contexts)
+        self._system, self._tools = system, tuple(tools)
+        self._keep = keep
+        self._remember = remember or _plain
+        self._sampling = {"stop": memory.transcript.stop} | sampling
+        Sampling(**self._sampling)
+        self._whole: list[tuple[Answer, Usage]] = []
+        # The generator knows a twin of this object: a turn that is dropped is closed at once.
+        self._pieces = copy(self)._read()
 
     @property
     def answer(self) -> Answer | None:
         """The answer, once it is whole."""
-        return self._reading.answer
+        return self._whole[0][0] if self._whole else None
 
     @property
     def usage(self) -> Usage | None:
         """What the turn took, once it is over."""
-        return self._reading.usage
+        return self._whole[0][1] if self._whole else None
 
     def __iter__(self) -> Self:
         return self
@@ -105,39 +105,8 @@ class Turn(Iterator[str]):
         """Stop the model; the session stays where it was."""
         self._pieces.close()
 
-
-class _Reading:
-    """A turn at work."""
-
-    def __init__(
-        self,
-        memory: BeaconMemory,
-        messages: Sequence[Message],
-        *,
-        session: Session | None = None,
-        history: History = "auto",
-        contexts: Sequence[str] = (),
-        system: str | None = None,
-        tools: Sequence[Tool] = (),
-        keep: int | None = None,
-        remember: Remember | None = None,
-        **sampling: Any,
-    ) -> None:
-        self._memory = memory
-        self._messages = [dict(check_message(message)) for message in messages]
-        self._session = session
-        self._history: History = history
-        self._contexts = tuple(contexts)
-        self._system, self._tools = system, tuple(tools)
-        self._keep = keep
-        self._remember = remember or _plain
-        self._sampling = {"stop": memory.transcript.stop} | sampling
-        Sampling(**self._sampling)
-        self.answer: Answer | None = None
-        self.usage: Usage | None = None
-
-    def taken(self) -> Generator[str, None, None]:
-        memory, model, transcript = self._memory, self._memory.model, self._memory.transcript
+    def _read(self) -> Generator[str, None, None]:
+        model, transcript = self._memory.model, self._memory.transcript
         head, before, version, past = self._opened()
         talk = [message for message in past if message["role"] != DOCUMENT]
         found = match(talk, self._messages, self._history)
@@ -153,28 +122,9 @@ class _Reading:
         ids = [i for message in new for i in transcript.turn(message)]
         if ids and not before.tokens:
             ids = [*transcript.start, *ids]
-        rest = [i for message in self._messages[len(self._messages) - raw :] for i in transcript.turn(message)]
-        told = transcript.system(self._system, tools=self._tools)
-        header = transcript.header()
         context = self._context()
-        contexts = sum(segment.slots for segment in context.segments)
-        how: dict[str, Any] = {"known": memory.known, "slot_dtype": head.slot_dtype}
-        room = model.positions - contexts - Sampling(**self._sampling).max_new_tokens
-        if self._session is None and len(ids) + len(told) + len(rest) + len(header) <= room:
-            state = replace(before, tail=tuple(ids))  # it fits as it is
-        else:
-            state = model.compress(ids, before, ratio=head.ratio, budget=head.budget, **how)
-            memory.keep(state.segments)
-        segments = context.join(state.segments).segments
-        if contexts and state.segments:
-            segments = tuple(model.fit(segments, budget=max(model.budget, contexts), **how))
-            memory.keep(segments)
-
-        tail = list(state.tail)
-        opening = transcript.start
-        if opening and tail[: len(opening)] == opening:
-            tail = tail[len(opening) :]
-        prompt = [*([] if segments else opening), *told, *tail, *rest, *header]
+        asked = self._messages[len(self._messages) - raw :]
+        state, segments, prompt = self._folded(head, before, ids, context=context, asked=asked)
         stream: Stream = model.stream(prompt, BeaconState(segments), **self._sampling)
         try:
             yield from stream
@@ -187,7 +137,7 @@ class _Reading:
         folded = sum(len(s.ids) for s in state.segments)
         # Its segments may have been folded again, coarser; what was read is still what stood there before.
         known = sum(len(s.ids) for s in before.segments)
-        self.usage = Usage(
+        usage = Usage(
             tokens=sum(len(s.ids) for s in segments) + len(prompt),
             read=known + sum(len(s.ids) for s in context.segments),
             folded=folded - known,
@@ -196,7 +146,7 @@ class _Reading:
             prefill=len(prompt),
             ratio=head.ratio,
         )
-        self.answer = stream.answer
+        self._whole.append((stream.answer, usage))
 
     def _opened(self) -> tuple[SessionHead, BeaconState, int, list[dict[str, Any]]]:
         """The session as it stands, with its transcript where that is needed; an empty one for none."""
@@ -227,6 +177,32 @@ class _Reading:
             back = back.with_state(before, document=document)
         back, more = back.with_messages(list(later))
         return back, before, pages | more
+
+    def _folded(
+        self,
+        head: SessionHead,
+        before: BeaconState,
+        ids: list[int],
+        *,
+        context: BeaconState,
+        asked: Sequence[Message],
+    ) -> tuple[BeaconState, tuple[Segment, ...], list[int]]:
+        """The session after `ids`, what the model finds in front of the prompt, and the prompt."""
+        memory, model, transcript = self._memory, self._memory.model, self._memory.transcript
+        about: dict[str, Any] = {"asked": asked, "system": self._system, "tools": self._tools}
+        if self._session is None:
+            prompt = transcript.prompt(ids, behind=bool(context.segments), opens=True, **about)
+            if len(prompt) + context.slots + Sampling(**self._sampling).max_new_tokens <= model.positions:
+                return replace(before, tail=tuple(ids)), context.segments, prompt  # it fits as it is
+        how: dict[str, Any] = {"known": memory.known, "slot_dtype": head.slot_dtype}
+        state = model.compress(ids, before, ratio=head.ratio, budget=head.budget, **how)
+        memory.keep(state.segments)
+        segments = context.join(state.segments).segments
+        if context.slots and state.segments:
+            segments = tuple(model.fit(segments, budget=max(model.budget, context.slots), **how))
+            memory.keep(segments)
+        opens = head.unfolded and len(state.segments) == len(head.entries)
+        return state, segments, transcript.prompt(state.tail, behind=bool(segments), opens=opens, **about)
 
     def _context(self) -> BeaconState:
         """What stands in front of the session: other sessions' documents, in the order named."""

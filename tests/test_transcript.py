@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from beacon_memory.errors import InputError, TranscriptError
-from beacon_memory.testing.models import tiny_tokenizer
+from beacon_memory.testing.models import CHAT_TEMPLATE, tiny_tokenizer
 from beacon_memory.transcript import Transcript
 
 TALK = [
@@ -105,6 +106,45 @@ def test_a_model_without_a_template_gets_plain_lines_and_a_stop():
 def test_what_is_no_message_is_refused(message):
     with pytest.raises(InputError):
         transcript().turn(message)
+
+
+# Llama 2's: an opening token before every question.
+REPEATING = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def opening(template: str) -> Transcript:
+    """A template of a tokenizer that begins every text with its opening token."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_bos_token = True
+    tokenizer.chat_template = template
+    front = [(tokenizer.bos_token, tokenizer.bos_token_id)]
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single=f"{front[0][0]} $A", special_tokens=front)
+    return Transcript(tokenizer)
+
+
+@pytest.mark.parametrize("template", ["own", REPEATING, ALTERNATING])
+def test_a_prompt_opens_once_wherever_it_stands(template):
+    ours = opening(CHAT_TEMPLATE if template == "own" else template)
+    asked, talk = TALK[2:3], [i for m in TALK[:2] for i in ours.turn(m)]
+    said = [*ours.system("Be brief."), *talk, *ours.turn(asked[0]), *ours.header()]
+    tail = [*ours.start, *talk]
+    how = {"asked": asked, "system": "Be brief."}
+    assert ours.prompt(tail, behind=False, opens=True, **how) == [*ours.start, *said]
+    assert ours.prompt(tail, behind=True, opens=True, **how) == said
+
+
+@pytest.mark.parametrize("template", ["own", REPEATING])
+def test_an_opening_token_that_the_template_writes_is_not_taken_for_the_streams(template):
+    """Where a window ended right before such a token, the tail lost it."""
+    ours = opening(CHAT_TEMPLATE if template == "own" else template)
+    tail = ours.turn(TALK[2])
+    assert tail[:1] == ours.start
+    assert ours.prompt(tail, behind=True, opens=False)[-len(tail) - len(ours.header()) :] == [*tail, *ours.header()]
+    if template == REPEATING:  # behind a document nothing was opened
+        assert ours.prompt(tail, behind=True, opens=True) == [*tail, *ours.header()]
 
 
 def test_a_broken_template_is_a_transcript_error():
