@@ -219,6 +219,21 @@ def test_a_text_is_followed_and_said_again(tmp_path: Path) -> None:
         assert any(context[i : i + 12] == again for i in range(len(context)))
 
 
+def test_a_made_up_fact_stands_in_a_text_that_does_not_tell_it(tmp_path: Path) -> None:
+    model = tiny_model(config=CONFIG)
+    mixture = Mixture(text=0, question=0, dialogue=0, fact=1, windows=(256,), depth=1, ratios=(2,))
+    examples = Examples(corpus(tmp_path), model, config=CONFIG, mixture=mixture, seed=0, count=10)
+    for number in range(10):
+        one = examples[number]
+        assert one.windows[0].shape == (1, 256 + CONFIG.sink)
+        context = model.decode(one.windows[0][0].tolist())
+        for tail, scored in zip(one.tails[0], one.scored[0], strict=True):
+            answer = model.decode(tail[scored].tolist()).strip().removesuffix(".")
+            assert answer.lower() in context.lower()
+        assert "'s " in context
+        assert "'s " not in TEXT
+
+
 # Runs
 
 PLAN = Plan(steps=6, learning_rate=0.01, rank=4, reach=1, save_every=2, warmup=1)

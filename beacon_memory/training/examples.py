@@ -14,10 +14,13 @@ from beacon_memory.config import BeaconConfig, check_ratio
 from beacon_memory.errors import ConfigError, InputError
 from beacon_memory.model import BeaconModel
 from beacon_memory.training.data import Corpus, Dialogue, Document, Question
+from beacon_memory.training.facts import draw_facts
 from beacon_memory.training.objective import Example
 from beacon_memory.transcript import Transcript
 
-KINDS = ("text", "question", "dialogue")
+KINDS = ("text", "question", "dialogue", "fact")
+APART = 64  # tokens of text for each fact that is put into it, at least
+ASKED = 4  # questions of a context, at most
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,13 @@ class Mixture:
 
     A `text` is folded; the text that follows is read behind it, and a stretch of the text itself again (auto-encoding).
     A `question` is asked behind a folded text. A `dialogue` goes on behind its folded start, is said again, and is
-    asked for what was said.
+    asked for what was said. A `fact` is put into a text that does not tell it, and asked for.
     """
 
     text: float = 0.5  # shares of the examples
     question: float = 0.25
     dialogue: float = 0.25
+    fact: float = 0.0
     windows: tuple[int, ...] = (64, 128, 256)  # tokens of a window, one drawn per example
     depth: int = 2  # windows of an example, at most
     tail: int = 128  # tokens of a tail, at most
@@ -41,7 +45,7 @@ class Mixture:
     again: bool = True  # read a stretch of the folded text again
 
     def __post_init__(self) -> None:
-        shares = (self.text, self.question, self.dialogue)
+        shares = self.shares
         if min(shares) < 0 or sum(shares) <= 0:
             raise ConfigError(f"shares are 0 or more and one is above, not {shares}")
         if min(self.depth, self.tail - 1, self.batch, *self.windows) < 1:
@@ -51,6 +55,11 @@ class Mixture:
         for window in self.windows:
             for ratio in self.ratios:
                 check_ratio(ratio, window)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of each of KINDS."""
+        return self.text, self.question, self.dialogue, self.fact
 
 
 class Examples(Dataset[Example]):
@@ -71,10 +80,10 @@ class Examples(Dataset[Example]):
         self._encoded: dict[int, list[int]] = {}
         # A shorter text has fewer tokens than it has bytes; which of the others are too short, drawing shows.
         self._texts = [number for number, text in enumerate(corpus.texts) if len(text.encode()) > longest]
-        if mixture.text and not any(len(self._ids(number)) > longest for number in self._texts):
+        if (mixture.text or mixture.fact) and not any(len(self._ids(number)) > longest for number in self._texts):
             self._texts = []
         for kind, found, share in (
-            ("text", self._texts, mixture.text),
+            ("text", self._texts, mixture.text or mixture.fact),
             ("question", corpus.documents, mixture.question),
             ("dialogue", corpus.dialogues, mixture.dialogue),
         ):
@@ -91,7 +100,7 @@ class Examples(Dataset[Example]):
     def __getitem__(self, number: int) -> Example:
         draw = random.Random(f"{self._seed}:{number}")
         mixture = self._mixture
-        kind = draw.choices(KINDS, (mixture.text, mixture.question, mixture.dialogue))[0]
+        kind = draw.choices(KINDS, mixture.shares)[0]
         window = draw.choice(mixture.windows)
         depth = draw.randint(1, mixture.depth)
         rows = [getattr(self, f"_{kind}")(draw, window * depth + self._sink) for _ in range(mixture.batch)]
@@ -102,13 +111,30 @@ class Examples(Dataset[Example]):
         return Example(windows, ratios, tails, scored)
 
     def _text(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
-        tail = self._mixture.tail
-        while len(ids := self._ids(draw.choice(self._texts))) < length + tail:
-            pass
-        start = draw.randrange(len(ids) - length - tail + 1)
-        context = ids[start : start + length]
-        tails = [_all(ids[start + length : start + length + tail], first=True)] if self._mixture.follow else []
+        run = self._run(draw, length + self._mixture.tail)
+        context = run[:length]
+        tails = [_all(run[length:], first=True)] if self._mixture.follow else []
         return context, tails + ([self._repeat(draw, context)] if self._mixture.again else [])
+
+    def _fact(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
+        """Facts anywhere in a text, and questions about some of them."""
+        facts = draw_facts(draw, draw.randint(1, max(length // APART, 1)))
+        told = [self._model.encode(f" {fact.told} ") for fact in facts]
+        room = max(length - sum(map(len, told)), 0)
+        run = self._run(draw, room)
+        cuts = sorted(draw.randint(0, room) for _ in told)
+        context = run[: cuts[0]]
+        for ids, cut, end in zip(told, cuts, [*cuts[1:], room], strict=True):
+            context += [*ids, *run[cut:end]]
+        asked = draw.sample(facts, min(ASKED, len(facts)))
+        return context[:length], [self._asked(Question(fact.ask, fact.answer)) for fact in asked]
+
+    def _run(self, draw: random.Random, length: int) -> list[int]:
+        """So many tokens of some text, from anywhere in it."""
+        while len(ids := self._ids(draw.choice(self._texts))) < length:
+            pass
+        start = draw.randrange(len(ids) - length + 1)
+        return ids[start : start + length]
 
     def _question(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
         """Sections up to one that is asked about, other texts before and behind them where they are short."""
@@ -125,7 +151,7 @@ class Examples(Dataset[Example]):
         start = draw.randint(min(low, high), max(low, high))
         start = min(max(start, 0), len(whole) - length)
         inside = [q for q in questions if _inside(q.part, sections, ends, start, start + length)] or [asked]
-        return whole[start : start + length], [self._asked(q) for q in draw.sample(inside, min(4, len(inside)))]
+        return whole[start : start + length], [self._asked(q) for q in draw.sample(inside, min(ASKED, len(inside)))]
 
     def _dialogue(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
         """A dialogue's start, others before it where it is short; how it goes on, a stretch again, its facts."""
