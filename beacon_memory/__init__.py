@@ -9,6 +9,7 @@ from beacon_memory.version import __version__
 
 if TYPE_CHECKING:
     from beacon_memory.config import BeaconConfig
+    from beacon_memory.documents import Document, Documents
     from beacon_memory.errors import BeaconError
     from beacon_memory.memory import BeaconMemory
     from beacon_memory.model import BeaconModel
@@ -22,6 +23,8 @@ _WHERE = {
     "BeaconMemory": "memory",
     "BeaconModel": "model",
     "BeaconState": "state",
+    "Document": "documents",
+    "Documents": "documents",
     "Segment": "state",
     "Session": "session",
     "SessionInfo": "session",
@@ -33,6 +36,8 @@ __all__ = [
     "BeaconMemory",
     "BeaconModel",
     "BeaconState",
+    "Document",
+    "Documents",
     "Segment",
     "Session",
     "SessionInfo",

@@ -26,7 +26,7 @@ from beacon_memory.state import Fingerprint, Segment, segment_digest
 
 VERSION = 1
 MAGIC = b"BCNM"
-SEGMENT, HEAD, PAGE, SOURCE = b"SEGM", b"HEAD", b"PAGE", b"TEXT"
+SEGMENT, HEAD, PAGE, SOURCE, NOTE = b"SEGM", b"HEAD", b"PAGE", b"TEXT", b"NOTE"
 
 # What a hostile payload can make its readers raise.
 _UNREADABLE = (

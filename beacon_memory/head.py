@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from beacon_memory.codec import HEAD, PAGE, decode_json, encode_json
-from beacon_memory.errors import CodecError
+from beacon_memory.codec import HEAD, NOTE, PAGE, decode_json, encode_json
+from beacon_memory.errors import CodecError, InputError
 from beacon_memory.state import BeaconState, Fingerprint, Segment
 
 DOCUMENT = "document"  # the role of the transcript's note that a document was read
@@ -39,11 +39,13 @@ class SessionHead:
     recent: tuple[Mapping[str, Any], ...] = ()  # the messages after the last page
     sources: Mapping[str, str] = field(default_factory=dict)  # document -> the blob of its ids
     slot_dtype: str | None = None  # of what is folded next; the model's when None
+    notes: Mapping[str, str] = field(default_factory=dict)  # document's key -> the blob its owner keeps beside it
 
     @property
     def digests(self) -> tuple[str, ...]:
         """Every blob the head names, each once."""
-        return tuple(dict.fromkeys([*(entry.digest for entry in self.entries), *self.pages, *self.sources.values()]))
+        segments = (entry.digest for entry in self.entries)
+        return tuple(dict.fromkeys([*segments, *self.pages, *self.sources.values(), *self.notes.values()]))
 
     @property
     def unfolded(self) -> bool:
@@ -97,6 +99,7 @@ class SessionHead:
                 recent=tuple(value["recent"]),
                 sources=dict(value.get("sources", {})),
                 slot_dtype=value.get("slot_dtype"),
+                notes=dict(value.get("notes", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise CodecError(f"head: not a readable payload: {exc!r}") from exc
@@ -106,8 +109,9 @@ class SessionHead:
 
 def _check(head: SessionHead) -> None:
     """Raises CodecError unless every field is of its type."""
-    named = [*(entry.digest for entry in head.entries), *head.pages, *head.sources.values()]
-    texts = [*asdict(head.fingerprint).values(), *(entry.document for entry in head.entries), *head.sources, *named]
+    named = [*(entry.digest for entry in head.entries), *head.pages, *head.sources.values(), *head.notes.values()]
+    texts = [*asdict(head.fingerprint).values(), *(entry.document for entry in head.entries)]
+    texts += [*head.sources, *head.notes, *named]
     numbers = [head.ratio, *head.tail, *(n for e in head.entries for n in (e.tokens, e.slots, e.ratio))]
     if head.slot_dtype is not None:
         texts.append(head.slot_dtype)
@@ -129,6 +133,25 @@ def read_page(blob: bytes, digest: str) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise CodecError("page: not a readable payload: a list of messages expected")
     return messages
+
+
+def write_note(about: Mapping[str, Any]) -> tuple[str, bytes]:
+    """What a document's owner keeps beside it, as a blob, with its digest. Raises InputError for what is not JSON."""
+    try:
+        blob = encode_json(NOTE, about)
+    except (TypeError, ValueError) as exc:
+        raise InputError(f"what is kept beside a document is JSON: {exc}") from exc
+    return hashlib.sha256(blob).hexdigest(), blob
+
+
+def read_note(blob: bytes, digest: str) -> dict[str, Any]:
+    """The same back. Raises CodecError when it is not the note that `digest` names."""
+    if hashlib.sha256(blob).hexdigest() != digest:
+        raise CodecError(f"note: its contents are not those of {digest}")
+    about = decode_json(NOTE, blob)
+    if not isinstance(about, dict):
+        raise CodecError("note: not a readable payload: an object expected")
+    return about
 
 
 def check_entry(entry: Entry, segment: Segment) -> Segment:

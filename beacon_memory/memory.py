@@ -12,7 +12,7 @@ from beacon_memory.archive import read_archive
 from beacon_memory.codec import decode_ids, decode_segment, require
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import SegmentMissing, SessionExists, SessionNotFound, SessionRolledBack
-from beacon_memory.head import SessionHead, check_entry, read_page
+from beacon_memory.head import SessionHead, check_entry, read_note, read_page
 from beacon_memory.model import BeaconModel
 from beacon_memory.repair import repair
 from beacon_memory.session import Session
@@ -112,6 +112,8 @@ class BeaconMemory:
             read_page(exported.blobs[digest], digest)
         for digest in head.sources.values():
             decode_ids(exported.blobs[digest], digest)
+        for digest in head.notes.values():
+            read_note(exported.blobs[digest], digest)
         session = name or exported.name
         if self.store.version(session):
             raise SessionExists(f"session {session!r} exists already: import under another name, or forget it first")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from beacon_memory.codec import decode_ids, encode_ids, encode_segment
 from beacon_memory.errors import CodecError, IntegrityError, SegmentMissing, TranscriptError
-from beacon_memory.head import DOCUMENT, Entry, SessionHead, check_entry, read_page
+from beacon_memory.head import DOCUMENT, Entry, SessionHead, check_entry, read_note, read_page
 from beacon_memory.layout import slot_count
 from beacon_memory.state import BeaconState, Segment, chain, segment_digest
 from beacon_memory.stores.base import retrying
@@ -37,6 +37,8 @@ def _repair_once(memory: BeaconMemory, session: str) -> int:
     sources, blobs = _sources(memory, head, found)
     for digest in head.pages:
         read_page(memory.store.read([digest])[0], digest)
+    for digest in head.notes.values():
+        read_note(memory.store.read([digest])[0], digest)
     if not lost and not blobs:
         return 0
     ids = _ids(memory, head, found, sources) if lost else []

@@ -218,19 +218,22 @@ class Session:
 
     def opened(self) -> tuple[SessionHead, BeaconState, int]:
         """The session's head, state and version; what a new one begins with, at version 0, when there is none."""
-        model = self._memory.model
         try:
             state, head, version = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
         except SessionNotFound:
-            head, version = SessionHead(fingerprint=model.fingerprint, ratio=model.config.ratio), 0
-            state = BeaconState()
-        head = replace(
+            return self.settled(None), BeaconState(), 0
+        return self.settled(head), state, version
+
+    def settled(self, head: SessionHead | None) -> SessionHead:
+        """The head, or a new one, with what this session was opened with."""
+        model = self._memory.model
+        head = head or SessionHead(fingerprint=model.fingerprint, ratio=model.config.ratio)
+        return replace(
             head,
             ratio=self._ratio or head.ratio,
             budget=self._budget or head.budget,
             slot_dtype=self._slot_dtype or head.slot_dtype,
         )
-        return head, state, version
 
     def write(
         self, head: SessionHead, changed: SessionHead, after: BeaconState, pages: dict[str, bytes], *, expected: int
@@ -250,7 +253,9 @@ class Session:
         entries = head.entries[: len(state.segments)]
         read = {entry.document for entry in entries}
         sources = {document: digest for document, digest in head.sources.items() if document in read}
-        back = replace(head, pages=(), recent=(), entries=entries, sources=sources)
+        keys = {message.get("key") for message in past[:messages]}
+        notes = {key: digest for key, digest in head.notes.items() if key in keys}
+        back = replace(head, pages=(), recent=(), entries=entries, sources=sources, notes=notes)
         kept, pages = back.with_state(state).with_messages(list(past[:messages]))
         return kept, state, pages
 

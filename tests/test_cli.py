@@ -243,6 +243,8 @@ def test_the_exported_names_are_these():
         "BeaconMemory",
         "BeaconModel",
         "BeaconState",
+        "Document",
+        "Documents",
         "Segment",
         "Session",
         "SessionInfo",
