@@ -73,7 +73,7 @@ def main() -> None:
     for name in args.variants.split(","):
         how = BASE | VARIANTS[name]
         layout, anchors = how.pop("layout", None), how.pop("anchors", None)
-        weights, again = how.pop("weights", Weights(hidden=0)), how.pop("again", True)
+        weights, again = how.pop("weights", Weights()), how.pop("again", True)
         model = BeaconModel.from_pretrained(args.model)
         model.adapted(settings(model, layout=layout, anchors=anchors, window=256))
         found = places(model, args.texts, held_out=args.held_out, count=args.places)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from beacon_memory.cli.terminal import Model, quiet, say, waiting
+from beacon_memory.cli.terminal import Model, progress, quiet, say, waiting
 from beacon_memory.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,7 +101,7 @@ def evaluate(
     cells = sum(len(method.ratios(wanted)) for method in compared)
     if "beacon" in asked and not adapters:
         say(f"no adapter comes with {model}: trained beacons are left out (--adapter NAME=FOLDER)")
-    with _bar(sum(len(task.items) * cells for task in made)) as advance:
+    with progress("measuring", sum(len(task.items) * cells for task in made), unit="items") as advance:
         for task in made:
             kept = measure(
                 lm,
@@ -114,7 +112,7 @@ def evaluate(
                 results=results,
                 common=common_settings(adapters),
                 seconds=60 * minutes,
-                progress=advance,
+                progress=lambda doing, done: advance(done, doing),
             )
             order = [method.name for method in compared]
             kept.sort(key=lambda cell: (order.index(cell.method), cell.ratio))
@@ -179,19 +177,6 @@ def _about(model: str, fingerprint: str, *, seed: int) -> dict[str, Any]:
         "versions": versions,
         "command": command,
     }
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Any]:
-    """A bar of items on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        shown = bar.add_task("measuring", total=total)
-        yield lambda what, done: bar.update(shown, description=what, advance=done)
 
 
 def _print(tables: list[Any]) -> None:

@@ -43,16 +43,16 @@ def waiting(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Any]:
-    """A bar of tokens on a terminal, nothing elsewhere."""
+def progress(what: str, total: int, *, unit: str = "tokens") -> Iterator[Any]:
+    """A bar of tokens, or of another unit, on a terminal; nothing elsewhere. Gives a function of how many are done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda tokens: bar.update(task, advance=tokens)
+        yield lambda done, doing=None: bar.update(task, advance=done, description=doing)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Weights:
 
     next_token: float = 0.2  # cross entropy of the tokens that follow (paper, section 3.3)
     teacher: float = 1.0  # KL divergence from what the model predicts with the full context
-    hidden: float = 1.0  # one minus the cosine of each layer's states and those it has with the full context
+    hidden: float = 0.0  # one minus the cosine of each layer's states and those it has with the full context
     first_window: bool = False  # its own tokens count too: so in the authors' code, not in the paper
 
     def __post_init__(self) -> None:
