@@ -153,6 +153,10 @@ class BeaconEngine:
             left.set()
             working.cancel()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> BeaconEngine:
+        """Itself: weights and stores are shared, whoever copies what holds them."""
+        return self
+
     def close(self) -> None:
         """Close the store, when it was opened."""
         self._store.close()

@@ -10,6 +10,7 @@ from langchain_core.language_models import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import model_validator
 
+from beacon_memory.prompt import read_prompt
 from beacon_memory.state import BeaconState
 from beacon_memory.version import __version__
 from langchain_beacon.errors import translated
@@ -111,16 +112,10 @@ class BeaconLLM(BeaconSettings, BaseLLM):
     def _read(self, prompt: str, sampling: dict[str, Any], kwargs: dict[str, Any]) -> tuple[list[int], BeaconState]:
         """A prompt's ids, and the state in front of them: documents, and what does not fit raw."""
         memory = self.opened.memory
-        model, start = memory.model, memory.transcript.start
-        segments = [s for name in self._contexts(kwargs) for s in memory.view(name, memory.state)[0].segments]
-        ids = model.encode(prompt)
-        room = model.positions - sum(s.slots for s in segments) - int(sampling.get("max_new_tokens", 256))
-        if len(ids) < room:
-            return ([] if segments else start) + ids, BeaconState(tuple(segments))
-        folded = model.compress([*start, *ids], ratio=self.beacon_ratio, known=memory.known)
-        joined = tuple(model.fit([*segments, *folded.segments], known=memory.known))
-        memory.keep(joined)
-        return list(folded.tail), BeaconState(joined)
+        answer = int(sampling.get("max_new_tokens", 256))
+        return read_prompt(
+            memory, memory.model.encode(prompt), contexts=self._contexts(kwargs), answer=answer, ratio=self.beacon_ratio
+        )
 
     def get_token_ids(self, text: str) -> list[int]:
         return self.opened.memory.model.encode(text)

@@ -1,0 +1,124 @@
+"""LlamaIndex's messages as a session remembers them, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    CachePoint,
+    ChatMessage,
+    CitableBlock,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+
+from beacon_memory.errors import InputError
+from beacon_memory.tools import Call, Said, read_said, write_said
+
+_ROLES = {
+    MessageRole.USER: "user",
+    MessageRole.ASSISTANT: "assistant",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.MODEL: "assistant",
+    MessageRole.TOOL: "tool",
+    MessageRole.FUNCTION: "tool",
+}
+_SILENT = (CachePoint, ThinkingBlock, ToolCallBlock)  # blocks of the assistant's that are no words
+_SYSTEM = (MessageRole.SYSTEM, MessageRole.DEVELOPER)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Messages in the core's words."""
+
+    system: str | None
+    messages: list[dict[str, Any]]
+    folded: int  # of the messages, how many stand before the last cache point
+
+
+def to_plain(messages: Sequence[ChatMessage]) -> Plain:
+    """Messages in the core's words. Raises InputError for a content block that is not text."""
+    system: list[str] = []
+    plain: list[dict[str, Any]] = []
+    folded = 0
+    for message in messages:
+        text = text_of(message)
+        if message.role in _SYSTEM:
+            system += [text] if text else []
+        elif (found := _plain(message, text)) is not None:
+            plain.append(found)
+        if any(isinstance(block, CachePoint) for block in message.blocks):
+            folded = len(plain)
+    return Plain("\n\n".join(system) or None, plain, folded)
+
+
+def text_of(message: ChatMessage) -> str:
+    """A message's text. Raises InputError for a block that is neither text nor about tools."""
+    parts: list[str] = []
+    for block in message.blocks:
+        if isinstance(block, TextBlock):
+            parts.append(block.text)
+        elif isinstance(block, CitableBlock):
+            parts += [_only_text(inner, message).text for inner in block.content]
+        elif not isinstance(block, _SILENT if _ROLES.get(message.role) == "assistant" else CachePoint):
+            _only_text(block, message)
+    return "\n".join(parts)
+
+
+def from_plain(message: Mapping[str, Any]) -> ChatMessage:
+    """A remembered message as LlamaIndex's."""
+    if message["role"] == "tool":
+        about = {"tool_call_id": message["tool_call_id"]} if message.get("tool_call_id") else {}
+        return ChatMessage(role=MessageRole.TOOL, content=message["content"], additional_kwargs=about)
+    if message["role"] == "user" or not message.get("tool_calls"):
+        return ChatMessage(role=MessageRole(message["role"]), content=message["content"])
+    calls = [
+        ToolCallBlock(tool_call_id=call.get("id"), tool_name=call["name"], tool_kwargs=dict(call["args"]))
+        for call in message["tool_calls"]
+    ]
+    text = read_said(message["content"]).text
+    return ChatMessage(role=MessageRole.ASSISTANT, blocks=[*([TextBlock(text=text)] if text else []), *calls])
+
+
+def _plain(message: ChatMessage, text: str) -> dict[str, Any] | None:
+    """One message, or None for an answer in which nothing was said."""
+    role = _ROLES[message.role]
+    if role == "tool":
+        about = {"tool_call_id": str(found)} if (found := message.additional_kwargs.get("tool_call_id")) else {}
+        return {"role": "tool", "content": text or "(nothing)"} | about
+    if role == "user":
+        return {"role": "user", "content": text}
+    blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+    arguments = [call_arguments(block) for block in blocks]
+    said = Said(text, tuple(Call(block.tool_name, given) for block, given in zip(blocks, arguments, strict=True)))
+    if not (content := write_said(said)):
+        return None
+    calls = [
+        {"name": block.tool_name, "args": given, "id": block.tool_call_id, "type": "tool_call"}
+        for block, given in zip(blocks, arguments, strict=True)
+    ]
+    return {"role": "assistant", "content": content} | ({"tool_calls": calls} if calls else {})
+
+
+def call_arguments(block: ToolCallBlock) -> dict[str, Any]:
+    """The arguments of a call. Raises InputError for what is no JSON object."""
+    if isinstance(block.tool_kwargs, dict):
+        return block.tool_kwargs
+    try:
+        return dict(json.loads(block.tool_kwargs or "{}"))
+    except (ValueError, TypeError) as exc:
+        raise InputError(f"a call of {block.tool_name!r} has arguments that are no JSON object: {exc}") from exc
+
+
+def _only_text(block: Any, message: ChatMessage) -> TextBlock:
+    if isinstance(block, TextBlock):
+        return block
+    raise InputError(
+        f"a content block of type {block.block_type!r} cannot be read: this model reads text alone "
+        f"(in a {message.role.value} message)"
+    )

@@ -1,0 +1,166 @@
+"""What the LLM is made of: names of a model and a store, and how answers are drawn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from llama_index.core.schema import BaseNode
+from llama_index.llms.beacon.structured import StructuredOutput
+from pydantic import AliasChoices, ConfigDict, Field, SecretStr
+
+from beacon_memory.config import BeaconConfig
+from beacon_memory.context import context_sessions, read_context
+from beacon_memory.engine import BeaconEngine
+from beacon_memory.errors import ConfigError
+from beacon_memory.history import History
+from beacon_memory.places import place
+
+Documents = str | Path | BaseNode | Iterable["str | Path | BaseNode"]
+
+SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop", "max_new_tokens")
+CALL = ("session_id", "history", "budget", "context_id")
+
+
+class BeaconSettings(StructuredOutput):
+    """The fields of `BeaconLLM`."""
+
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, populate_by_name=True, protected_namespaces=(), extra="forbid"
+    )
+
+    model_name: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("model_name", "model"),
+        description='A directory, hub id, GGUF file or "smollm2"; default: BEACON_MODEL, else "smollm2".',
+    )
+    engine: BeaconEngine | None = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        description="A loaded model to share; made from the names below where it is not given.",
+    )
+    config: BeaconConfig | None = Field(default=None, exclude=True, description="How text is folded.")
+    adapter: str | None = Field(default="auto", description="Beacon weights; None for the base model's own.")
+    device_map: Any = Field(default=None, description="As transformers takes it.")
+    dtype: Any = Field(default="auto", description="As transformers takes it.")
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, description="More of what transformers takes.")
+
+    store: Any = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        description="Where sessions are kept: a URL (memory://, sqlite:///memory.db, redis://…) or a StateStore.",
+    )
+    redis_url: SecretStr | None = Field(
+        default=None, exclude=True, description="The same, for Redis; default: BEACON_REDIS_URL."
+    )
+    redis_client: Any = Field(default=None, exclude=True, repr=False, description="A redis-py client of yours.")
+    key_prefix: str = Field(default="beacon", description="What keys in Redis begin with.")
+    ttl: int | None = Field(default=None, description="Seconds that a session lives in Redis after its last use.")
+
+    session_id: str | None = Field(default=None, description="The session of every call that names none.")
+    history: History = Field(default="auto", description="What a message list is to its session.")
+    budget: int | None = Field(default=None, description="The most slots a session may keep.")
+    beacon_ratio: int | None = Field(
+        default=None, description="Raw tokens a slot stands for, of what is folded from now on."
+    )
+    context_id: str | list[str] | None = Field(
+        default=None, description="Documents that stand in front of every prompt, as `with_context` named them."
+    )
+
+    context_window: int | None = Field(
+        default=None, description="The window to tell of; default: what memory holds at this ratio."
+    )
+    is_chat_model: bool = Field(default=True, description="Whether the model has a chat template.")
+    temperature: float | None = Field(default=None, description="0 or None is greedy.")
+    top_p: float | None = Field(default=None, description="Nucleus sampling.")
+    top_k: int | None = Field(default=None, description="Sampling from so many tokens.")
+    max_new_tokens: int | None = Field(
+        default=None,
+        validation_alias=AliasChoices("max_new_tokens", "max_tokens"),
+        description="The most tokens an answer has; default: 256.",
+    )
+    repetition_penalty: float | None = Field(default=None, description="Above 1: fewer repetitions.")
+    seed: int | None = Field(default=None, description="Of what is drawn.")
+    stop: list[str] | None = Field(default=None, description="The answer ends before the first of these.")
+    generate_kwargs: dict[str, Any] = Field(default_factory=dict, description="The same names, for every call.")
+
+    def __init__(self, **fields: Any) -> None:
+        """The fields by name. Raises ConfigError for two stores, or for a setting of another kind of model."""
+        if fields.get("messages_to_prompt") or fields.get("completion_to_prompt"):
+            raise ConfigError(
+                "this model's prompts are written by its chat template: set tokenizer.chat_template, not "
+                "messages_to_prompt or completion_to_prompt"
+            )
+        super().__init__(**fields)
+        if self.engine is not None and self.model_name not in (None, self.engine.name):
+            self.engine = self.engine.with_model(str(self.model_name))
+        if self.engine is None:
+            self.engine = BeaconEngine(
+                self.model_name or os.environ.get("BEACON_MODEL") or "smollm2",
+                place(
+                    self.store,
+                    redis_url=self.redis_url.get_secret_value() if self.redis_url else None,
+                    redis_client=self.redis_client,
+                    key_prefix=self.key_prefix,
+                    ttl=self.ttl,
+                    environ=os.environ,
+                ),
+                config=self.config,
+                adapter=self.adapter,
+                device_map=self.device_map,
+                dtype=self.dtype,
+                **self.model_kwargs,
+            )
+        self.model_name = self.engine.name
+        self._sampling({})
+
+    @property
+    def opened(self) -> BeaconEngine:
+        """The engine, which every instance has."""
+        assert self.engine is not None
+        return self.engine
+
+    def with_context(self, documents: Documents, *, context_id: str | None = None) -> Self:
+        """This LLM with documents in front of every prompt, read once and kept folded under their id.
+
+        A `Path` is a file's; text, a document or node, or any number of these, are read as they are.
+        """
+        named = read_context(self.opened.memory, _texts(documents), context_id=context_id, ratio=self.beacon_ratio)
+        return self.model_copy(update={"context_id": named})
+
+    def _sampling(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """How this answer is drawn: what the call says, else the fields; what neither says, as the core has it.
+
+        Raises ConfigError for a word that nobody reads.
+        """
+        asked = {**self.generate_kwargs, **kwargs}
+        if (most := asked.pop("max_tokens", None)) is not None:
+            asked["max_new_tokens"] = most
+        if unknown := sorted(set(asked) - {*SAMPLING, *CALL}):
+            raise ConfigError(f"unknown option {', '.join(unknown)}; there are {', '.join([*SAMPLING, *CALL])}")
+        found = {name: getattr(self, name) if asked.get(name) is None else asked[name] for name in SAMPLING}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _contexts(self, kwargs: Mapping[str, Any]) -> list[str]:
+        """The sessions of the documents in front. Raises InputError for one that is not there."""
+        return context_sessions(self.opened.memory, kwargs.get("context_id", self.context_id))
+
+
+def _texts(documents: Documents) -> Iterable[tuple[str, str]]:
+    from beacon_memory.sources import read_source
+
+    if isinstance(documents, BaseNode):
+        name = documents.metadata.get("file_name") or documents.metadata.get("title") or documents.node_id
+        yield str(name), documents.get_content()
+    elif isinstance(documents, Path):
+        text, name = read_source(documents)
+        yield name, text
+    elif isinstance(documents, str):
+        yield " ".join(documents.split())[:60], documents
+    else:
+        for one in documents:
+            yield from _texts(one)
