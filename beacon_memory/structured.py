@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -35,6 +36,7 @@ class Grammar:
     """
 
     text: str
+    marker: str = ""  # what begins a call within free text; without one, nothing is free
 
     @classmethod
     def json(cls, schema: Schema) -> Self:
@@ -43,8 +45,8 @@ class Grammar:
 
     @classmethod
     def calls(cls, tools: Mapping[str, Schema], *, text: bool, many: bool, schema: Schema | None = None) -> Self:
-        """Calls of these tools (name -> schema of its arguments), or where `text` says so an answer: plain text, or
-        JSON of `schema`.
+        """Calls of these tools (name -> schema of its arguments), or where `text` says so an answer: plain text, which
+        calls may end, or JSON of `schema`.
 
         A call is written `<tool_call>\\n{"name": …, "arguments": …}\\n</tool_call>`. Raises InputError that names the
         tool.
@@ -53,22 +55,30 @@ class Grammar:
             raise InputError("no tool to call")
         rules, names = [], []
         for n, (name, arguments) in enumerate(tools.items()):
-            opening = json.dumps(f'{CALL_OPEN}{{"name": {json.dumps(name)}, "arguments": ', ensure_ascii=False)
+            opening = json.dumps(f'{json.dumps(name)}, "arguments": ', ensure_ascii=False)
             rules += [
                 f"call_{n}: {opening} args_{n} {json.dumps('}' + CALL_CLOSE)}",
                 f"args_{n}: %json {_styled(arguments)}",
             ]
             _checked(f"%llguidance {{}}\nstart: %json {_styled(arguments)}\n", what=f"schema of tool {name!r}")
             names.append(f"call_{n}")
-        answer = "| TEXT | " if schema is None else "answer | "
-        start = (answer if text else "") + ('call ("\\n" call)*' if many else "call")
-        lines = ["%llguidance {}", f"start: {start}", f"call: {' | '.join(names)}", *rules]
-        if text and schema is not None:
+        marker, opened = CALL_OPEN.rstrip(), '\n{"name": '
+        lines = [f"call: {json.dumps(marker)} rest", f"rest: {json.dumps(opened)} ({' | '.join(names)})", *rules]
+        more = ' ("\\n" call)*' if many else ""
+        free = text and schema is None
+        if free:
+            # Lazy: where the marker is written, text has ended.
+            lines += ["TEXT: /(.|\\n)*/", f"spoken[lazy]: TEXT {json.dumps(marker)}"]
+            start = f"TEXT | spoken rest{more}"
+        elif text:
+            assert schema is not None
             _checked(f"%llguidance {{}}\nstart: %json {_styled(schema)}\n", what="JSON schema")
             lines.append(f"answer: %json {_styled(schema)}")
-        elif text:
-            lines.append(r"TEXT: /([^<]|<[^t]|<t[^o])(.|\n)*/")
-        return cls(_checked("\n".join(lines) + "\n", what="tools"))
+            start = f"answer | call{more}"
+        else:
+            start = f"call{more}"
+        grammar = "\n".join(["%llguidance {}", f"start: {start}", *lines]) + "\n"
+        return cls(_checked(grammar, what="tools"), marker if free else "")
 
     def processor(
         self, tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], rows: int, prompt: int, limit: int
@@ -94,15 +104,16 @@ class _Masked(LogitsProcessor):  # type: ignore[misc]
         if not ends:
             raise ConfigError("this model has no token that ends an answer, so none can be held to a grammar")
         words = _words(tokenizer, tuple(ends))
-        self._rows = [_Row(words, grammar.text) for _ in range(rows)]
+        self._rows = [_Row(words, grammar) for _ in range(rows)]
         self._prompt, self._limit, self._ends = prompt, limit, list(ends)
         shortest = self._rows[0].closing()
         if shortest is not None and len(shortest) + 1 > limit:
             raise ConfigError(
                 f"the shortest answer of this form has {len(shortest) + 1} tokens, max_new_tokens is {limit}: raise it"
             )
+        self._call = self._rows[0].call() if grammar.marker else 0
         # Opening a value may lengthen what has to be closed: about as much as the shortest answer is long.
-        self._slack = min((0 if shortest is None else len(shortest)) + 16, limit // 4)
+        self._slack = min(max(self._call, len(shortest or ())) + 16, limit // 4)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self._prompt
@@ -114,6 +125,11 @@ class _Masked(LogitsProcessor):  # type: ignore[misc]
                 allowed[i, self._ends] = True
                 continue
             left = self._limit - step
+            if row.talking:
+                allowed[i] = row.mask(scores.shape[1])
+                if left <= self._call + 1 + self._slack:  # a call could not be ended any more
+                    allowed[i] &= row.wordy(scores.shape[1])
+                continue
             closing = row.closing() if left <= 4 * self._slack or step % 16 == 0 else None
             if closing is not None and len(closing) + 1 + self._slack >= left:
                 allowed[i, closing[:1] or self._ends] = True
@@ -125,13 +141,19 @@ class _Masked(LogitsProcessor):  # type: ignore[misc]
 class _Row:
     """One answer as far as it is written."""
 
-    def __init__(self, words: _Words, grammar: str) -> None:
+    def __init__(self, words: _Words, grammar: Grammar) -> None:
         from llguidance import LLMatcher
 
         self._words = words
-        self._matcher = LLMatcher(words.tokenizer, grammar)
+        self._matcher = LLMatcher(words.tokenizer, grammar.text)
+        self._marker = grammar.marker.encode()
         self._text = b""
         self.done = False
+
+    @property
+    def talking(self) -> bool:
+        """Whether this is free text as yet."""
+        return bool(self._marker) and self._marker not in self._text
 
     @property
     def complete(self) -> bool:
@@ -151,7 +173,22 @@ class _Row:
         """Which tokens may follow.  # (vocabulary,)"""
         bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
         mask = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten().bool()
-        return torch.nn.functional.pad(mask, (0, max(0, vocabulary - len(mask))))[:vocabulary]
+        return _sized(mask, vocabulary)
+
+    def wordy(self, vocabulary: int) -> Tensor:
+        """Which tokens go on talking: none that begins a call.  # (vocabulary,)"""
+        marker = self._marker
+        begun = next((marker[:n] for n in range(len(marker) - 1, 0, -1) if self._text.endswith(marker[:n])), b"")
+        return _sized(~self._words.completing(marker, begun), vocabulary)
+
+    def call(self) -> int:
+        """The tokens of the shortest call."""
+        row = copy(self)
+        row._matcher = self._matcher.deep_copy()
+        opening = list(self._words.tokenizer.tokenize_str(self._marker.decode()))
+        for token in opening:
+            row.take(token, ())
+        return len(opening) + len(row.closing() or ())
 
     def closing(self) -> list[int] | None:
         """A short way to the end of the answer, or None when none was found."""
@@ -182,12 +219,22 @@ class _Words:
             self.tokenizer: Any = from_tokenizer(tokenizer, eos_token=list(ends))
         except ValueError as exc:
             raise ConfigError(f"answers of a given form need a fast tokenizer: {exc}") from exc
+        self._spelled: list[bytes] = []
+        self._completing: dict[bytes, Tensor] = {}
         # Outside a string: what ends something before what begins something.
         self._outside = self._marks("}", "]", ",", '"', "0", "null", "true", "[", "{", ":", " ")
         self._inside = self._marks('"', "n", "0", "a", " ")
 
     def _marks(self, *marks: str) -> list[list[int]]:
         return [list(self.tokenizer.tokenize_str(mark)) for mark in marks]
+
+    def completing(self, marker: bytes, begun: bytes) -> Tensor:
+        """Which tokens write a marker out of which so much is written.  # (vocabulary,)"""
+        if not self._spelled:
+            self._spelled = [self.spell([i]) for i in range(self.tokenizer.vocab_size)]
+        if begun not in self._completing:
+            self._completing[begun] = torch.tensor([marker in begun + spelled for spelled in self._spelled])
+        return self._completing[begun]
 
     def spell(self, tokens: Sequence[int]) -> bytes:
         """The bytes of tokens."""
@@ -231,6 +278,11 @@ def _words(tokenizer: PreTrainedTokenizerBase, ends: tuple[int, ...]) -> _Words:
     if ends not in known:
         known[ends] = _Words(tokenizer, ends)
     return known[ends]
+
+
+def _sized(mask: Tensor, vocabulary: int) -> Tensor:
+    """A mask of the tokenizer's ids as one of the model's.  # (vocabulary,)"""
+    return torch.nn.functional.pad(mask, (0, max(0, vocabulary - len(mask))))[:vocabulary]
 
 
 def _styled(schema: Schema) -> str:

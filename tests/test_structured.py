@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from beacon_memory.errors import ConfigError, InputError
 from beacon_memory.structured import Grammar
 from beacon_memory.testing import ScriptedModel, tiny_model
+from beacon_memory.tools import read_said
 
 PERSON = {
     "type": "object",
@@ -79,12 +81,54 @@ def test_a_call_that_must_be_made_is_made(model, seed):
     assert isinstance(call["arguments"], dict)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_where_text_is_allowed_a_call_that_is_begun_is_still_valid(model, seed):
+BODY = '{"name": "add", "arguments": {"a": 7}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("wanted", "limit", "expected"),
+    [
+        ("Let me add <b>.", 200, None),
+        ("<tool_call>\n" + BODY, 200, None),
+        ("Let me add. <tool_call>\n" + BODY, 200, None),
+        ("a < b <tool_call>\n" + BODY + "\n<tool_call>\n" + BODY, 300, None),
+        # What it would rather write than a call is no call; nothing follows one.
+        ("Now: <tool_call>\nno JSON, ever " + "<b> " * 99, 200, r"Now: <tool_call>\n.*\n</tool_call>"),
+        ("Now: <tool_call>\n" + BODY + " And then?", 200, r"Now: <tool_call>\n.*\n</tool_call>"),
+    ],
+)
+def test_a_call_may_come_anywhere_in_an_answer_and_is_valid(wanted, limit, expected):
+    """Only a call that opened the answer was held to its schema."""
+    model = ScriptedModel(lambda seen: wanted)
     grammar = Grammar.calls(TOOLS, text=True, many=True)
-    text = model.generate([model.encode("?")], max_new_tokens=90, temperature=1.5, seed=seed, constraint=grammar)[0]
-    if text.startswith("<to"):
-        assert text.endswith("</tool_call>")
+    [answer] = model.answers([[5]], max_new_tokens=limit, constraint=grammar)
+    assert answer.finish == "stop"
+    assert re.fullmatch(re.escape(wanted) if expected is None else expected, answer.text, re.DOTALL)
+    said = read_said(answer.text)
+    assert not said.broken
+    assert all(call.name in TOOLS for call in said.calls)
+    assert len(said.calls) == (wanted.count(BODY) if expected is None else 1)
+
+
+@pytest.mark.parametrize("before", range(0, 120, 7))
+def test_a_call_that_cannot_be_ended_is_not_begun(before):
+    wanted = "x" * before + "<tool_call>\n" + BODY + " and so on" * 50
+    [answer] = ScriptedModel(lambda seen: wanted).answers(
+        [[5]], max_new_tokens=130, constraint=Grammar.calls(TOOLS, text=True, many=False)
+    )
+    said = read_said(answer.text)
+    assert not said.broken
+    assert [call.name for call in said.calls] in ([], ["add"])
+    assert bool(said.calls) == (before < 30)
+    if not said.calls:
+        assert (answer.tokens, answer.finish) == (130, "length")  # what is no call is not cut short
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_an_untrained_model_says_with_tools_at_hand_its_calls_are_valid(model, seed):
+    grammar = Grammar.calls(TOOLS, text=True, many=True)
+    prompt = model.encode("<tool_call>" * 3)
+    text = model.generate([prompt], max_new_tokens=90, temperature=1.5, seed=seed, constraint=grammar)[0]
+    assert not read_said(text).broken
 
 
 def test_what_cannot_be_held_to_is_refused_by_name(model):
