@@ -89,6 +89,10 @@ class BeaconEngine:
             )
         return self.memory.session(session_id, ratio=ratio, budget=budget)
 
+    def shares(self, other: BeaconEngine) -> bool:
+        """Whether both answer by the same weights."""
+        return self._weights is other._weights
+
     def with_store(self, store: str | StateStore | Callable[[], StateStore]) -> BeaconEngine:
         """The same weights over another store."""
         other = object.__new__(BeaconEngine)

@@ -13,6 +13,7 @@ from beacon_memory.codec import encode_ids, encode_segment
 from beacon_memory.config import SLOT_BITS, check_ratio
 from beacon_memory.errors import ConfigError, InputError, SessionNotFound, TranscriptError
 from beacon_memory.head import DOCUMENT, SessionHead
+from beacon_memory.history import match
 from beacon_memory.sources import check_text, read_source
 from beacon_memory.state import BeaconState, chain
 from beacon_memory.stores.base import check_session, not_found, retrying
@@ -82,6 +83,23 @@ class Session:
             raise InputError("no message to add")
         checked = [dict(check_message(message)) for message in many]
         self._append(checked, progress=progress)
+
+    def set(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Make these all that was said. What agrees from the start on is not read again, what differs from there on is
+        forgotten; documents stay. Raises InputError, TranscriptError.
+        """
+        checked = [dict(check_message(message)) for message in messages]
+
+        def change(head: SessionHead, state: BeaconState) -> Changed:
+            past, pages = self._memory.messages(head), dict[str, bytes]()
+            talk = [message for message in past if message["role"] != DOCUMENT]
+            found = match(talk, checked, "full")
+            if found.kept < len(talk):
+                head, state, pages = self.branch(head, state, past, found.kept)
+            head, state, more = self._extended(head, state, checked[found.known :])
+            return head, state, pages | more
+
+        self._change(change)
 
     def add_document(self, source: str | Path, *, name: str | None = None, progress: Progress | None = None) -> None:
         """Read a document: the path of a UTF-8 text file, or the text itself. One that the session has read is not
@@ -182,6 +200,21 @@ class Session:
         """The transcript, oldest first; a document stands in it as a note. Raises SessionNotFound."""
         return self._memory.view(self.id, self._memory.messages, at_least=self._at_least)[0]
 
+    def newest(self) -> tuple[int, list[dict[str, Any]]]:
+        """How many messages stand before the user's newest one, documents counted, and the messages from it on.
+
+        Raises SessionNotFound.
+        """
+
+        def read(head: SessionHead) -> tuple[int, list[dict[str, Any]]]:
+            for messages in ([dict(m) for m in head.recent], self._memory.messages(head)):
+                places = [n for n, message in enumerate(messages) if message["role"] == "user"]
+                if places:
+                    return head.messages - len(messages) + places[-1], messages[places[-1] :]
+            return head.messages, []
+
+        return self._memory.view(self.id, read, at_least=self._at_least)[0]
+
     def state(self) -> BeaconState:
         """The session's state. Raises SessionNotFound, SegmentMissing, CodecError."""
         return self._memory.view(self.id, self._memory.state, at_least=self._at_least)[0]
@@ -259,6 +292,21 @@ class Session:
         kept, pages = back.with_state(state).with_messages(list(past[:messages]))
         return kept, state, pages
 
+    def branch(self, head: SessionHead, state: BeaconState, past: Sequence[Mapping[str, Any]], kept: int) -> Changed:
+        """Back to the first `kept` messages, documents not counted; those that were read later are part of no branch
+        and stay.
+        """
+        until = [n for n, message in enumerate(past) if message["role"] != DOCUMENT][kept]
+        later = [message for message in past[until:] if message["role"] == DOCUMENT]
+        entries = dict(zip(head.entries, state.segments, strict=True))
+        back, before, pages = self.back(head, state, past, until)
+        for note in later:
+            document = str(note["document"])
+            before = before.join([s for entry, s in entries.items() if entry.document == document])
+            back = back.with_state(before, document=document)
+        back, more = back.with_messages(list(later))
+        return back, before, pages | more
+
     def _change(self, change: Change, *, create: bool = True) -> None:
         """Move the head by `change`, which is done again on the newest head when another writer was faster."""
 
@@ -273,23 +321,23 @@ class Session:
         retrying(once)
 
     def _append(self, messages: list[dict[str, Any]], *, progress: Progress | None = None) -> None:
+        self._change(lambda head, state: self._extended(head, state, messages, progress=progress))
+
+    def _extended(
+        self,
+        head: SessionHead,
+        state: BeaconState,
+        messages: list[dict[str, Any]],
+        *,
+        progress: Progress | None = None,
+    ) -> Changed:
         model, transcript = self._memory.model, self._memory.transcript
         ids = [i for message in messages for i in transcript.turn(message)]
-
-        def change(head: SessionHead, state: BeaconState) -> Changed:
-            start = [] if state.tokens else transcript.start
-            state = model.compress(
-                [*start, *ids],
-                state,
-                ratio=head.ratio,
-                budget=head.budget,
-                slot_dtype=head.slot_dtype,
-                progress=progress,
-            )
-            noted, pages = head.with_state(state).with_messages(list(messages))
-            return noted, state, pages
-
-        self._change(change)
+        how: dict[str, Any] = {"slot_dtype": head.slot_dtype, "progress": progress}
+        start = transcript.start if ids and not state.tokens else []
+        state = model.compress([*start, *ids], state, ratio=head.ratio, budget=head.budget, **how)
+        noted, pages = head.with_state(state).with_messages(list(messages))
+        return noted, state, pages
 
     def _turn(self, text: str, pieces: Iterator[str]) -> Iterator[str]:
         answer = []

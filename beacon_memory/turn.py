@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from beacon_memory.errors import InputError, SessionConflict
 from beacon_memory.generation import Answer, Sampling, Stream
 from beacon_memory.head import DOCUMENT, SessionHead
-from beacon_memory.history import History, match
+from beacon_memory.history import History, Match, match
 from beacon_memory.session import Session
 from beacon_memory.state import BeaconState, Segment
 from beacon_memory.tools import Tool
@@ -60,6 +60,8 @@ class Turn(Iterator[str]):
         system: str | None = None,
         tools: Sequence[Tool] = (),
         keep: int | None = None,
+        behind: int | None = None,
+        close: int = 0,
         remember: Remember | None = None,
         **sampling: Any,
     ) -> None:
@@ -67,9 +69,12 @@ class Turn(Iterator[str]):
 
         `history` says what `messages` are to the session (see `history.match`). `contexts` are sessions whose
         documents stand in front. With `keep`, the newest so many messages stay raw and are not remembered, nor is the
-        answer: they come again with the next turn. `remember` makes the message of the answer's text, or None.
-        Without a session nothing is remembered; what does not fit raw is folded for this turn alone. `sampling` as
-        `Session.ask` takes it. Raises InputError, ConfigError; when read, PromptTooLong, BudgetExceeded, StoreError.
+        answer: they come again with the next turn. With `behind` nothing is remembered at all: `messages` stand behind
+        the session's first so many messages, documents counted, whatever it holds later. The first `close` messages are
+        folded to their end, however short they are, but for what is asked last. `remember` makes the message of the
+        answer's text, or None. Without a session nothing is remembered; what does not fit raw is folded for this turn
+        alone. `sampling` as `Session.ask` takes it. Raises InputError, ConfigError; when read, PromptTooLong,
+        BudgetExceeded, StoreError.
         """
         self._memory = memory
         self._messages = [dict(check_message(message)) for message in messages]
@@ -77,10 +82,11 @@ class Turn(Iterator[str]):
         self._history: History = history
         self._contexts = tuple(contexts)
         self._system, self._tools = system, tuple(tools)
-        self._keep = keep
+        self._keep, self._behind, self._close = keep, behind, close
         self._remember = remember or _plain
         self._sampling = {"stop": memory.transcript.stop} | sampling
         Sampling(**self._sampling)
+        self._found: set[str] = set()  # segments that were folded before, by whomever
         self._whole: list[tuple[Answer, Usage]] = []
         # The generator knows a twin of this object: a turn that is dropped is closed at once.
         self._pieces = copy(self)._read()
@@ -109,34 +115,37 @@ class Turn(Iterator[str]):
         model, transcript = self._memory.model, self._memory.transcript
         head, before, version, past = self._opened()
         talk = [message for message in past if message["role"] != DOCUMENT]
-        found = match(talk, self._messages, self._history)
+        found = self._matched(head, past, talk)
         opened, pages = head, dict[str, bytes]()
         forked = found.kept < len(talk)
         if forked:
-            head, before, pages = self._forked(head, before, past, found.kept)
+            assert self._session is not None
+            head, before, pages = self._session.branch(head, before, past, found.kept)
         raw = 0 if self._keep is None else min(self._keep, len(self._messages) - found.known)
         new = self._messages[found.known : len(self._messages) - raw]
         if not (before.tokens or new or raw):
             raise InputError("no message to answer")
 
-        ids = [i for message in new for i in transcript.turn(message)]
-        if ids and not before.tokens:
-            ids = [*transcript.start, *ids]
+        closing = max(0, min(self._close, len(self._messages) - 1) - found.known)
+        closed, ids = ([i for m in part for i in transcript.turn(m)] for part in (new[:closing], new[closing:]))
+        if not before.tokens and (first := closed or ids):
+            first[:0] = transcript.start
         context = self._context()
         asked = self._messages[len(self._messages) - raw :]
-        state, segments, prompt = self._folded(head, before, ids, context=context, asked=asked)
+        state, segments, prompt = self._folded(head, before, closed, ids, context=context, asked=asked)
         stream: Stream = model.stream(prompt, BeaconState(segments), **self._sampling)
         try:
             yield from stream
         finally:
             stream.close()
         assert stream.answer is not None
-        if self._session is not None:
+        if self._writes:
             said = self._remember(stream.answer.text) if self._keep is None else None
             self._commit(opened, head, state, pages, [*new, *([said] if said else [])], said, version, forked=forked)
         folded = sum(len(s.ids) for s in state.segments)
         # Its segments may have been folded again, coarser; what was read is still what stood there before.
         known = sum(len(s.ids) for s in before.segments)
+        known += sum(len(s.ids) for s in state.segments[len(before.segments) :] if s.digest in self._found)
         usage = Usage(
             tokens=sum(len(s.ids) for s in segments) + len(prompt),
             read=known + sum(len(s.ids) for s in context.segments),
@@ -148,6 +157,27 @@ class Turn(Iterator[str]):
         )
         self._whole.append((stream.answer, usage))
 
+    @property
+    def _writes(self) -> bool:
+        return self._session is not None and self._behind is None
+
+    def _matched(self, head: SessionHead, past: Sequence[Message], talk: Sequence[Message]) -> Match:
+        """Where the messages meet the session."""
+        if self._behind is None:
+            return match(talk, self._messages, self._history)
+        assert self._session is not None
+        if self._behind > head.messages:
+            raise SessionConflict(
+                f"session {self._session.id!r} had {self._behind} messages and has {head.messages} now: it went back "
+                f"while it was read; read it again"
+            )
+        if self._behind == head.messages:
+            return Match(len(talk), 0)
+        later = [message for message in past[self._behind :] if message["role"] != DOCUMENT]
+        known = match(later, self._messages, "full").known
+        # What stands there now is said otherwise here: the whole of it is left out, not its end alone.
+        return Match(len(talk), known) if known == len(later) else Match(len(talk) - len(later), 0)
+
     def _opened(self) -> tuple[SessionHead, BeaconState, int, list[dict[str, Any]]]:
         """The session as it stands, with its transcript where that is needed; an empty one for none."""
         memory, model = self._memory, self._memory.model
@@ -155,47 +185,38 @@ class Turn(Iterator[str]):
             return SessionHead(fingerprint=model.fingerprint, ratio=model.config.ratio), BeaconState(), 0, []
         while True:
             head, state, version = self._session.opened()
-            if not version or self._history == "append":
+            if not version or self._behind == head.messages or (self._history == "append" and self._behind is None):
                 return head, state, version, []
             past, _, seen = memory.view(self._session.id, memory.messages)
             if seen == version:
                 return head, state, version, past
 
-    def _forked(
-        self, head: SessionHead, state: BeaconState, past: list[dict[str, Any]], kept: int
-    ) -> tuple[SessionHead, BeaconState, dict[str, bytes]]:
-        """Back to where the messages part; documents that were read later are part of no branch and stay."""
-        assert self._session is not None
-        places = [n for n, message in enumerate(past) if message["role"] != DOCUMENT]
-        until = places[kept]
-        later = [message for message in past[until:] if message["role"] == DOCUMENT]
-        entries = dict(zip(head.entries, state.segments, strict=True))
-        back, before, pages = self._session.back(head, state, past, until)
-        for note in later:
-            document = str(note["document"])
-            before = before.join([s for entry, s in entries.items() if entry.document == document])
-            back = back.with_state(before, document=document)
-        back, more = back.with_messages(list(later))
-        return back, before, pages | more
-
     def _folded(
         self,
         head: SessionHead,
         before: BeaconState,
-        ids: list[int],
+        closed: Sequence[int],
+        ids: Sequence[int],
         *,
         context: BeaconState,
         asked: Sequence[Message],
     ) -> tuple[BeaconState, tuple[Segment, ...], list[int]]:
-        """The session after `ids`, what the model finds in front of the prompt, and the prompt."""
+        """The session after `closed` and `ids`, what the model finds in front of the prompt, and the prompt."""
         memory, model, transcript = self._memory, self._memory.model, self._memory.transcript
         about: dict[str, Any] = {"asked": asked, "system": self._system, "tools": self._tools}
-        if self._session is None:
-            prompt = transcript.prompt(ids, behind=bool(context.segments), opens=True, **about)
-            if len(prompt) + context.slots + Sampling(**self._sampling).max_new_tokens <= model.positions:
-                return replace(before, tail=tuple(ids)), context.segments, prompt  # it fits as it is
-        how: dict[str, Any] = {"known": memory.known, "slot_dtype": head.slot_dtype}
-        state = model.compress(ids, before, ratio=head.ratio, budget=head.budget, **how)
+        how: dict[str, Any] = {"known": self._known, "slot_dtype": head.slot_dtype}
+        state = before
+        if closed:
+            state = model.compress(closed, state, ratio=head.ratio, budget=head.budget, close=True, **how)
+            memory.keep(state.segments)
+        if not self._writes:
+            whole, segments = replace(state, tail=(*state.tail, *ids)), context.join(state.segments).segments
+            opens = head.unfolded and not closed
+            prompt = transcript.prompt(whole.tail, behind=bool(segments), opens=opens, **about)
+            room = model.positions - Sampling(**self._sampling).max_new_tokens
+            if sum(segment.slots for segment in segments) + len(prompt) <= room:
+                return whole, segments, prompt  # it fits as it is
+        state = model.compress(ids, state, ratio=head.ratio, budget=head.budget, **how)
         memory.keep(state.segments)
         segments = context.join(state.segments).segments
         if context.slots and state.segments:
@@ -203,6 +224,11 @@ class Turn(Iterator[str]):
             memory.keep(segments)
         opens = head.unfolded and len(state.segments) == len(head.entries)
         return state, segments, transcript.prompt(state.tail, behind=bool(segments), opens=opens, **about)
+
+    def _known(self, digest: str) -> Segment | None:
+        if (segment := self._memory.known(digest)) is not None:
+            self._found.add(digest)
+        return segment
 
     def _context(self) -> BeaconState:
         """What stands in front of the session: other sessions' documents, in the order named."""

@@ -182,3 +182,45 @@ def test_a_faster_writer_is_not_overwritten(memory):
     memory.session("ada").add("Faster")
     with pytest.raises(SessionConflict):
         "".join(branch)
+
+
+@pytest.mark.parametrize("last", ["What now?", "State: rain. What now?"])
+def test_a_turn_behind_a_session_sees_it_and_writes_nothing(exact, last):
+    """What stands there later is what comes, or it is left out."""
+    memory = BeaconMemory(exact, MemoryStore())
+    talk = [user("Rex is my dog, and he likes the sea."), ai("I see."), user("What now?")]
+    memory.session("s").add(talk)
+    before = memory.store.load("s")
+    for more in ([], [ai("Wait."), user("Well?")]):
+        given = [user(last), *more]
+        answer, turn = say(memory, given, "s", behind=2)
+        plain, whole = say(memory, [*talk[:2], *given])
+        assert answer == plain
+        assert turn.usage.tokens == whole.usage.tokens
+    answer, _ = say(memory, [], "s", behind=3)
+    assert answer == say(memory, talk)[0]
+    assert memory.store.load("s") == before
+    memory.session("s").rewind(1)
+    with pytest.raises(SessionConflict, match="went back"):
+        say(memory, [user("What now?")], "s", behind=3)
+
+
+def test_a_turn_behind_a_session_folds_what_does_not_fit_for_itself_alone(memory):
+    memory.session("s").add("Hello")
+    before = memory.store.load("s")
+    _, turn = say(memory, [user("One two three. " * 300)], "s", behind=1)
+    assert turn.usage.slots > 0
+    assert memory.store.load("s") == before
+
+
+def test_what_is_closed_is_folded_to_its_end_and_not_folded_again(memory):
+    book = user("The lease ends in May, and the door is green. " * 3)
+    _, first = say(memory, [book, user("When?")], close=1)
+    _, second = say(memory, [book, user("Which colour?")], close=1)
+    assert first.usage.read == second.usage.folded == 0
+    assert second.usage.read == first.usage.folded == len(memory.transcript.turn(book)) + len(memory.transcript.start)
+    _, asked = say(memory, [user("When?")], close=1)  # what is asked stays raw
+    assert asked.usage.slots == 0
+    say(memory, [book, user("When?")], "ada", close=1)
+    assert memory.session("ada").info().tail == len(memory.session("ada").state().tail) < 60
+    assert [m["content"] for m in memory.session("ada").messages()][:2] == [book["content"], "When?"]
