@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-full clean
 
 demo: $(READY)
 	$(BIN)/python examples/01_come_back.py
@@ -19,7 +19,12 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python benchmarks/speed.py --out benchmarks/results/speed.json
+	$(BIN)/python benchmarks/run.py
+
+bench-full: $(READY)
+	rm -f benchmarks/results/speed.jsonl
+	$(BIN)/python benchmarks/run.py --form full
+	$(BIN)/python benchmarks/table.py
 
 # torch first, by itself: its version decides what everything else may ask for.
 $(READY): pyproject.toml

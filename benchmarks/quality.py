@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from record import stamp
 from rich.progress import track
 
 from beacon_memory import BeaconConfig, BeaconModel, BeaconState
@@ -98,7 +99,9 @@ def main() -> None:
         print(f"{name:>24} {row['prose']:.3f}  {row['kept']:5.2f}  {row['copy']:.2f}")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"places": args.places, "layout": args.layout, "rows": rows}, indent=1) + "\n")
+        args.out.write_text(
+            json.dumps({"places": args.places, "layout": args.layout, "rows": rows, **stamp()}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from quality import FOLDED, SCORED, interval, loss, places
+from record import stamp
 
 from beacon_memory import BeaconConfig, BeaconModel, BeaconState, Segment
 from beacon_memory.codec import encode_segment
@@ -76,7 +77,9 @@ def main() -> None:
             f"± {rows[form]['change_interval']:.4f})  copy {rows[form]['copy']:.4f}"
         )
     if args.out:
-        args.out.write_text(json.dumps({"places": args.places, "ratio": args.ratio, "rows": rows}, indent=1) + "\n")
+        args.out.write_text(
+            json.dumps({"places": args.places, "ratio": args.ratio, "rows": rows, **stamp()}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

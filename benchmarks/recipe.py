@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from quality import loss, places
+from record import stamp
 from transformers.utils import logging
 
 from beacon_memory import BeaconModel
@@ -91,7 +92,7 @@ def main() -> None:
         print(json.dumps(row), file=sys.stdout, flush=True)
         if args.out:
             with args.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(row | stamp()) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""The plain floor: the same FLOPs as bare matrix products, the same bytes as a bare copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beacon_memory import BeaconModel
+from beacon_memory.layout import slot_count
+
+
+def windows(model: BeaconModel, tokens: int, *, ratio: int) -> list[tuple[int, int]]:
+    """What folding a closed text of so many tokens reads: the rows of each window, and the slots in front of it."""
+    config, found, past = model.config, [], 0
+    while tokens:
+        sink = 0 if found else min(config.sink, tokens)
+        rows = min(tokens, sink + config.window)
+        found.append((rows, past))
+        tokens, past = tokens - rows, past + sink + slot_count(rows - sink, ratio)
+    return found
+
+
+def slots(model: BeaconModel, tokens: int, *, ratio: int) -> int:
+    """The slots that it leaves."""
+    sink = min(model.config.sink, tokens)
+    return sink + sum(
+        slot_count(rows - (0 if past else sink), ratio) for rows, past in windows(model, tokens, ratio=ratio)
+    )
+
+
+def fold(model: BeaconModel, tokens: int, *, ratio: int) -> tuple[Callable[[], None], float]:
+    """Every matrix product that the fold is, with its own weights, and nothing else; and its number of FLOPs.
+
+    Counted are the projections and the feed-forward of each token, its beacon weights, and the attention that causality
+    leaves: half of the window, all of the slots in front. Not counted: norms, RoPE, softmax, choosing and gathering.
+    """
+    layers = [_weights(layer) for layer in model.lm.model.layers]
+    config = model.lm.config
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    found = windows(model, tokens, ratio=ratio)
+    most = max(rows for rows, _ in found)
+    features = {weight.shape[1] for weights in layers for weight in weights}
+    inputs = {size: torch.randn(most, size) for size in features}
+    outputs = {weight.shape[0]: torch.empty(most, weight.shape[0]) for weights in layers for weight in weights}
+    group = heads // kv_heads
+    longest = max(past + rows // 2 for rows, past in found)
+    queries, keys = torch.randn(kv_heads, group * most, width), torch.randn(kv_heads, longest, width)
+    scores = torch.empty(kv_heads * group * most * longest)
+    mixed = torch.empty_like(queries)
+    flops = 0.0
+    for rows, past in found:
+        flops += 2 * rows * sum(weight.numel() for weights in layers for weight in weights)
+        flops += 4 * len(layers) * heads * rows * (past + rows // 2) * width
+
+    def run() -> None:
+        for rows, past in found:
+            seen = past + rows // 2
+            paid = scores[: kv_heads * group * rows * seen].view(kv_heads, group * rows, seen)
+            for weights in layers:
+                for weight in weights:
+                    torch.mm(inputs[weight.shape[1]][:rows], weight.t(), out=outputs[weight.shape[0]][:rows])
+                torch.bmm(queries[:, : group * rows], keys[:, :seen].transpose(1, 2), out=paid)
+                torch.bmm(paid, keys[:, :seen], out=mixed[:, : group * rows])
+
+    def bare() -> None:
+        with torch.inference_mode():
+            run()
+
+    return bare, flops
+
+
+def _weights(layer: Any) -> list[Tensor]:
+    """The weights that each token of a window goes through.  # (out, in) each"""
+    found: list[Tensor] = []
+    for name in ("q_proj", "k_proj", "v_proj"):
+        projection = getattr(layer.self_attn, name)
+        found.append(projection.base.weight)
+        for part in ("down", "scorer"):
+            if (linear := getattr(projection, part)) is not None:
+                found.append(linear.weight)
+    found.append(layer.self_attn.o_proj.weight)
+    found += [getattr(layer.mlp, name).weight for name in ("gate_proj", "up_proj", "down_proj")]
+    return [weight.detach() for weight in found]
+
+
+def copy(size: int) -> Callable[[], None]:
+    """A bare copy of so many bytes."""
+    source = torch.zeros(size, dtype=torch.uint8)
+    target = torch.empty_like(source)
+
+    def bare() -> None:
+        target.copy_(source)
+
+    return bare

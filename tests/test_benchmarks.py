@@ -1,0 +1,79 @@
+"""The benchmarks run, on a tiny model: their numbers mean nothing here, their lines and tables do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+LINES = {
+    "read",
+    "fold",
+    "cold turn",
+    "hot turn",
+    "decode",
+    "together",
+    "bytes",
+    "growth",
+    "start",
+    "store turn",
+    "store load",
+    "peak",
+    "profile",
+}
+
+
+def run(script: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, args)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("benchmarks") / "tiny.jsonl"
+    done = run("run.py", "--form", "tiny", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_every_line_is_measured_and_says_where(results: Path) -> None:
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert {row["line"] for row in rows} == LINES
+    for row in rows:
+        assert row["machine"]["cores"]
+        assert row["versions"]["torch"]
+        assert "run.py --form tiny" in row["command"]
+        assert row["ours"] in row["medians"]
+        assert all(len(values) >= 1 for values in row["values"].values())
+        assert all(one["rival"] in (None, *row["medians"]) for one in row["against"])
+
+
+def test_tables_and_plots_are_made_of_the_lines_alone(results: Path, tmp_path: Path) -> None:
+    places = {"table": BENCHMARKS / "README.md", "readme": ROOT / "README.md", "redis": ROOT / "docs" / "redis.md"}
+    options: list[str | Path] = ["--results", results, "--plots", tmp_path]
+    for name, path in places.items():
+        options += [f"--{name}", shutil.copy(path, tmp_path / f"{name}.md")]
+    first = run("table.py", *options)
+    assert first.returncode == 0, first.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert "decoding behind 32 slots" in table
+    assert "8,192" not in table.partition("generated: targets")[2].partition("<!-- end -->")[0]
+    assert (tmp_path / "time.png").stat().st_size > 0
+    assert (tmp_path / "bytes.png").stat().st_size > 0
+    assert run("table.py", *options).returncode == 0
+    assert (tmp_path / "table.md").read_text() == table
+
+
+def test_an_unknown_group_is_named(tmp_path: Path) -> None:
+    done = run("run.py", "--only", "flod", "--out", tmp_path / "none.jsonl")
+    assert done.returncode == 1
+    assert "no group 'flod'" in done.stderr
+    assert not (tmp_path / "none.jsonl").exists()
