@@ -365,21 +365,6 @@ def test_a_faster_writer_on_a_branch_is_a_retryable_error(llm):
         list(stream)
 
 
-# BeaconLLM
-
-
-async def test_the_text_model_batches_streams_and_counts(shared):
-    llm = BeaconLLM(engine=shared, max_tokens=40)
-    result = llm.generate(["Rex1", "Rex2 " * 30])
-    assert [g[0].text for g in result.generations] == ["I know Rex1", "I know Rex2"]
-    usage = result.llm_output["token_usage"]
-    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
-    assert "".join(llm.stream("Rex1")) == await llm.ainvoke("Rex1") == "I know Rex1"
-    assert [piece async for piece in llm.astream("Rex1", stop=["Rex"])] == ["I ", "know ", ""]
-    assert llm.get_num_tokens("Rex1") == len(shared.memory.model.encode("Rex1"))
-    assert (await llm.agenerate(["Rex1"])).generations[0][0].generation_info == {"finish_reason": "stop"}
-
-
 def test_importing_the_package_imports_no_torch():
     check = "import sys, langchain_beacon; assert not {'torch', 'langchain', 'langchain_core'} & set(sys.modules)"
     path = ["integrations/langchain", "."]

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Literal, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.exceptions import ModelNotFoundError
 from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
-from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough
-from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from beacon_memory.errors import SessionNotFound
 from beacon_memory.history import History
 from beacon_memory.reply import Reply
 from beacon_memory.tools import tools_choice
 from beacon_memory.version import __version__
 from langchain_beacon.errors import translated
 from langchain_beacon.messages import to_plain
-from langchain_beacon.settings import BeaconSettings
+from langchain_beacon.replies import Talk
+from langchain_beacon.sessions import BeaconSessions
 
 
-class ChatBeacon(BeaconSettings, BaseChatModel):
+class ChatBeacon(BeaconSessions, BaseChatModel):
     """A chat model with memory: give it a session, and it has read whatever was said there.
 
     The session is named per call (`session_id=`), by `config["configurable"]["session_id"]` or, in a graph,
@@ -51,13 +47,8 @@ class ChatBeacon(BeaconSettings, BaseChatModel):
     'Noted.'
     """
 
-    session_id: str | None = None
     history: History = "auto"
     """What a message list is to its session: see `beacon_memory.history.match`."""
-    session_from_thread: bool = True
-    """Whether a graph's thread_id names a session, where there is a store and nothing else names one."""
-    budget: int | None = Field(default=None)
-    """The most slots a session may keep."""
 
     @model_validator(mode="after")
     def _set_beacon_version(self) -> Self:
@@ -95,101 +86,34 @@ class ChatBeacon(BeaconSettings, BaseChatModel):
             profile["max_output_tokens"] = (self.opened.positions or 0) // 4
         return profile
 
-    # Sessions
-
-    def invoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: Any = None, **kwargs: Any
-    ) -> AIMessage:
-        return super().invoke(input, config, stop=stop, **self._lifted(config, kwargs))
-
-    async def ainvoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: Any = None, **kwargs: Any
-    ) -> AIMessage:
-        return await super().ainvoke(input, config, stop=stop, **self._lifted(config, kwargs))
-
-    def stream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: Any = None, **kwargs: Any
-    ) -> Iterator[AIMessageChunk]:
-        yield from super().stream(input, config, stop=stop, **self._lifted(config, kwargs))
-
-    async def astream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: Any = None, **kwargs: Any
-    ) -> AsyncIterator[AIMessageChunk]:
-        async for chunk in super().astream(input, config, stop=stop, **self._lifted(config, kwargs)):
-            yield chunk
-
     def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         return super().stream_events(input, config, **self._lifted(config, kwargs))
 
     def astream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         return super().astream_events(input, config, **self._lifted(config, kwargs))
 
-    def _lifted(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The call's words with its session: what a config says never reaches `_generate` by itself."""
-        if "session_id" not in kwargs and (named := self._configured(config)) is not None:
-            kwargs = kwargs | {"session_id": named}
-        return kwargs
-
-    def _configured(self, config: RunnableConfig | None) -> str | None:
-        found = ensure_config(config).get("configurable") or {}
-        if found.get("session_id") is not None:
-            return str(found["session_id"])
-        if self.session_id is None and self.session_from_thread and self.opened.keeps_sessions:
-            return None if found.get("thread_id") is None else str(found["thread_id"])
-        return None
-
-    def _session_id(self, kwargs: Mapping[str, Any]) -> str | None:
-        """The session of a call, or None."""
-        if "session_id" in kwargs:
-            return None if kwargs["session_id"] is None else str(kwargs["session_id"])
-        return self._configured(None) or self.session_id
-
-    def delete_thread(self, thread_id: str) -> None:
-        """Forget a thread's memory, every byte of it; one that is not there is forgotten already."""
-        with translated():
-            try:
-                self.opened.session(thread_id).forget()
-            except SessionNotFound:
-                return
-
-    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Begin a thread's memory where another one's stands. Raises SessionNotFound, SessionExists."""
-        with translated():
-            self.opened.session(source_thread_id).fork(target_thread_id)
-
-    async def adelete_thread(self, thread_id: str) -> None:
-        """As `delete_thread`."""
-        await self.opened.run(lambda: self.delete_thread(thread_id))
-
-    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """As `copy_thread`."""
-        await self.opened.run(lambda: self.copy_thread(source_thread_id, target_thread_id))
-
     # Answers
 
-    def _turn(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> _Talk:
+    def _turn(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> Talk:
         """The turn of a call. Raises our errors."""
         if kwargs.get("model") not in (None, self.model):
             raise ModelNotFoundError(f"this instance answers by {self.model!r}, not {kwargs['model']!r}")
         system, plain = to_plain(messages)
-        name, engine = self._session_id(kwargs), self.opened
         reply = Reply(
-            engine.memory,
+            self.opened.memory,
             plain,
             system=system,
             tools=list(kwargs.get("tools") or ()),
             choice=kwargs.get("tool_choice"),
             many=kwargs.get("parallel_tool_calls"),
             schema=_schema(kwargs.get("response_format")),
-            session=None
-            if name is None
-            else engine.session(name, ratio=self.beacon_ratio, budget=kwargs.get("budget", self.budget)),
+            session=self._session(kwargs),
             history=kwargs.get("history", self.history),
             contexts=self._contexts(kwargs),
             keep=kwargs.get("keep"),
             **self._sampling(stop, kwargs),
         )
-        return _Talk(reply, model=str(self.model))
+        return Talk(reply, model=str(self.model))
 
     def _generate(
         self,
@@ -224,7 +148,7 @@ class ChatBeacon(BeaconSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        talks: list[_Talk] = []
+        talks: list[Talk] = []
 
         def begin() -> Iterator[str]:
             talks.append(self._turn(messages, stop, kwargs))
@@ -248,18 +172,11 @@ class ChatBeacon(BeaconSettings, BaseChatModel):
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
-    # LangChain's cache knows messages, not sessions: it would give yesterday's answer, and remember nothing.
-
     def _generate_with_cache(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
         return super(ChatBeacon, self._uncached(kwargs))._generate_with_cache(messages, *args, **kwargs)
 
     async def _agenerate_with_cache(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
         return await super(ChatBeacon, self._uncached(kwargs))._agenerate_with_cache(messages, *args, **kwargs)
-
-    def _uncached(self, kwargs: Mapping[str, Any]) -> Self:
-        if self._session_id(kwargs) is None and kwargs.get("context_id", self.context_id) is None:
-            return self
-        return self.model_copy(update={"cache": False})
 
     # Tokens
 
@@ -338,86 +255,6 @@ class ChatBeacon(BeaconSettings, BaseChatModel):
 
 
 BeaconChatModel = ChatBeacon
-
-
-class _Talk(Iterator[str]):
-    """A reply as LangChain's messages."""
-
-    def __init__(self, reply: Reply, *, model: str) -> None:
-        self._reply, self._model = reply, model
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._reply)
-
-    def close(self) -> None:
-        self._reply.close()
-
-    def result(self) -> ChatResult:
-        """The whole answer, once it has been read."""
-        metadata, said = self._metadata(), self._reply.said
-        message = AIMessage(
-            said.text,
-            id=self._reply.id,
-            tool_calls=[tool_call(name=call.name, args=call.arguments, id=call.id) for call in self._reply.calls],
-            invalid_tool_calls=[
-                invalid_tool_call(name=None, args=broken, id=None, error="not JSON of a call") for broken in said.broken
-            ],
-            usage_metadata=self._usage(),
-            response_metadata=metadata,
-        )
-        info = {"finish_reason": metadata["finish_reason"]}
-        return ChatResult(generations=[ChatGeneration(message=message, generation_info=info)])
-
-    def chunks(self) -> Iterator[ChatGenerationChunk]:
-        """The answer in pieces; the last one tells what it took."""
-        reply = self._reply
-        try:
-            for text in reply:
-                yield ChatGenerationChunk(message=AIMessageChunk(content=text, id=reply.id))
-        finally:
-            reply.close()
-        calls = [
-            tool_call_chunk(name=call.name, args=_json(call.arguments), id=call.id, index=n)
-            for n, call in enumerate(reply.calls)
-        ]
-        calls += [
-            tool_call_chunk(name=None, args=broken, id=None, index=len(calls) + n)
-            for n, broken in enumerate(reply.said.broken)
-        ]
-        metadata = self._metadata()
-        last = AIMessageChunk(
-            content="",
-            id=reply.id,
-            tool_call_chunks=calls,
-            usage_metadata=self._usage(),
-            response_metadata=metadata,
-            chunk_position="last",
-        )
-        yield ChatGenerationChunk(message=last, generation_info={"finish_reason": metadata["finish_reason"]})
-
-    def _usage(self) -> UsageMetadata:
-        usage = self._reply.usage
-        return UsageMetadata(
-            input_tokens=usage.tokens,
-            output_tokens=usage.answer,
-            total_tokens=usage.tokens + usage.answer,
-            input_token_details={"cache_read": usage.read, "cache_creation": usage.folded},
-        )
-
-    def _metadata(self) -> dict[str, Any]:
-        return {
-            "model_name": self._model,
-            "model_provider": "beacon",
-            "finish_reason": self._reply.finish,
-            "beacon": self._reply.physical,
-        }
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(dict(value), ensure_ascii=False)
 
 
 def _schema(form: Any) -> dict[str, Any] | None:

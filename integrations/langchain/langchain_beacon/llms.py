@@ -6,25 +6,36 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseLLM
+from langchain_core.language_models import BaseLLM, LanguageModelInput
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.runnables.config import get_config_list
 from pydantic import model_validator
 
+from beacon_memory.generation import Stream
 from beacon_memory.prompt import read_prompt
+from beacon_memory.reply import Reply
 from beacon_memory.state import BeaconState
 from beacon_memory.version import __version__
 from langchain_beacon.errors import translated
-from langchain_beacon.settings import BeaconSettings
+from langchain_beacon.sessions import BeaconSessions
 
 
-class BeaconLLM(BeaconSettings, BaseLLM):
+class BeaconLLM(BeaconSessions, BaseLLM):
     """Text in, text out, without a chat template; what does not fit the model's window is folded.
+
+    With a session, named as for `ChatBeacon`, a prompt is what the user says next there, in the chat's template, and
+    the answer is remembered: both classes know the same sessions. A graph's thread_id names none unless
+    `session_from_thread=True`, since prompts inside a graph are seldom the talk itself.
 
     >>> from beacon_memory.testing import scripted_engine
     >>> llm = BeaconLLM(engine=scripted_engine(lambda seen: " blue." if "sky" in seen else " ?"))
     >>> llm.batch(["The sky is", "And now"])
     [' blue.', ' ?']
+    >>> llm.invoke("The sky is", session_id="ada"), llm.invoke("And now", session_id="ada")
+    (' blue.', ' blue.')
     """
+
+    session_from_thread: bool = False
 
     @model_validator(mode="after")
     def _set_beacon_llm_version(self) -> Self:
@@ -40,6 +51,47 @@ class BeaconLLM(BeaconSettings, BaseLLM):
         names = ("temperature", "top_p", "top_k", "max_tokens", "seed", "stop", "context_id")
         return {"model_name": self.model} | {name: getattr(self, name) for name in names}
 
+    def batch(
+        self, inputs: list[LanguageModelInput], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> list[str]:
+        if not self._talking(inputs, config, kwargs):
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        said: list[Any] = []
+        for prompt, one in zip(inputs, get_config_list(config, len(inputs)), strict=True):
+            try:
+                said.append(self.invoke(prompt, one, **kwargs))
+            except Exception as exc:
+                if not return_exceptions:
+                    raise
+                said.append(exc)
+        return said
+
+    async def abatch(
+        self, inputs: list[LanguageModelInput], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> list[str]:
+        if not self._talking(inputs, config, kwargs):
+            return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        said: list[Any] = []
+        for prompt, one in zip(inputs, get_config_list(config, len(inputs)), strict=True):
+            try:
+                said.append(await self.ainvoke(prompt, one, **kwargs))
+            except Exception as exc:
+                if not return_exceptions:
+                    raise
+                said.append(exc)
+        return said
+
+    def _talking(self, inputs: list[LanguageModelInput], config: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether a prompt belongs to a session: what is said there is said in order, not in one batch."""
+        configs = get_config_list(config, len(inputs)) if inputs else []
+        return any(self._session_id(self._lifted(one, kwargs)) is not None for one in configs)
+
+    def generate(self, prompts: list[str], *args: Any, **kwargs: Any) -> LLMResult:
+        return super(BeaconLLM, self._uncached(kwargs)).generate(prompts, *args, **kwargs)
+
+    async def agenerate(self, prompts: list[str], *args: Any, **kwargs: Any) -> LLMResult:
+        return await super(BeaconLLM, self._uncached(kwargs)).agenerate(prompts, *args, **kwargs)
+
     def _generate(
         self,
         prompts: list[str],
@@ -49,17 +101,22 @@ class BeaconLLM(BeaconSettings, BaseLLM):
     ) -> LLMResult:
         with translated():
             sampling = self._sampling(stop, kwargs)
-            read = [self._read(prompt, sampling, kwargs) for prompt in prompts]
-            answers = self.opened.memory.model.answers(
-                [ids for ids, _ in read], [state for _, state in read], **sampling
-            )
-        told = sum(len(ids) + state.tokens for ids, state in read)
-        made = sum(answer.tokens for answer in answers)
+            if self._session_id(kwargs) is None:
+                read = [self._read(prompt, sampling, kwargs) for prompt in prompts]
+                answers = self.opened.memory.model.answers(
+                    [ids for ids, _ in read], [state for _, state in read], **sampling
+                )
+                said = [(answer.text, {"finish_reason": answer.finish}) for answer in answers]
+                told = sum(len(ids) + state.tokens for ids, state in read)
+                made = sum(answer.tokens for answer in answers)
+            else:
+                replies = [self._reply(prompt, sampling, kwargs) for prompt in prompts]
+                said = [("".join(reply), _about(reply)) for reply in replies]
+                told = sum(reply.usage.tokens for reply in replies)
+                made = sum(reply.usage.answer for reply in replies)
         usage = {"prompt_tokens": told, "completion_tokens": made, "total_tokens": told + made}
         return LLMResult(
-            generations=[
-                [Generation(text=answer.text, generation_info={"finish_reason": answer.finish})] for answer in answers
-            ],
+            generations=[[Generation(text=text, generation_info=about)] for text, about in said],
             llm_output={"token_usage": usage, "model_name": self.model},
         )
 
@@ -99,15 +156,24 @@ class BeaconLLM(BeaconSettings, BaseLLM):
     def _pieces(self, prompt: str, stop: list[str] | None, kwargs: dict[str, Any]) -> Iterator[GenerationChunk]:
         with translated():
             sampling = self._sampling(stop, kwargs)
-            ids, state = self._read(prompt, sampling, kwargs)
-            stream = self.opened.memory.model.stream(ids, state, **sampling)
+            said: Reply | Stream
+            if self._session_id(kwargs) is None:
+                ids, state = self._read(prompt, sampling, kwargs)
+                said = self.opened.memory.model.stream(ids, state, **sampling)
+            else:
+                said = self._reply(prompt, sampling, kwargs)
             try:
-                for piece in stream:
+                for piece in said:
                     yield GenerationChunk(text=piece)
             finally:
-                stream.close()
-            assert stream.answer is not None
-            yield GenerationChunk(text="", generation_info={"finish_reason": stream.answer.finish})
+                said.close()
+            yield GenerationChunk(text="", generation_info=_about(said))
+
+    def _reply(self, prompt: str, sampling: dict[str, Any], kwargs: dict[str, Any]) -> Reply:
+        """What a session answers to what is said there next."""
+        asked = [{"role": "user", "content": prompt}]
+        session, contexts = self._session(kwargs), self._contexts(kwargs)
+        return Reply(self.opened.memory, asked, session=session, history="append", contexts=contexts, **sampling)
 
     def _read(self, prompt: str, sampling: dict[str, Any], kwargs: dict[str, Any]) -> tuple[list[int], BeaconState]:
         """A prompt's ids, and the state in front of them: documents, and what does not fit raw."""
@@ -119,3 +185,10 @@ class BeaconLLM(BeaconSettings, BaseLLM):
 
     def get_token_ids(self, text: str) -> list[int]:
         return self.opened.memory.model.encode(text)
+
+
+def _about(said: Reply | Stream) -> dict[str, Any]:
+    if isinstance(said, Reply):
+        return {"finish_reason": said.finish, "beacon": said.physical}
+    assert said.answer is not None
+    return {"finish_reason": said.answer.finish}
