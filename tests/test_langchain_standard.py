@@ -68,7 +68,9 @@ class TestIntegration(_Scripted, ChatModelIntegrationTests):
         return said
 
     def invoke_with_cache_creation_input(self, *, stream: bool = False) -> AIMessage:
-        said = _said(ChatBeacon(**self.chat_model_params, session_id=f"creation-{stream}"), LONG, stream=stream)
+        # No session has folded this before: what one has, another one reads.
+        words = f"{stream} {LONG}"
+        said = _said(ChatBeacon(**self.chat_model_params, session_id=f"creation-{stream}"), words, stream=stream)
         assert said.usage_metadata["input_token_details"]["cache_creation"] > 0
         return said
 
