@@ -311,6 +311,10 @@ def test_tasks_ask_what_the_context_tells(model, tmp_path):
     for one in qa.items:
         for question in one.questions:
             assert question.gold[0].split()[0] in model.decode(one.context)
+            assert model.decode(question.answers[0]) == question.gold[0]
+            # Of equal length, so that the right answer is not told by its looks.
+            assert len(set(question.answers)) == 8
+            assert {len(answer) for answer in question.answers} == {len(question.answers[0])}
     talk = make_task("dialogue", model, data, items=3, seed=0)
     for one in talk.items:
         for question in one.questions:

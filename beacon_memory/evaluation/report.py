@@ -114,7 +114,7 @@ def columns(task: Task) -> list[str]:
     if task.metric == "accuracy":
         return ["accuracy", "share"]
     if task.name == "qa":
-        return ["kept", "f1"]
+        return ["kept", "accuracy", "f1"]
     return [task.metric] if task.metric == "loss" else [task.metric, "loss"]
 
 

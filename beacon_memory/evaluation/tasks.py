@@ -2,7 +2,8 @@
 
 `prose`     256 tokens are folded, the next 128 scored
 `copy`      128 tokens are folded, and read again: exact recall
-`qa`        a story is folded, then asked about what it told 1 to 20 sections ago
+`qa`        a story is folded, then asked about what it told 1 to 20 sections ago; the right answer also stands among
+            answers of its length to questions about other stories, which no knowledge of how answers sound tells apart
 `dialogue`  a conversation is folded, then the user's own words asked for, among values other people gave
 `needle`    facts in 1K to 16K tokens of a novel, asked for among wrong ones
 `long`      the same 256 tokens of a novel after 2K, 4K, ... of it, with the product's own raw tail
@@ -24,7 +25,8 @@ from beacon_memory.transcript import Transcript
 FOLDED, SCORED, COPIED, LONG_SCORED = 256, 128, 128, 256
 QUERY = 64  # newest tokens that a retriever searches with, where nobody asks
 SECTIONS, EACH = 20, 2  # of a story: the furthest back, and how many questions of each distance
-CHOICES = 8  # values to choose from in a dialogue
+CHOICES = 8  # answers to choose from, in a dialogue or about a story
+NEAR = 40  # answers about other stories, the nearest in length, from which those to choose from are drawn
 LENGTHS = (1024, 2048, 4096, 8192, 16384)  # of a needle's text
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 LONG = (2048, 4096, 8192, 16384, 32768)
@@ -98,17 +100,23 @@ def qa(reader: Reader, data: Data, seed: int) -> Iterator[Item]:
     draw = random.Random(seed)
     stories = data.stories()
     draw.shuffle(stories)
+    told = [(number, _gold(reader, entry)) for number, story in enumerate(stories) for entry in story["questions"]]
     asked: set[tuple[int, int]] = set()
     before = -1
     while len(asked) > before:  # until a round over all stories finds nothing new to ask
         before = len(asked)
         for number, story in enumerate(stories):
-            if item := _asked(reader, story, number, asked, draw):
+            if item := _asked(reader, story, number, asked, told, draw):
                 yield item
 
 
 def _asked(
-    reader: Reader, story: dict[str, Any], index: int, asked: set[tuple[int, int]], draw: random.Random
+    reader: Reader,
+    story: dict[str, Any],
+    index: int,
+    asked: set[tuple[int, int]],
+    told: Sequence[tuple[int, tuple[int, ...]]],
+    draw: random.Random,
 ) -> Item | None:
     """A story up to a section drawn, and what was not asked of it yet, near and far."""
     sections = [str(section).strip() for section in story["sections"]]
@@ -122,11 +130,21 @@ def _asked(
             continue
         asked.add((index, number))
         gold = tuple(str(answer) for answer in entry["answer"])
-        right = reader.answer(gold[0][:1].upper() + gold[0][1:])
+        right = _gold(reader, entry)
+        foreign = sorted({answer for number, answer in told if number != index and answer != right})
+        draw.shuffle(foreign)
+        near = sorted(foreign, key=lambda answer: abs(len(answer) - len(right)))[:NEAR]
+        answers = (right, *draw.sample(near, min(CHOICES - 1, len(near))))
         prompt = reader.prompt(f"{entry['question']} Answer in a few words.")
-        questions.append(Question(prompt, (right,), query=str(entry["question"]), gold=gold, group=group))
+        questions.append(Question(prompt, answers, query=str(entry["question"]), gold=gold, group=group))
     context = (*reader.start, *reader.encode("\n\n".join(sections[first:last])))
     return Item(str(story.get("story", index)), reader.start, context, tuple(questions)) if questions else None
+
+
+def _gold(reader: Reader, entry: dict[str, Any]) -> tuple[int, ...]:
+    """The right answer as it would begin a reply."""
+    gold = str(entry["answer"][0])
+    return reader.answer(gold[:1].upper() + gold[1:])
 
 
 def dialogue(reader: Reader, data: Data, seed: int) -> Iterator[Item]:
@@ -192,7 +210,12 @@ Maker = Callable[..., Iterator[Item]]
 TASKS: dict[str, tuple[Maker, str, bool, str]] = {
     "prose": (prose, "kept", True, "share of the context's worth kept, next 128 tokens after 256"),
     "copy": (copying, "loss", True, "loss on the same 128 tokens again, in nats"),
-    "qa": (qa, "kept", True, "share of the log-likelihood gap of right answers kept"),
+    "qa": (
+        qa,
+        "kept",
+        True,
+        f"share of the log-likelihood gap of right answers kept; accuracy among {CHOICES}",
+    ),
     "dialogue": (dialogue, "accuracy", True, f"the user's own words among {CHOICES} choices"),
     "needle": (needle, "accuracy", True, f"a fact in a novel among {2 * len(DEPTHS)} choices"),
     "long": (long, "loss", False, "loss on the next 256 tokens of a novel, raw tail kept"),
