@@ -37,7 +37,7 @@ def match(stored: Sequence[Message], given: Sequence[Message], history: History 
     """
     if history not in ("auto", "append", "full"):
         raise ConfigError(f"history is 'auto', 'append' or 'full', not {history!r}")
-    if history == "append" or not stored:
+    if not stored or all_new(given, history):
         return Match(len(stored), 0)
     same = _run(stored, given, 0)
     if history == "full":
@@ -60,6 +60,17 @@ def match(stored: Sequence[Message], given: Sequence[Message], history: History 
     answers = {m["content"] for m in stored if m["role"] == "assistant"}
     edited = named or any(m["role"] == "assistant" and m["content"] in answers for m in given)
     return Match(0, 0) if edited else Match(len(stored), 0)
+
+
+def all_new(given: Sequence[Message], history: History) -> bool:
+    """Whether all of `given` is new whatever is stored.
+
+    >>> all_new([{"role": "user", "content": "Hi"}], "auto")
+    True
+    """
+    if history == "append":
+        return True
+    return history == "auto" and all(m["role"] == "user" and not m.get("id") for m in given)
 
 
 def _run(stored: Sequence[Message], given: Sequence[Message], at: int) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -13,6 +11,7 @@ from beacon_memory.codec import decode_ids, decode_segment, require
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import SegmentMissing, SessionExists, SessionNotFound, SessionRolledBack
 from beacon_memory.head import SessionHead, check_entry, read_note, read_page
+from beacon_memory.hot import Hot
 from beacon_memory.model import BeaconModel
 from beacon_memory.repair import repair
 from beacon_memory.session import Session
@@ -23,6 +22,7 @@ from beacon_memory.transcript import Transcript
 T = TypeVar("T")
 
 HOT_BYTES = 1 << 30  # segments kept on hand
+PAGE_BYTES = 64 << 20  # and pages of messages, as stored
 
 
 class BeaconMemory:
@@ -39,7 +39,8 @@ class BeaconMemory:
         self.model = model
         self.store = store
         self.transcript = Transcript(model.tokenizer)
-        self._hot = _HotSegments(hot_bytes)
+        self._hot = Hot[Segment](hot_bytes)
+        self._pages = Hot[list[dict[str, Any]]](PAGE_BYTES)
 
     @classmethod
     def open(
@@ -182,8 +183,12 @@ class BeaconMemory:
 
     def messages(self, head: SessionHead) -> list[dict[str, Any]]:
         """Every message that a head's session remembers, oldest first."""
-        pages = [read_page(blob, digest) for digest, blob in self.read(head.pages)]
-        return [message for page in pages for message in page] + [dict(message) for message in head.recent]
+        found = {digest: page for digest in head.pages if (page := self._pages.get(digest)) is not None}
+        for digest, blob in self.read([digest for digest in head.pages if digest not in found]):
+            found[digest] = read_page(blob, digest)
+            self._pages.put(digest, found[digest], len(blob))
+        pages = [*(found[digest] for digest in head.pages), head.recent]
+        return [dict(message) for page in pages for message in page]
 
     def known(self, digest: str) -> Segment | None:
         """A segment that was folded before, by this session or another, or None."""
@@ -197,7 +202,8 @@ class BeaconMemory:
 
     def keep(self, segments: Sequence[Segment]) -> None:
         """Have these segments on hand, as far as memory goes."""
-        self._hot.put(segments)
+        for segment in segments:
+            self._hot.put(segment.digest, segment, segment.nbytes)
 
     def decode(self, blob: bytes, digest: str) -> Segment:
         """A segment of this memory's model from its bytes."""
@@ -206,29 +212,3 @@ class BeaconMemory:
     def read(self, digests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Blobs with their digests."""
         return zip(digests, self.store.read(digests) if digests else [], strict=True)
-
-
-class _HotSegments:
-    """Segments on hand by digest, the least recently used leaving first."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._bytes = 0
-        self._segments: OrderedDict[str, Segment] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, digest: str) -> Segment | None:
-        with self._lock:
-            if digest in self._segments:
-                self._segments.move_to_end(digest)
-            return self._segments.get(digest)
-
-    def put(self, segments: Sequence[Segment]) -> None:
-        with self._lock:
-            for segment in segments:
-                if segment.digest not in self._segments:
-                    self._bytes += segment.nbytes
-                self._segments[segment.digest] = segment
-                self._segments.move_to_end(segment.digest)
-            while self._bytes > self._limit and self._segments:
-                self._bytes -= self._segments.popitem(last=False)[1].nbytes

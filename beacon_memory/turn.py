@@ -7,10 +7,10 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from beacon_memory.errors import InputError, SessionConflict
+from beacon_memory.errors import InputError, SegmentMissing, SessionConflict
 from beacon_memory.generation import Answer, Sampling, Stream
 from beacon_memory.head import DOCUMENT, SessionHead
-from beacon_memory.history import History, Match, match
+from beacon_memory.history import History, Match, all_new, match
 from beacon_memory.session import Session
 from beacon_memory.state import BeaconState, Segment
 from beacon_memory.tools import Tool
@@ -185,11 +185,19 @@ class Turn(Iterator[str]):
             return SessionHead(fingerprint=model.fingerprint, ratio=model.config.ratio), BeaconState(), 0, []
         while True:
             head, state, version = self._session.opened()
-            if not version or self._behind == head.messages or (self._history == "append" and self._behind is None):
+            if not version or not self._looks_back(head):
                 return head, state, version, []
-            past, _, seen = memory.view(self._session.id, memory.messages)
-            if seen == version:
-                return head, state, version, past
+            try:
+                return head, state, version, memory.messages(head)
+            except SegmentMissing:  # pages that another writer dropped meanwhile, when the session has moved
+                if memory.store.version(self._session.id) == version:
+                    raise
+
+    def _looks_back(self, head: SessionHead) -> bool:
+        """Whether what was said before has to be known."""
+        if self._behind is not None:
+            return self._behind != head.messages
+        return not all_new(self._messages, self._history)
 
     def _folded(
         self,

@@ -224,3 +224,36 @@ def test_what_is_closed_is_folded_to_its_end_and_not_folded_again(memory):
     say(memory, [book, user("When?")], "ada", close=1)
     assert memory.session("ada").info().tail == len(memory.session("ada").state().tail) < 60
     assert [m["content"] for m in memory.session("ada").messages()][:2] == [book["content"], "When?"]
+
+
+class Counting(MemoryStore):
+    """Notes what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted: list[str] = []
+
+    def read(self, digests):
+        self.wanted += digests
+        return super().read(digests)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_turn_reads_from_the_store_what_is_new_however_long_the_talk_is(model, whole):
+    """Every page of messages was read again with each turn."""
+    store = Counting()
+    talk = [user("Hm"), ai("So")] * 200
+    BeaconMemory(model, store).session("ada").add(talk)
+    memory = BeaconMemory(model, store)
+    for n in range(3):
+        head, store.wanted = memory.load("ada")[0], []
+        asked = user(f"And {n}?")
+        answer, _ = say(memory, [*talk, asked] if whole else [asked], "ada")
+        talk = [*talk, asked, *([ai(answer.strip())] if answer.strip() else [])]
+        if whole and not n:
+            assert set(head.pages) <= set(store.wanted)  # once, to compare
+        else:
+            assert not set(head.pages) & set(store.wanted)
+        if n:
+            assert not set(head.digests) & set(store.wanted)  # what is asked for is what would be folded now
+    assert [m["content"] for m in memory.session("ada").messages()] == [m["content"] for m in talk]
