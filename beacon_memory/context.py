@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from beacon_memory.errors import InputError, SessionNotFound
+from beacon_memory.sources import check_text
+from beacon_memory.state import BeaconState
 
 if TYPE_CHECKING:
     from beacon_memory.memory import BeaconMemory
@@ -25,6 +27,28 @@ def read_context(
     for name, text in named:
         session.add_text(text, name=name)
     return context_id
+
+
+def read_apart(memory: BeaconMemory, texts: Iterable[str], *, ratio: int | None = None) -> BeaconState:
+    """The state of these texts, each folded by itself; what is on hand is not folded again, and nothing is written.
+
+    Raises InputError for an empty text, BudgetExceeded.
+    """
+    state, model = BeaconState(), memory.model
+    for text in texts:
+        ids = [*memory.transcript.start, *model.encode(check_text(text))]
+        read = model.compress(ids, ratio=ratio, close=True, known=memory.known)
+        memory.keep(read.segments)
+        state = state.join(read.segments)
+    fitted = tuple(model.fit(state.segments, known=memory.known))
+    memory.keep(fitted)
+    return BeaconState(fitted)
+
+
+def context_state(memory: BeaconMemory, contexts: Iterable[str | BeaconState]) -> BeaconState:
+    """What stands in front: the documents of sessions, by their ids, or states; in the order given."""
+    states = (one if isinstance(one, BeaconState) else memory.view(one, memory.state)[0] for one in contexts)
+    return BeaconState(tuple(segment for state in states for segment in state.segments))
 
 
 def context_sessions(memory: BeaconMemory, context_id: str | Sequence[str] | None) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ class Document:
     hash: str = ""  # its owner's: equal hashes mean an equal document; made of text and `about` when empty
 
     @property
-    def version(self) -> str:
+    def identity(self) -> str:
         """What tells it from an older or newer one of the same key."""
         if self.hash:
             return self.hash
@@ -147,9 +148,17 @@ class Documents:
 
         return self._memory.view(self._session.id, read)[0]
 
-    def exist(self) -> bool:
-        """Whether there is something of this name, be it without documents."""
-        return self._memory.store.version(self._session.id) > 0
+    @property
+    def version(self) -> int:
+        """A number that grows with each change, 0 while nothing of this name was written."""
+        return self._memory.store.version(self._session.id)
+
+    def rename(self, name: str) -> Documents:
+        """The same documents under another name; the old one is gone. Raises SessionExists, SessionNotFound."""
+        renamed = copy(self)
+        renamed.name, renamed._session = name, self._session.fork(CONTEXT + name)
+        self._session.forget()
+        return renamed
 
     def forget(self) -> None:
         """Remove the documents, and every byte that no other session names. Raises SessionNotFound."""
@@ -188,7 +197,7 @@ class _Shelf:
 
     def put(self, document: Document, progress: Progress | None) -> bool:
         """Put a document; gives whether it was another or none before."""
-        if self.notes.get(document.key, {}).get("hash") == document.version:
+        if self.notes.get(document.key, {}).get("hash") == document.identity:
             return False
         model, head = self._memory.model, self._head
         ids = [*self._memory.transcript.start, *model.encode(document.text)]
@@ -215,7 +224,7 @@ class _Shelf:
             "tokens": len(ids),
             "document": name,
             "key": document.key,
-            "hash": document.version,
+            "hash": document.identity,
         }
         return True
 

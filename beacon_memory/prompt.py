@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from beacon_memory.context import context_state
 from beacon_memory.state import BeaconState
 
 if TYPE_CHECKING:
@@ -15,15 +16,15 @@ def read_prompt(
     memory: BeaconMemory,
     ids: Sequence[int],
     *,
-    contexts: Sequence[str] = (),
+    contexts: Sequence[str | BeaconState] = (),
     answer: int = 256,
     ratio: int | None = None,
 ) -> tuple[list[int], BeaconState]:
-    """The ids that stay raw, and the state in front of them: `contexts` are sessions of documents, and `answer` is how
-    many tokens the answer may have. Raises SessionNotFound, BudgetExceeded.
+    """The ids that stay raw, and the state in front of them: `contexts` are sessions of documents, or states; `answer`
+    is how many tokens the answer may have. Raises SessionNotFound, BudgetExceeded.
     """
     model, start = memory.model, memory.transcript.start
-    segments = [segment for name in contexts for segment in memory.view(name, memory.state)[0].segments]
+    segments = context_state(memory, contexts).segments
     if len(ids) < model.positions - sum(segment.slots for segment in segments) - answer:
         return [*([] if segments else start), *ids], BeaconState(tuple(segments))
     folded = model.compress([*start, *ids], ratio=ratio, known=memory.known)

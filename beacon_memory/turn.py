@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
+from beacon_memory.context import context_state
 from beacon_memory.errors import InputError, SegmentMissing, SessionConflict
 from beacon_memory.generation import Answer, Sampling, Stream
 from beacon_memory.head import DOCUMENT, SessionHead
@@ -56,7 +57,7 @@ class Turn(Iterator[str]):
         *,
         session: Session | None = None,
         history: History = "auto",
-        contexts: Sequence[str] = (),
+        contexts: Sequence[str | BeaconState] = (),
         system: str | None = None,
         tools: Sequence[Tool] = (),
         keep: int | None = None,
@@ -67,8 +68,8 @@ class Turn(Iterator[str]):
     ) -> None:
         """Nothing is read before the first piece is asked for.
 
-        `history` says what `messages` are to the session (see `history.match`). `contexts` are sessions whose
-        documents stand in front. With `keep`, the newest so many messages stay raw and are not remembered, nor is the
+        `history` says what `messages` are to the session (see `history.match`). `contexts` are sessions whose documents
+        stand in front, or states. With `keep`, the newest so many messages stay raw and are not remembered, nor is the
         answer: they come again with the next turn. With `behind` nothing is remembered at all: `messages` stand behind
         the session's first so many messages, documents counted, whatever it holds later. The first `close` messages are
         folded to their end, however short they are, but for what is asked last. `remember` makes the message of the
@@ -130,7 +131,7 @@ class Turn(Iterator[str]):
         closed, ids = ([i for m in part for i in transcript.turn(m)] for part in (new[:closing], new[closing:]))
         if not before.tokens and (first := closed or ids):
             first[:0] = transcript.start
-        context = self._context()
+        context = context_state(self._memory, self._contexts)
         asked = self._messages[len(self._messages) - raw :]
         state, segments, prompt = self._folded(head, before, closed, ids, context=context, asked=asked)
         stream: Stream = model.stream(prompt, BeaconState(segments), **self._sampling)
@@ -237,14 +238,6 @@ class Turn(Iterator[str]):
         if (segment := self._memory.known(digest)) is not None:
             self._found.add(digest)
         return segment
-
-    def _context(self) -> BeaconState:
-        """What stands in front of the session: other sessions' documents, in the order named."""
-        segments: list[Segment] = []
-        for name in self._contexts:
-            state, _, _ = self._memory.view(name, self._memory.state)
-            segments += state.segments
-        return BeaconState(tuple(segments))
 
     def _commit(
         self,

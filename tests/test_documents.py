@@ -7,7 +7,7 @@ import pytest
 from beacon_memory import BeaconConfig, BeaconMemory, BeaconModel
 from beacon_memory.context import CONTEXT
 from beacon_memory.documents import Document, Documents, Written
-from beacon_memory.errors import BudgetExceeded, InputError, ModelMismatch, SessionNotFound
+from beacon_memory.errors import BudgetExceeded, InputError, ModelMismatch, SessionExists, SessionNotFound
 from beacon_memory.state import BeaconState
 from beacon_memory.stores.memory import MemoryStore
 from beacon_memory.testing import tiny_model
@@ -53,7 +53,7 @@ def test_documents_are_folded_apart_and_joined_in_order(memory):
     house = Documents(memory, "house")
     assert house.put([a, b]).changed == (True, True)
     assert state_of(memory, "house").equals(apart(memory, a.text, b.text))
-    assert [(i.key, i.slots > 0, i.hash) for i in house.info()] == [("a", True, a.version), ("b", True, b.version)]
+    assert [(i.key, i.slots > 0, i.hash) for i in house.info()] == [("a", True, a.identity), ("b", True, b.identity)]
 
 
 def test_adding_one_folds_one_and_changing_one_folds_one(memory):
@@ -78,7 +78,8 @@ def test_removing_one_folds_none_and_takes_its_bytes(memory):
     for digest in (gone, beside):
         assert digest not in memory.store._blobs
     house.remove("a", "c")
-    assert (house.info(), house.exist()) == ([], True)
+    assert house.info() == []
+    assert house.version > 0
 
 
 def test_a_text_under_two_keys_stands_once(memory):
@@ -117,7 +118,7 @@ def test_a_budget_makes_old_documents_coarser_each_behind_itself_alone(memory):
     alone = Documents(memory, "alone", budget=60)
     with pytest.raises(BudgetExceeded):
         alone.put([doc(f"d{n}", LONG + str(n)) for n in range(60)])
-    assert not alone.exist()
+    assert alone.version == 0
 
 
 def test_repair_folds_a_lost_document_again(memory):
@@ -150,7 +151,7 @@ def test_bad_documents_are_refused_and_nothing_is_half_written(memory):
     ):
         with pytest.raises(InputError, match=match):
             house.put(bad)
-        assert not house.exist()
+        assert house.version == 0
     house.put([doc("a")])
     before = memory.store.load(CONTEXT + "house")
     with pytest.raises(InputError, match="already"):
@@ -219,3 +220,15 @@ def test_what_is_asked_of_documents_is_asked_of_their_joined_state(memory):
     assert "".join(turn) == answer
     assert turn.usage.read == sum(info.tokens for info in Documents(memory, "house").info())
     assert turn.usage.folded == 0
+
+
+def test_documents_get_another_name_and_keep_their_folds(memory):
+    house = Documents(memory, "house")
+    house.put([doc("a", about={"page": 1})])
+    home = house.rename("home")
+    assert (keys(home), home.about(), house.version) == (["a"], {"a": {"page": 1}}, 0)
+    assert home.put([doc("b")]).windows == 1
+    Documents(memory, "taken").put([])
+    with pytest.raises(SessionExists):
+        home.rename("taken")
+    assert keys(home) == ["a", "b"]

@@ -17,6 +17,7 @@ from llama_index.core.base.llms.types import (
 from beacon_memory.memory import BeaconMemory
 from beacon_memory.prompt import read_prompt
 from beacon_memory.reply import Reply
+from beacon_memory.state import BeaconState
 
 
 def chat_pieces(reply: Reply, *, model: str) -> Iterator[ChatResponse]:
@@ -75,7 +76,13 @@ def _raw(reply: Reply, model: str) -> dict[str, Any]:
 
 
 def completion_pieces(
-    memory: BeaconMemory, prompt: str, *, contexts: Sequence[str], ratio: int | None, model: str, **sampling: Any
+    memory: BeaconMemory,
+    prompt: str,
+    *,
+    contexts: Sequence[str | BeaconState],
+    ratio: int | None,
+    model: str,
+    **sampling: Any,
 ) -> Iterator[CompletionResponse]:
     """The answer to a prompt that is formatted already, as it comes; the last response is the whole."""
     ids = memory.model.tokenizer(prompt, add_special_tokens=False)["input_ids"]

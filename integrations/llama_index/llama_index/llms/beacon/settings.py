@@ -12,16 +12,17 @@ from llama_index.llms.beacon.structured import StructuredOutput
 from pydantic import AliasChoices, ConfigDict, Field, SecretStr
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.context import context_sessions, read_context
+from beacon_memory.context import context_sessions, read_apart, read_context
 from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError
 from beacon_memory.history import History
 from beacon_memory.places import place
+from beacon_memory.state import BeaconState
 
 Documents = str | Path | BaseNode | Iterable["str | Path | BaseNode"]
 
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop", "max_new_tokens")
-CALL = ("session_id", "history", "budget", "context_id")
+CALL = ("session_id", "history", "budget", "context_id", "texts")
 
 
 class BeaconSettings(StructuredOutput):
@@ -145,9 +146,14 @@ class BeaconSettings(StructuredOutput):
         found = {name: getattr(self, name) if asked.get(name) is None else asked[name] for name in SAMPLING}
         return {name: value for name, value in found.items() if value is not None}
 
-    def _contexts(self, kwargs: Mapping[str, Any]) -> list[str]:
-        """The sessions of the documents in front. Raises InputError for one that is not there."""
-        return context_sessions(self.opened.memory, kwargs.get("context_id", self.context_id))
+    def _contexts(self, kwargs: Mapping[str, Any]) -> list[str | BeaconState]:
+        """What stands in front: documents that are kept, and `texts` that are folded for this call.
+
+        Raises InputError for documents that are not there, or an empty text.
+        """
+        memory = self.opened.memory
+        kept = context_sessions(memory, kwargs.get("context_id", self.context_id))
+        return [*kept, read_apart(memory, kwargs.get("texts") or (), ratio=self.beacon_ratio)]
 
 
 def _texts(documents: Documents) -> Iterable[tuple[str, str]]:
