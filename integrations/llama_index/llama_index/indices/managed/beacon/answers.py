@@ -1,0 +1,58 @@
+"""What the engines and the synthesizer make of an LLM's responses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatResponse
+from llama_index.core.schema import NodeWithScore
+from llama_index.llms.beacon import BeaconLLM
+
+from beacon_memory.errors import ConfigError
+
+EMPTY = "Empty Response"  # LlamaIndex's answer where there are no nodes
+
+
+def reader(llm: Any, default: BeaconLLM | None = None) -> BeaconLLM:
+    """The LLM that reads what is folded. Raises ConfigError for one that cannot."""
+    llm = llm or default
+    if not isinstance(llm, BeaconLLM):
+        raise ConfigError(f"what is folded is read by a BeaconLLM, not by {type(llm).__name__}: pass llm=BeaconLLM(…)")
+    return llm
+
+
+def metadata_of(nodes: Sequence[NodeWithScore]) -> dict[str, Any]:
+    """The nodes' metadata by their ids, as LlamaIndex's responses have it."""
+    return {found.node.node_id: found.node.metadata for found in nodes}
+
+
+def told(response: ChatResponse) -> dict[str, Any]:
+    """What a whole response tells beside its words: `usage` in tokens, `beacon` in slots."""
+    return {name: response.raw[name] for name in ("usage", "beacon")} if isinstance(response.raw, dict) else {}
+
+
+def words(responses: Iterable[ChatResponse], about: dict[str, Any]) -> Generator[str, None, None]:
+    """The words of a stream as they come; `about` is told what the answer took, once it is whole."""
+    for response in responses:
+        about.update(told(response))
+        if response.delta:
+            yield response.delta
+
+
+async def awords(responses: AsyncIterable[ChatResponse], about: dict[str, Any]) -> AsyncGenerator[str, None]:
+    """The same, asynchronously."""
+    async for response in responses:
+        about.update(told(response))
+        if response.delta:
+            yield response.delta
+
+
+def empty() -> Generator[str, None, None]:
+    """The words of no answer."""
+    yield EMPTY
+
+
+async def aempty() -> AsyncGenerator[str, None]:
+    """The same, asynchronously."""
+    yield EMPTY

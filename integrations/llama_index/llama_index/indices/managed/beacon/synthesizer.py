@@ -1,0 +1,63 @@
+"""For people who keep their retriever: what was found is folded, chunk by chunk, and read at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.callbacks.base import CallbackManager
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.prompts.mixin import PromptDictType
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.settings import Settings
+from llama_index.core.types import RESPONSE_TEXT_TYPE
+from llama_index.indices.managed.beacon.answers import awords, reader, words
+from llama_index.indices.managed.beacon.query_engine import QUESTION, READ
+
+
+class BeaconSynthesizer(BaseSynthesizer):
+    """One answer behind all chunks, each folded by itself: a chunk that comes again is not folded again.
+
+    >>> from beacon_memory.testing import scripted_engine
+    >>> llm = BeaconLLM(engine=scripted_engine(lambda seen: "In May." if "ends in May" in seen else "?"))
+    >>> BeaconSynthesizer(llm=llm).get_response("When?", ["The lease ends in May.", "The door is green."])
+    'In May.'
+    """
+
+    def __init__(
+        self,
+        llm: Any = None,
+        *,
+        streaming: bool = False,
+        text_qa_template: BasePromptTemplate | None = None,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        """`text_qa_template` as `BeaconQueryEngine` takes it."""
+        self._beacon = reader(llm or Settings._llm)
+        super().__init__(llm=self._beacon, callback_manager=callback_manager, streaming=streaming)
+        self._text_qa_template = text_qa_template or QUESTION
+
+    def _get_prompts(self) -> PromptDictType:
+        return {"text_qa_template": self._text_qa_template}
+
+    def _update_prompts(self, prompts: PromptDictType) -> None:
+        self._text_qa_template = prompts.get("text_qa_template", self._text_qa_template)
+
+    def get_response(self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any) -> RESPONSE_TEXT_TYPE:
+        messages, how = self._asked(query_str, text_chunks)
+        if self._streaming:
+            return words(self._beacon.stream_chat(messages, **how), {})
+        return self._beacon.chat(messages, **how).message.content or ""
+
+    async def aget_response(
+        self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        messages, how = self._asked(query_str, text_chunks)
+        if self._streaming:
+            return awords(await self._beacon.astream_chat(messages, **how), {})
+        return (await self._beacon.achat(messages, **how)).message.content or ""
+
+    def _asked(self, query_str: str, text_chunks: Sequence[str]) -> tuple[list[ChatMessage], dict[str, Any]]:
+        messages = self._text_qa_template.format_messages(llm=self._beacon, query_str=query_str, context_str=READ)
+        return messages, {"texts": list(text_chunks), "session_id": None}
