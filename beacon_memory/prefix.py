@@ -79,11 +79,18 @@ class Prefix:
         return type(self)(self.rope, self.dtype, self.device, rotated, values)
 
     def extend(self, segments: Sequence[Segment]) -> Self:
-        """This past with whole segments behind it, batch 1."""
+        """This past with whole segments behind it, batch 1.
+
+        Where a stream begins behind another its first token is left out: it would draw attention away from what
+        stands before it (benchmarks/joined.py).
+        """
         if not segments:
             return self
-        keys = torch.cat([segment.keys for segment in segments], dim=-2)[:, None]
-        values = torch.cat([segment.values for segment in segments], dim=-2)[:, None]
+        starts = [int(bool(segment.sink) and segment.slots > 1) for segment in segments]
+        starts[0] = starts[0] if self.slots else 0
+        kept = list(zip(segments, starts, strict=True))
+        keys = torch.cat([segment.keys[..., start:, :] for segment, start in kept], dim=-2)[:, None]
+        values = torch.cat([segment.values[..., start:, :] for segment, start in kept], dim=-2)[:, None]
         return self.append(keys, values)
 
     def front(self, slots: int) -> Self:

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from beacon_memory.config import BeaconConfig
 from beacon_memory.prefix import BLOCK, Prefix, Rope
+from beacon_memory.testing import tiny_model
 from beacon_memory.testing.models import tiny_lm
 
 ROPES: dict[str, dict[str, Any]] = {
@@ -59,6 +61,20 @@ def test_a_prefix_in_pieces_is_the_prefix_at_once() -> None:
         assert one is not None
         assert other is not None
         assert torch.equal(one, other)
+
+
+def test_a_streams_first_token_stands_at_the_front_alone() -> None:
+    model = tiny_model(config=BeaconConfig(window=8, keep_last=2, sink=2, anchors="last"))
+    one, two = (model.compress(list(range(3, 3 + n)), close=True).segments for n in (18, 10))
+    alone = model.empty.extend(one)
+    both = model.empty.extend([*one, *two])
+    again = alone.extend(two)
+    assert alone.slots == sum(segment.slots for segment in one)
+    assert both.slots == again.slots == alone.slots + two[0].slots - 1
+    behind = alone.append(two[0].keys[:, None, :, 1:], two[0].values[:, None, :, 1:])
+    for found in (both, again):
+        assert torch.equal(found.keys, behind.keys)
+        assert torch.equal(found.values, behind.values)
 
 
 def test_a_past_of_one_serves_a_batch() -> None:
