@@ -27,7 +27,7 @@ def place(
     """
     if sum(one is not None for one in (store, redis_url, redis_client)) > 1:
         raise ConfigError("sessions are kept in one place: give one of store, redis_url and redis_client")
-    if isinstance(store, str) and store.startswith(("redis://", "rediss://", "unix://")):
+    if isinstance(store, str) and store.startswith(("redis", "unix:")):
         store, redis_url = None, store
     if store is not None:
         return store
@@ -37,9 +37,11 @@ def place(
     def make() -> StateStore:
         from beacon_memory.stores.redis import RedisStore
 
+        # The default is left to the URL, which may have a prefix of its own.
+        prefix = None if key_prefix == "beacon" else key_prefix
         if redis_client is not None:
-            return RedisStore(client=redis_client, prefix=key_prefix, ttl=ttl)
-        return RedisStore(redis_url, prefix=key_prefix, ttl=ttl)
+            return RedisStore(client=redis_client, prefix=prefix, ttl=ttl)
+        return RedisStore(redis_url, prefix=prefix, ttl=ttl)
 
     return make
 

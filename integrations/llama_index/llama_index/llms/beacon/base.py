@@ -22,10 +22,12 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools.types import BaseTool
 from llama_index.llms.beacon.messages import call_arguments, to_plain
+from llama_index.llms.beacon.reference import Reference, take_reference
 from llama_index.llms.beacon.responses import chat_pieces, completion, completion_pieces
 from llama_index.llms.beacon.settings import BeaconSettings
 
 from beacon_memory.errors import ConfigError, InputError
+from beacon_memory.memory import BeaconMemory as CoreMemory
 from beacon_memory.reply import Reply
 
 T = TypeVar("T")
@@ -104,23 +106,44 @@ class BeaconLLM(BeaconSettings):
         """The responses to a message list. What can be refused is refused now, not at the first response."""
         asked = {name: value for name, value in kwargs.items() if name not in _FORM}
         form = {name: kwargs[name] for name in _FORM if kwargs.get(name) is not None}
-        plain, engine = to_plain(messages), self.opened
-        name = asked.get("session_id", self.session_id)
-        session = None if name is None else engine.session(name, ratio=self.beacon_ratio, budget=self._budget(asked))
+        reference, messages = take_reference(messages)
+        plain = to_plain(messages)
+        memory, about = self._remembered(reference, asked)
         reply = Reply(
-            engine.memory,
+            memory,
             plain.messages,
             system=plain.system,
             tools=form.get("tools", ()),
             choice=form.get("tool_choice"),
             many=form.get("parallel_tool_calls"),
             schema=form.get("schema"),
-            session=session,
-            history=asked.get("history", self.history),
-            contexts=self._contexts(asked),
+            close=plain.folded,
+            contexts=self._contexts(memory, asked),
+            **about,
             **self._sampling(asked),
         )
         return chat_pieces(reply, model=str(self.model_name))
+
+    def _remembered(self, reference: Reference | None, asked: Mapping[str, Any]) -> tuple[CoreMemory, dict[str, Any]]:
+        """The memory of a call, and which session of it is read: a memory's reference, else what the call names."""
+        engine, name = self.opened, asked.get("session_id", self.session_id)
+        how = {"ratio": self.beacon_ratio, "budget": asked.get("budget", self.budget)}
+        if reference is not None:
+            if asked.get("session_id") not in (None, reference.session_id):
+                raise ConfigError(
+                    f"the call names session {asked['session_id']!r}, its messages come from the memory of session "
+                    f"{reference.session_id!r}: leave session_id out"
+                )
+            if not engine.shares(reference.engine):
+                raise ConfigError(
+                    f"the memory folds by {reference.engine.name!r}, this LLM is another {engine.name!r}: make the "
+                    f"memory with llm=, so that they share their weights"
+                )
+            # The memory writes what was said; here it is read.
+            held = reference.engine.session(reference.session_id, **how)
+            return reference.engine.memory, {"session": held, "behind": reference.messages}
+        session = None if name is None else engine.session(str(name), **how)
+        return engine.memory, {"session": session, "history": asked.get("history", self.history)}
 
     def _complete(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> Iterator[CompletionResponse]:
         """The responses to a text: a user's message, or where it is `formatted` the prompt as it is."""
@@ -129,19 +152,15 @@ class BeaconLLM(BeaconSettings):
             return map(completion, self._chat(self._extend_messages([message]), kwargs))
         if kwargs.get("session_id") is not None:
             raise ConfigError("a formatted prompt is no message: a session cannot remember it; use chat, or complete")
-        sampling, contexts = self._sampling(kwargs), self._contexts(kwargs)
+        sampling, memory = self._sampling(kwargs), self.opened.memory
         return completion_pieces(
-            self.opened.memory,
+            memory,
             prompt,
-            contexts=contexts,
+            contexts=self._contexts(memory, kwargs),
             ratio=self.beacon_ratio,
             model=str(self.model_name),
             **sampling,
         )
-
-    def _budget(self, kwargs: Mapping[str, Any]) -> int | None:
-        found = kwargs.get("budget", self.budget)
-        return None if found is None else int(found)
 
     # The edge is asynchronous, the core is not: the work is done on the engine's thread.
 

@@ -16,6 +16,7 @@ from beacon_memory.context import context_sessions, read_apart, read_context
 from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError
 from beacon_memory.history import History
+from beacon_memory.memory import BeaconMemory as CoreMemory
 from beacon_memory.places import place
 from beacon_memory.state import BeaconState
 
@@ -146,13 +147,13 @@ class BeaconSettings(StructuredOutput):
         found = {name: getattr(self, name) if asked.get(name) is None else asked[name] for name in SAMPLING}
         return {name: value for name, value in found.items() if value is not None}
 
-    def _contexts(self, kwargs: Mapping[str, Any]) -> list[str | BeaconState]:
-        """What stands in front: documents that are kept, and `texts` that are folded for this call.
-
-        Raises InputError for documents that are not there, or an empty text.
+    def _contexts(self, memory: CoreMemory, kwargs: Mapping[str, Any]) -> list[str | BeaconState]:
+        """What stands in front: documents that this LLM's store keeps, whichever memory reads them, and `texts` that are
+        folded for this call. Raises InputError for documents that are not there, or an empty text.
         """
-        memory = self.opened.memory
-        kept = context_sessions(memory, kwargs.get("context_id", self.context_id))
+        own = self.opened.memory
+        named = context_sessions(own, kwargs.get("context_id", self.context_id))
+        kept = named if memory is own else [own.view(name, own.state)[0] for name in named]
         return [*kept, read_apart(memory, kwargs.get("texts") or (), ratio=self.beacon_ratio)]
 
 

@@ -1,0 +1,92 @@
+"""A block for LlamaIndex's own `Memory`: what leaves its queue is folded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.memory.memory import BaseMemoryBlock
+from llama_index.llms.beacon.messages import to_plain
+from llama_index.llms.beacon.reference import Reference
+from llama_index.memory.beacon.engines import engine_of
+from pydantic import ConfigDict, Field
+
+from beacon_memory.engine import BeaconEngine
+from beacon_memory.errors import InputError, SessionNotFound
+from beacon_memory.stores import StateStore
+
+
+class BeaconMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
+    """What `Memory` flushes from its queue is folded into a session, and stands in front of the queue, for `BeaconLLM`.
+
+    The session is named as the memory is, or by `session_id`. System messages are not remembered: they belong to the
+    agent. The block is never truncated: its slots are not the tokens that `token_limit` counts.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    name: str = Field(default="beacon", description="The block's name.")
+    priority: int = Field(default=0, description="0: it is never truncated.")
+    session_id: str | None = Field(default=None, description="The session; the memory's when None.")
+    engine: BeaconEngine = Field(exclude=True, repr=False, description="The model that folds, and the store.")
+    beacon_ratio: int | None = Field(default=None, description="Raw tokens a slot stands for, from now on.")
+    budget: int | None = Field(default=None, description="The most slots the session may keep.")
+
+    def __init__(
+        self,
+        llm: Any = None,
+        *,
+        engine: BeaconEngine | None = None,
+        model: str | None = None,
+        store: str | StateStore | None = None,
+        redis_url: str | None = None,
+        redis_client: Any = None,
+        key_prefix: str = "beacon",
+        ttl: int | None = None,
+        **fields: Any,
+    ) -> None:
+        """A block over the LLM's store or one named here, as `BeaconMemory.from_defaults`. Raises ConfigError."""
+        engine = engine or engine_of(
+            llm,
+            model=model,
+            store=store,
+            redis_url=redis_url,
+            redis_client=redis_client,
+            key_prefix=key_prefix,
+            ttl=ttl,
+        )
+        super().__init__(**fields | {"engine": engine})
+
+    async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> list[ChatMessage]:
+        named = self._named(block_kwargs.get("session_id"))
+
+        def read() -> list[ChatMessage]:
+            try:
+                held = self.engine.session(named).info().messages
+            except SessionNotFound:
+                return []
+            return [Reference(self.engine, named, held).message()]
+
+        return await self.engine.run(read)
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        sessions: dict[str, list[ChatMessage]] = {}
+        for message in messages:
+            sessions.setdefault(self._named(message.additional_kwargs.get("session_id")), []).append(message)
+        plain = {named: to_plain(own).messages for named, own in sessions.items()}
+
+        def write() -> None:
+            for named, said in plain.items():
+                if said:
+                    self.engine.session(named, ratio=self.beacon_ratio, budget=self.budget).add(said)
+
+        await self.engine.run(write)
+
+    async def atruncate(self, content: list[ChatMessage], tokens_to_truncate: int) -> list[ChatMessage] | None:
+        return content
+
+    def _named(self, session_id: Any) -> str:
+        found = self.session_id or session_id
+        if not found:
+            raise InputError("a block remembers a session: give the block or the call a session_id")
+        return str(found)

@@ -1,0 +1,38 @@
+"""The engine of a memory: its LLM's, or one by names."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from llama_index.llms.beacon import BeaconLLM
+
+from beacon_memory.engine import BeaconEngine
+from beacon_memory.errors import ConfigError
+from beacon_memory.places import engine_for
+from beacon_memory.stores import StateStore
+
+
+def engine_of(
+    llm: Any,
+    *,
+    model: str | None,
+    store: str | StateStore | None,
+    redis_url: str | None,
+    redis_client: Any,
+    key_prefix: str,
+    ttl: int | None,
+) -> BeaconEngine:
+    """An engine that keeps sessions. Raises ConfigError for another kind of LLM, and without a store."""
+    if llm is not None and not isinstance(llm, BeaconLLM):
+        raise ConfigError(f"this memory is read by a BeaconLLM, not by a {type(llm).__name__}: others cannot")
+    return engine_for(
+        None if llm is None else llm.opened,
+        model=model,
+        store=store,
+        redis_url=redis_url,
+        redis_client=redis_client,
+        key_prefix=key_prefix,
+        ttl=ttl,
+        environ=os.environ,
+    )
