@@ -148,8 +148,8 @@ class BeaconSettings(StructuredOutput):
         return {name: value for name, value in found.items() if value is not None}
 
     def _contexts(self, memory: CoreMemory, kwargs: Mapping[str, Any]) -> list[str | BeaconState]:
-        """What stands in front: documents that this LLM's store keeps, whichever memory reads them, and `texts` that are
-        folded for this call. Raises InputError for documents that are not there, or an empty text.
+        """What stands in front: documents of this LLM's store, whichever memory reads them, and `texts` that are folded
+        for this call. Raises InputError for documents that are not there, or an empty text.
         """
         own = self.opened.memory
         named = context_sessions(own, kwargs.get("context_id", self.context_id))
