@@ -98,6 +98,29 @@ class BeaconProjection(nn.Module):
             projected = projected + self.up(self._gathered(self.down(hidden)))
         return projected
 
+    def beacon_at(self, hidden: Tensor, anchors: Tensor, *, based: Tensor) -> Tensor:
+        """As `beacon` at each head's anchors alone, other rows and heads are not computed.
+
+        hidden and based: (batch, rows, …); anchors: (batch, heads, anchors), rows of them.
+        # (batch, heads, anchors, head_dim)
+        """
+        heads = anchors.shape[1]
+        if self.full is not None:
+            weight = self.full.weight.view(heads, -1, self.full.in_features)
+            made: Tensor = rows_at(hidden[:, None].expand(-1, heads, -1, -1), anchors) @ weight.transpose(1, 2)
+            return made if self.full.bias is None else made + self.full.bias.view(heads, 1, -1)
+        own = rows_at(based.view(*based.shape[:2], heads, -1).transpose(1, 2), anchors)
+        if self.down is None or self.up is None:
+            return own
+        lowered, rank = self.down(hidden), self.up.in_features
+        shares = lowered.shape[2] // rank
+        lowered = nn.functional.pad(lowered, (0, 0, shares // 2, shares // 2))
+        lowered = lowered.view(*lowered.shape[:2], shares, rank)
+        share, batch = torch.arange(shares, device=hidden.device), torch.arange(len(hidden), device=hidden.device)
+        told: Tensor = lowered[batch[:, None, None, None], anchors[..., None] + share, share].sum(dim=3)
+        delta: Tensor = told @ self.up.weight.view(heads, -1, rank).transpose(1, 2)
+        return own + delta
+
     def _gathered(self, lowered: Tensor) -> Tensor:
         """Each row's own share and those its neighbours have for it, added up.  # (batch, rows, rank)"""
         assert self.up is not None
@@ -173,6 +196,10 @@ class Beacons:
                 found[name] = parameter
         return found
 
+    def attention(self, layer: int) -> Any:
+        """A layer's attention module."""
+        return self.lm.model.layers[layer].self_attn
+
     def _attentions(self) -> list[Any]:
         return [layer.self_attn for layer in self.lm.model.layers]
 
@@ -208,13 +235,19 @@ def _attention(
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         if "flash" in name:
             mask = None  # it aligns its causal mask to the newest key by itself
+        elif name == "sdpa" and mask is not None and query.device.type == "cpu" and not query.requires_grad:
+            # The same bits as the base's own, which first copies keys and values for each head of a group.
+            attended = nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, scale=kwargs.get("scaling"), enable_gqa=True
+            )
+            return attended.transpose(1, 2)
         elif name == "eager" and mask is None:
             # Eager attention takes no mask to mean that everyone sees everyone.
             rows, columns = query.shape[2], key.shape[2]
             mask = torch.full((rows, columns), float("-inf"), dtype=query.dtype, device=query.device)
             mask = mask.triu(columns - rows + 1)
-        attended: Tensor = base(as_base, query, key, value, mask, **kwargs)[0]
-        return attended
+        by_base: Tensor = base(as_base, query, key, value, mask, **kwargs)[0]
+        return by_base
 
     return beacon_pass.attend(module, query, key, value, attend), None
 
@@ -230,9 +263,23 @@ class _AsBase:
         return getattr(self._module, name)
 
 
+def rows_at(by_head: Tensor, places: Tensor) -> Tensor:
+    """Each head's rows at its places.  # (batch, heads, rows, width), (batch, heads, places)"""
+    return by_head.gather(2, places[..., None].expand(-1, -1, -1, by_head.shape[3]))
+
+
+def heads(rows: Tensor, module: Any) -> Tensor:
+    """Projected rows by head.  # (batch, kv_heads, rows, head_dim)"""
+    return rows.view(*rows.shape[:2], -1, module.head_dim).transpose(1, 2)
+
+
+def normed(keys: Tensor, module: Any) -> Tensor:
+    """Keys by head, as the model's attention sees them before RoPE.  # (…, head_dim)"""
+    norm = getattr(module, "k_norm", None)  # Qwen3 norms each head
+    seen: Tensor = keys if norm is None else norm(keys)
+    return seen
+
+
 def heads_last(rows: Tensor, module: Any) -> Tensor:
     """Projected key rows as the model's attention sees them before RoPE.  # (batch, kv_heads, rows, head_dim)"""
-    rows = rows.view(*rows.shape[:2], -1, module.head_dim)
-    norm = getattr(module, "k_norm", None)  # Qwen3 norms each head
-    normed: Tensor = rows if norm is None else norm(rows)
-    return normed.transpose(1, 2)
+    return normed(rows.view(*rows.shape[:2], -1, module.head_dim), module).transpose(1, 2)

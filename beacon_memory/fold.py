@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from beacon_memory.anchors import pick, shared, surprise
-from beacon_memory.attention import Beacons, Pass
+from beacon_memory.attention import Beacons, Pass, normed, rows_at
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
 from beacon_memory.layout import interleaved
@@ -44,15 +44,17 @@ def _select(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: in
     window = ids.shape[1] - sink
     keys: list[Tensor] = []
     values: list[Tensor] = []
-    for layer in range(len(beacons.layers)):
+    for layer, projections in enumerate(beacons.layers):
         found = {rule: by_layer[layer][..., sink:] for rule, by_layer in scores.items()}
         anchors = pick(config.shares, found, tokens=window, ratio=ratio, device=ids.device) + sink
-        for rows, own, out in (
-            (raw.keys[layer], raw.beacon_keys[layer], keys),
-            (raw.values[layer], raw.beacon_values[layer], values),
-        ):
-            places = anchors.to(own.device)[..., None].expand(own.shape[0], own.shape[1], -1, own.shape[3])
-            out.append(torch.cat([rows[:, :, :sink], own.gather(2, places)], dim=2))
+        for name, all_rows, out in (("k", raw.keys[layer], keys), ("v", raw.values[layer], values)):
+            places = anchors.to(all_rows.device).expand(*all_rows.shape[:2], -1)
+            if projections[name].trained:
+                own = projections[name].beacon_at(raw.hidden[layer], places, based=raw.based[layer, name])
+                own = normed(own, beacons.attention(layer)) if name == "k" else own
+            else:
+                own = rows_at(all_rows, places)
+            out.append(torch.cat([all_rows[:, :, :sink], own], dim=2))
     return Folded(torch.stack(keys), torch.stack(values), hidden, raw)
 
 

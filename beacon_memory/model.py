@@ -179,7 +179,9 @@ class BeaconModel:
                 break
             window, tail = tail[:size], tail[size:]
             if past is None:
-                past = self.empty.extend(segments)
+                windows = len(tail) // self.config.window + 1
+                ahead = windows * (self.config.window // ratio) + 2 * size
+                past = self._past(segments, min(ahead, max(budget or self.budget, size) + 2 * size))
             segment = self._fold(window, past, chain(s.digest for s in segments), ratio=ratio, sink=sink, **how)
             segments.append(segment)
             past = past.extend([segment])
@@ -220,7 +222,7 @@ class BeaconModel:
         slot_dtype: str | None = None,
     ) -> Segment:
         """One window folded behind these segments, whatever was folded behind it."""
-        past, parent = self.empty.extend(before), chain(segment.digest for segment in before)
+        past, parent = self._past(before, len(ids)), chain(segment.digest for segment in before)
         return self._fold(ids, past, parent, ratio=ratio, sink=sink, known=known, slot_dtype=slot_dtype)
 
     def generate(
@@ -272,6 +274,10 @@ class BeaconModel:
         """The base model, as it was before beacons were attached."""
         self.beacons.detach()
         return self.lm
+
+    def _past(self, segments: Sequence[Segment], ahead: int) -> Prefix:
+        """Segments in front, with room for so many rows behind them."""
+        return self.empty.reserve(sum(segment.slots for segment in segments) + ahead).extend(segments)
 
     def _fold(
         self,

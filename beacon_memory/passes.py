@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from beacon_memory.attention import Attend, BeaconProjection, heads_last
+from beacon_memory.attention import Attend, BeaconProjection, heads, heads_last
 from beacon_memory.layout import causal
 from beacon_memory.prefix import Prefix
 
@@ -22,15 +22,16 @@ FRONT = 16  # slots at the front of the past that it sees
 class RawPass:
     """The window's tokens as they are, plain causal behind the past; their keys and values by layer.
 
-    `keys` and `values` come from the base projections, `beacon_keys` and `beacon_values` from the beacons'.
+    Where beacons have weights of their own, the layer's input and what the base makes of it are kept too: beacons are
+    projected from them once it is known which tokens they are.
     """
 
     def __init__(self, past: Prefix, rows: int, *, rotated: bool = False) -> None:
         self.past = past
         self.keys: dict[int, Tensor] = {}  # layer -> (batch, kv_heads, rows, head_dim), before RoPE
         self.values: dict[int, Tensor] = {}
-        self.beacon_keys: dict[int, Tensor] = {}
-        self.beacon_values: dict[int, Tensor] = {}
+        self.hidden: dict[int, Tensor] = {}  # layer -> (batch, rows, hidden)
+        self.based: dict[tuple[int, str], Tensor] = {}  # layer, "k" or "v" -> (batch, rows, features)
         self.scores: dict[int, Tensor] = {}  # layer -> (batch, kv_heads, rows), where a scorer is attached
         self.rotated: dict[int, tuple[Tensor, Tensor]] | None = {} if rotated else None
         places = torch.arange(rows)
@@ -39,19 +40,19 @@ class RawPass:
     def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
         projected: Tensor = projection.base(hidden)
         if projection.name != "q":
-            beacon = projection.beacon(hidden, based=projected)
-            kept, own = (self.keys, self.beacon_keys) if projection.name == "k" else (self.values, self.beacon_values)
-            kept[projection.layer], own[projection.layer] = projected, beacon
+            kept = self.keys if projection.name == "k" else self.values
+            kept[projection.layer] = projected
+            if projection.trained:
+                self.hidden[projection.layer] = hidden
+                self.based[projection.layer, projection.name] = projected
         if projection.scorer is not None:
             self.scores[projection.layer] = projection.scorer(hidden).transpose(1, 2)
         return projected
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = int(module.layer_idx)
-        for keys in (self.keys, self.beacon_keys):
-            keys[layer] = heads_last(keys[layer], module)
-        for values in (self.values, self.beacon_values):
-            values[layer] = values[layer].view(*values[layer].shape[:2], *value.shape[1::2]).transpose(1, 2)
+        self.keys[layer] = heads_last(self.keys[layer], module)
+        self.values[layer] = heads(self.values[layer], module)
         if self.rotated is not None:
             self.rotated[layer] = (key, value)
         return attend(query, *self.past.join(layer, key, value), self._mask)

@@ -216,3 +216,20 @@ def test_a_delta_with_reach_adds_what_its_neighbours_have_for_it() -> None:
         lowered = sum(rows[:, row + offset] @ own[offset + 2].T for offset in range(-2, 3) if 0 <= row + offset < 7)
         expected = base(rows[:, row]) + lowered @ projection.up.weight.T
         torch.testing.assert_close(projection.beacon(rows)[:, row], expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["none", "full", "delta", "reaching delta"])
+def test_anchors_projected_alone_are_those_of_all_rows(kind: str, bias: bool) -> None:
+    projection = BeaconProjection(torch.nn.Linear(6, 8, bias=bias), layer=0, name="v")
+    if kind == "full":
+        projection.make_full()
+    elif kind != "none":
+        projection.make_low_rank(3, reach=2 if kind.startswith("reaching") else 0)
+    for parameter in projection.parameters():
+        torch.nn.init.normal_(parameter)
+    hidden = torch.randn(2, 9, 6)
+    anchors = torch.stack([torch.stack([torch.randperm(9)[:4].sort()[0] for _ in range(2)]) for _ in range(2)])
+    own = projection.beacon_at(hidden, anchors, based=projection.base(hidden))
+    everywhere = projection.beacon(hidden).view(2, 9, 2, 4).transpose(1, 2)
+    torch.testing.assert_close(own, everywhere.gather(2, anchors[..., None].expand(-1, -1, -1, 4)))

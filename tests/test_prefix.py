@@ -93,3 +93,53 @@ def test_angles_made_in_inference_mode_can_be_trained_through() -> None:
     keys = torch.randn(1, 5, 8, requires_grad=True)
     rope.rotate(keys, start=0).sum().backward()
     assert keys.grad is not None
+
+
+def test_a_prefix_with_room_has_the_same_bits_and_older_ones_stay_as_they_were() -> None:
+    keys, values = torch.randn(2, 2, 1, 2, 60, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    plain = Prefix(Rope(ROTARY), torch.float32, torch.device("cpu"))
+    first = plain.reserve(60).append(keys[..., :40, :], values[..., :40, :])
+    second = first.append(keys[..., 40:, :], values[..., 40:, :])
+    whole = plain.append(keys, values)
+    assert first.room is second.room  # nothing moved
+    assert torch.equal(second.keys, whole.keys)
+    assert torch.equal(second.values, whole.values)
+    # The room belongs to the newest: another one behind the first is written elsewhere.
+    other = first.append(-keys[..., 40:, :], values[..., 40:, :])
+    assert other.room is None
+    assert torch.equal(second.keys, whole.keys)
+    assert torch.equal(first.keys, whole.keys[..., :40, :])
+
+
+def test_rows_are_joined_in_the_room_and_give_way_to_slots() -> None:
+    keys = torch.randn(2, 1, 2, 6, 8, generator=torch.Generator().manual_seed(0))
+    plain = Prefix(Rope(ROTARY), torch.float32, torch.device("cpu"))
+    rows = torch.randn(1, 2, 3, 8)
+    roomy, tight = plain.reserve(9).append(keys, keys), plain.append(keys, keys)
+    joined, expected = roomy.join(1, rows, rows), tight.join(1, rows, rows)
+    assert roomy.room is not None
+    assert joined[0].data_ptr() == roomy.room.keys[1].data_ptr()
+    assert torch.equal(joined[0], expected[0])
+    assert torch.equal(joined[1], expected[1])
+    new = keys[..., :2, :]
+    assert torch.equal(roomy.append(new, new).keys, tight.append(new, new).keys)
+    # A batch behind one past does not fit its room.
+    two = rows.repeat(2, 1, 1, 1)
+    assert torch.equal(roomy.join(0, two, two)[0][0], roomy.join(0, rows, rows)[0][0])
+
+
+def test_a_past_goes_back_and_is_written_anew() -> None:
+    keys = torch.randn(2, 1, 2, 6, 8, generator=torch.Generator().manual_seed(0))
+    plain = Prefix(Rope(ROTARY), torch.float32, torch.device("cpu"))
+    past = plain.reserve(8).append(keys, keys)
+    back = past.back(2).append(keys[..., 2:5, :], keys[..., 2:5, :])
+    assert back.room is past.room
+    assert torch.equal(back.keys, plain.append(keys[..., :5, :], keys[..., :5, :]).keys)
+
+
+def test_what_is_trained_through_is_never_written_in_a_room() -> None:
+    keys = torch.randn(2, 1, 2, 4, 8)
+    past = Prefix(Rope(ROTARY), torch.float32, torch.device("cpu")).reserve(20).append(keys, keys)
+    values = torch.randn(1, 2, 3, 8, requires_grad=True)
+    past.join(0, torch.randn(1, 2, 3, 8), values)[1].sum().backward()
+    assert values.grad is not None
