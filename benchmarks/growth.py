@@ -1,50 +1,80 @@
 """What a turn costs a session as it grows: turn 1000 against turn 10, in time and in bytes written to Redis.
 
-The model is tiny, so that its time is small beside everything else that a turn is: the store, the head, the slots
-joined and rotated. `turn.py` and `decode.py` have the real model's time by number of slots.
+With a tiny model the session has every one of its turns, and nearly all of the time is what a turn is besides the
+model: the store, the head, the slots joined and rotated. With the real model the session is made as it stands at either
+turn (`made.py`), and the turns around are taken: there the model reads more slots.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import made
 import redis
-from bench import Bench
+from bench import RATIO, Bench
 from record import Against, Result
 
-from beacon_memory import BeaconConfig, BeaconMemory
+from beacon_memory import BeaconConfig, BeaconMemory, BeaconModel
 from beacon_memory.stores import open_store
 from beacon_memory.testing import redis_server, tiny_model
 
-AROUND = 10  # turns before and after the one named: windows fill up in some turns and not in others
-CONFIG = BeaconConfig(ratio=8, window=64, keep_last=16, anchors="last")
-SAID = "Turn {}: the boat came in late and the harbour was closed."
-CASES = {"within its slots": 32768, "over its slots": 2048}  # positions of the model
+EARLY = 10
+CONFIG = BeaconConfig(ratio=RATIO, anchors="last")  # windows and tail as the real model has them
+# Tokens of a message: after 1000 turns of two, a session is within its slots or old memories have become coarser.
+SESSIONS = {"within its slots": 15, "over its slots": 55}
+Cost = tuple[float, float]  # seconds, bytes to the server
 
 
 def lines(bench: Bench) -> Iterator[Result]:
-    """Time and bytes, for a session that never fills its slots and for one whose old memories get coarser."""
-    turns = bench.form.turns
-    for case, positions in CASES.items():
-        model = tiny_model(config=CONFIG, max_position_embeddings=positions)
-        seconds, sent = [], []
-        with redis_server() as url, redis.Redis.from_url(url) as client, BeaconMemory(model, open_store(url)) as memory:
-            session = memory.session("long")
-            for turn in range(1, turns + 1):
-                bench.told(f"{case}: turn {turn} of {turns}")
-                before = client.info("stats")["total_net_input_bytes"]
-                began = time.perf_counter()
-                session.chat(SAID.format(turn), max_new_tokens=8)
-                seconds.append(time.perf_counter() - began)
-                sent.append(client.info("stats")["total_net_input_bytes"] - before)
-            info = session.info()
-        early, late = slice(0, 2 * AROUND), slice(turns - 2 * AROUND, turns)
-        names = [f"turn {turns - AROUND}", f"turn {AROUND}"]
-        facts = {"tokens": info.tokens, "slots": info.slots, "model": "tiny"}
-        for what, unit, found in (("time", "s", seconds), ("bytes written", "bytes", sent)):
-            # The mean over the turns around: the fold of a window belongs to all of its turns.
-            values = {names[0]: [statistics.mean(found[late])], names[1]: [statistics.mean(found[early])]}
-            result = [Against(names[1], most=1.2)]
-            yield Result("growth", f"{what}, {case}", names[0], values, result, unit=unit, facts=facts)
+    """Time and bytes, tiny model and real, for a session that never fills its slots and for one that does."""
+    late = bench.form.turns
+    for case, each in SESSIONS.items():
+        around = -(-(CONFIG.window // 2) // (2 * each))  # turns to either side: together they fill a window
+        around = min(around, EARLY - 1)
+        tiny = tiny_model(config=CONFIG, max_position_embeddings=8192)
+        with redis_server() as url, BeaconMemory(tiny, open_store(url)) as memory:
+            costs = _turns(bench, memory, url, each, range(late + around))
+        yield from _results(f"tiny model, {case}", late, costs[EARLY - around : EARLY + around], costs[late - around :])
+        if bench.name != "tiny":
+            yield from _results(
+                f"SmolLM2, {case}", late, *(_made(bench, bench.model, each, n, around) for n in (EARLY, late))
+            )
+
+
+def _made(bench: Bench, model: BeaconModel, each: int, turn: int, around: int) -> list[Cost]:
+    """The turns around one, of a session made as it stands before them."""
+    with redis_server() as url, BeaconMemory(model, open_store(url)) as memory:
+        said = made.messages(memory, bench.ids(2 * each * (turn - around)), each=each)
+        made.keep(memory, "long", said, ratio=RATIO)
+        return _turns(bench, memory, url, each, range(turn - around, turn + around))
+
+
+def _turns(bench: Bench, memory: BeaconMemory, url: str, each: int, turns: range) -> list[Cost]:
+    """What each of these turns costs: a question, an answer of as many tokens, both remembered."""
+    found: list[Cost] = []
+    session, model = memory.session("long", ratio=RATIO), memory.model
+    said = memory.model.encode(" ".join(["The boat came in late and the harbour was closed again."] * 20))
+    with redis.Redis.from_url(url) as client:
+        for turn in turns:
+            bench.told(f"turn {turn + 1} of {turns.stop}")
+            text = f"{turn} {model.decode(said[: each - 2])}"
+            before = client.info("stats")["total_net_input_bytes"]
+            began = time.perf_counter()
+            session.chat(text, max_new_tokens=each)
+            seconds = time.perf_counter() - began
+            found.append((seconds, client.info("stats")["total_net_input_bytes"] - before))
+    return found
+
+
+def _results(case: str, turn: int, early: Sequence[Cost], late: Sequence[Cost]) -> Iterator[Result]:
+    names = [f"turn {turn}", f"turn {EARLY}"]
+    for index, (what, unit) in enumerate((("time", "s"), ("bytes written", "bytes"))):
+        # The mean over the turns around: the fold of a window belongs to all of its turns.
+        means = [statistics.mean(cost[index] for cost in costs) for costs in (late, early)]
+        values = {name: [mean] for name, mean in zip(names, means, strict=True)}
+        facts = {"turns": len(late), "each": [[cost[index] for cost in costs] for costs in (late, early)]}
+        yield Result(
+            "growth", f"{what}, {case}", names[0], values, [Against(names[1], most=1.2)], unit=unit, facts=facts
+        )

@@ -9,9 +9,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from rivals import random_entries
 
 from beacon_memory import BeaconMemory, BeaconModel, BeaconState, Segment
+from beacon_memory.budget import next_refold
 from beacon_memory.codec import encode_ids
 from beacon_memory.head import DOCUMENT
 from beacon_memory.layout import slot_count
@@ -24,25 +26,37 @@ MESSAGE = 60  # tokens
 def state(
     model: BeaconModel, ids: Sequence[int], *, ratio: int, close: bool, slot_dtype: str = "bfloat16"
 ) -> BeaconState:
-    """What `model.compress` would give, but for what the slots hold."""
+    """What `model.compress` would give, old memories coarser where the budget asks, but for the slots' numbers."""
     config = model.config.replace(slot_dtype=slot_dtype)
-    segments: list[Segment] = []
+    planned: list[Segment] = []
     rest = list(ids)
     while rest:
-        sink = 0 if segments else min(config.sink, len(rest))
+        sink = 0 if planned else min(config.sink, len(rest))
         size = sink + config.window
         if not close and len(rest) < size + config.keep_last:
             break
-        window, rest = rest[:size], rest[size:]
+        planned.append(_empty(rest[:size], ratio, sink))
+        rest = rest[size:]
+        while sum(segment.slots for segment in planned) > model.budget:
+            index, coarser = next_refold(planned, model.budget)
+            planned[index] = _empty(planned[index].ids, coarser, planned[index].sink)
+    segments: list[Segment] = []
+    for number, one in enumerate(planned):
         parent = chain(segment.digest for segment in segments)
-        how = {"ratio": ratio, "sink": sink, "parent": parent, "config": config, "fingerprint": model.fingerprint}
-        digest = segment_digest(window, **how)
-        keys, values = random_entries(model.lm, sink + slot_count(len(window) - sink, ratio), seed=len(segments))
-        packed = pack(keys, values, sink=sink, dtype=slot_dtype) if slot_dtype in BITS else None
+        how = {"ratio": one.ratio, "sink": one.sink, "parent": parent}
+        digest = segment_digest(one.ids, **how, config=config, fingerprint=model.fingerprint)  # type: ignore[arg-type]
+        keys, values = random_entries(model.lm, one.slots, seed=number)
+        packed = pack(keys, values, sink=one.sink, dtype=slot_dtype) if slot_dtype in BITS else None
         if packed:
             keys, values = unpack(packed)
-        segments.append(Segment(digest, parent, tuple(window), ratio, sink, keys, values, packed))
+        segments.append(Segment(digest, parent, one.ids, one.ratio, one.sink, keys, values, packed))
     return BeaconState(tuple(segments), tuple(rest))
+
+
+def _empty(ids: Sequence[int], ratio: int, sink: int) -> Segment:
+    """A segment that holds nothing but its size."""
+    shape = torch.empty(1, 1, sink + slot_count(len(ids) - sink, ratio), 1, device="meta")
+    return Segment("", "", tuple(ids), ratio, sink, shape, shape)
 
 
 def slots(model: BeaconModel, count: int, *, seed: int) -> BeaconState:
@@ -67,24 +81,36 @@ def document(memory: BeaconMemory, name: str, ids: Sequence[int], *, ratio: int,
 
 
 def talk(memory: BeaconMemory, name: str, ids: Sequence[int], *, ratio: int, slot_dtype: str = "bfloat16") -> None:
-    """A session of messages of 60 tokens that say these ids, user and assistant in turn.
+    """A session of messages that say these ids, user and assistant in turn.
 
     It ends where the raw tail has its mean length: what is never folded, and half a window.
     """
-    session = memory.session(name, ratio=ratio, slot_dtype=slot_dtype)
-    head, _, _ = session.opened()
-    model, transcript = memory.model, memory.transcript
-    messages: list[dict[str, str]] = []
-    said: list[int] = list(transcript.start)
-    config = model.config
+    config = memory.model.config
     tail = config.keep_last + config.window // 2
     whole = (len(ids) - config.sink - tail) // config.window * config.window
-    for first in range(0, len(ids), MESSAGE):
-        if len(said) >= config.sink + max(whole, 0) + tail:
-            break
-        text = model.decode(ids[first : first + MESSAGE])
-        messages.append({"role": ("user", "assistant")[len(messages) % 2], "content": text})
-        said += transcript.turn(messages[-1])
-    after = state(model, said, ratio=ratio, close=False, slot_dtype=slot_dtype)
-    changed, pages = head.with_state(after).with_messages(list(messages))
+    length = config.sink + max(whole, 0) + tail
+    said = messages(memory, ids, each=MESSAGE)
+    told = 0
+    for number, message in enumerate(said):
+        told += len(memory.transcript.turn(message))
+        if told >= length:
+            said = said[: number + 1]
+    keep(memory, name, said, ratio=ratio, slot_dtype=slot_dtype)
+
+
+def messages(memory: BeaconMemory, ids: Sequence[int], *, each: int) -> list[dict[str, str]]:
+    """These ids said in messages of so many tokens, user and assistant in turn."""
+    texts = [memory.model.decode(ids[first : first + each]) for first in range(0, len(ids), each)]
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def keep(
+    memory: BeaconMemory, name: str, said: Sequence[dict[str, str]], *, ratio: int, slot_dtype: str = "bfloat16"
+) -> None:
+    """A session that remembers these messages."""
+    session = memory.session(name, ratio=ratio, slot_dtype=slot_dtype)
+    head, _, _ = session.opened()
+    ids = [i for message in said for i in memory.transcript.turn(message)]
+    after = state(memory.model, [*memory.transcript.start, *ids], ratio=ratio, close=False, slot_dtype=slot_dtype)
+    changed, pages = head.with_state(after).with_messages(list(said))
     session.write(head, changed, after, pages, expected=0)
