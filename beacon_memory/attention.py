@@ -226,7 +226,12 @@ def _attention(
     eager = sys.modules[type(module).__module__].eager_attention_forward
     base = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
     as_base = _AsBase(module)
+    # A copy of keys and values for each head of a group is saved, for the same bits.
+    grouped = name == "sdpa" and query.device.type == "cpu" and query.shape[2] > 1 and not query.requires_grad
+    grouped = grouped and not kwargs.get("dropout")
     if beacon_pass is None:
+        if grouped and attention_mask is not None:
+            return _grouped(query, key, value, attention_mask, scale=kwargs.get("scaling")), None
         output: tuple[Tensor, Tensor | None] = base(as_base, query, key, value, attention_mask, **kwargs)
         return output
     # flash-attn would take a shadow's positions, which go back at its first beacon, for several packed texts.
@@ -235,21 +240,24 @@ def _attention(
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         if "flash" in name:
             mask = None  # it aligns its causal mask to the newest key by itself
-        elif name == "sdpa" and mask is not None and query.device.type == "cpu" and not query.requires_grad:
-            # The same bits as the base's own, which first copies keys and values for each head of a group.
-            attended = nn.functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, scale=kwargs.get("scaling"), enable_gqa=True
-            )
-            return attended.transpose(1, 2)
+        elif grouped and mask is not None:
+            return _grouped(query, key, value, mask, scale=kwargs.get("scaling"))
         elif name == "eager" and mask is None:
             # Eager attention takes no mask to mean that everyone sees everyone.
             rows, columns = query.shape[2], key.shape[2]
             mask = torch.full((rows, columns), float("-inf"), dtype=query.dtype, device=query.device)
             mask = mask.triu(columns - rows + 1)
-        by_base: Tensor = base(as_base, query, key, value, mask, **kwargs)[0]
-        return by_base
+        attended: Tensor = base(as_base, query, key, value, mask, **kwargs)[0]
+        return attended
 
     return beacon_pass.attend(module, query, key, value, attend), None
+
+
+def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float | None) -> Tensor:
+    attended = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scale, enable_gqa=True
+    )
+    return attended.transpose(1, 2)
 
 
 class _AsBase:

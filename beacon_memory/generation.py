@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
@@ -24,8 +23,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from beacon_memory.batch import Batch
 from beacon_memory.errors import ConfigError
-from beacon_memory.prefix import Prefix
 
 Finish = Literal["stop", "length"]
 
@@ -155,43 +154,6 @@ class _Said(StopStringCriteria):  # type: ignore[misc]
         return done
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Pasts and prompts of different lengths as one left-padded batch for generate()."""
-
-    ids: Tensor  # (batch, prompt)
-    mask: Tensor  # (batch, slots + prompt): 0 where padded
-    cache: DynamicCache
-
-
-def batch(prefixes: Sequence[Prefix], prompts: Sequence[Sequence[int]], *, lm: Any) -> Batch:
-    """One batch: `[pad | slots | pad | prompt]` per row. Positions follow the mask, so padding moves nothing."""
-    slots = max(prefix.slots for prefix in prefixes)
-    rows = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), rows, dtype=torch.long)
-    mask = torch.zeros(len(prompts), slots + rows, dtype=torch.long)
-    for i, (prefix, prompt) in enumerate(zip(prefixes, prompts, strict=True)):
-        ids[i, rows - len(prompt) :] = torch.tensor(prompt)
-        mask[i, slots - prefix.slots : slots] = 1
-        mask[i, slots + rows - len(prompt) :] = 1
-    cache = DynamicCache(config=lm.config)
-    if slots:
-        for layer in range(lm.config.num_hidden_layers):
-            keys, values = zip(*(_padded(prefix, layer, slots, lm.config) for prefix in prefixes), strict=True)
-            cache.update(torch.cat(keys), torch.cat(values), layer)
-    return Batch(ids.to(lm.device), mask.to(lm.device), cache)
-
-
-def _padded(prefix: Prefix, layer: int, slots: int, config: Any) -> tuple[Tensor, Tensor]:
-    """One row's keys and values, zeros in front.  # (1, kv_heads, slots, head_dim)"""
-    if prefix.keys is None or prefix.values is None:
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        zeros = torch.zeros(1, config.num_key_value_heads, slots, width, dtype=prefix.dtype, device=prefix.device)
-        return zeros, zeros
-    gap = slots - prefix.slots
-    return tuple(torch.nn.functional.pad(t[layer], (0, 0, gap, 0)) for t in (prefix.keys, prefix.values))  # type: ignore[return-value]
-
-
 class StopFilter:
     """Text up to the first stop string, in pieces: what could still become one is held back."""
 
@@ -276,6 +238,7 @@ def _streamed(
                     one.ids, attention_mask=one.mask, past_key_values=one.cache, streamer=streamer, **options
                 )
             made.append(output[0, one.ids.shape[1] :].tolist())
+            one.settle(made)
         except BaseException as exc:
             failure.append(exc)
             streamer.end()

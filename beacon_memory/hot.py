@@ -33,6 +33,13 @@ class Hot(Generic[T]):
             self._values.move_to_end(digest)
             return self._values[digest][0]
 
+    def take(self, digest: str) -> T | None:
+        """The value, when it is on hand, which it then is no more: for one that its user changes."""
+        with self._lock:
+            value, nbytes = self._values.pop(digest, (None, 0))
+            self._bytes -= nbytes
+            return value
+
     def put(self, digest: str, value: T, nbytes: int) -> None:
         """Have a value on hand, as far as there is room."""
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -10,6 +11,7 @@ from beacon_memory.archive import read_archive
 from beacon_memory.codec import decode_ids, decode_segment, require
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import SegmentMissing, SessionExists, SessionNotFound, SessionRolledBack
+from beacon_memory.front import Front
 from beacon_memory.head import SessionHead, check_entry, read_note, read_page
 from beacon_memory.hot import Hot
 from beacon_memory.model import BeaconModel
@@ -22,6 +24,7 @@ from beacon_memory.transcript import Transcript
 T = TypeVar("T")
 
 HOT_BYTES = 1 << 30  # segments kept on hand
+FRONT_BYTES = 1 << 30  # and what turns have left on the device
 PAGE_BYTES = 64 << 20  # and pages of messages, as stored
 
 
@@ -34,13 +37,25 @@ class BeaconMemory:
     >>> alice.ask("Where do I live?")                                         # doctest: +SKIP
     """
 
-    def __init__(self, model: BeaconModel, store: StateStore, *, hot_bytes: int = HOT_BYTES) -> None:
-        """A memory over a loaded model and an open store; closing it closes the store."""
+    def __init__(
+        self,
+        model: BeaconModel,
+        store: StateStore,
+        *,
+        hot_bytes: int = HOT_BYTES,
+        front_bytes: int = FRONT_BYTES,
+    ) -> None:
+        """A memory over a loaded model and an open store; closing it closes the store.
+
+        `hot_bytes` of segments are kept on hand, and `front_bytes` of sessions as the model reads them, on its device:
+        the least recently used leave first.
+        """
         self.model = model
         self.store = store
         self.transcript = Transcript(model.tokenizer)
         self._hot = Hot[Segment](hot_bytes)
         self._pages = Hot[list[dict[str, Any]]](PAGE_BYTES)
+        self._fronts = Hot[Front](front_bytes)
 
     @classmethod
     def open(
@@ -51,6 +66,7 @@ class BeaconMemory:
         config: BeaconConfig | None = None,
         adapter: str | Path | None = "auto",
         hot_bytes: int = HOT_BYTES,
+        front_bytes: int = FRONT_BYTES,
         key: bytes | None = None,
         **options: Any,
     ) -> Self:
@@ -64,7 +80,7 @@ class BeaconMemory:
         try:
             if isinstance(model, str):
                 model = BeaconModel.from_pretrained(model, config, adapter=adapter, **options)
-            return cls(model, opened, hot_bytes=hot_bytes)
+            return cls(model, opened, hot_bytes=hot_bytes, front_bytes=front_bytes)
         except BaseException:
             if opened is not store:
                 opened.close()
@@ -199,6 +215,15 @@ class BeaconMemory:
                 return None
             self.keep([segment])
         return segment
+
+    def front(self, *sessions: str) -> Front:
+        """What the last turn of these sessions, one behind another, left on the device; it is taken, and given back by
+        its `give`. Nothing of it is trusted: what it stands for is compared with what is asked of it.
+        """
+        names = json.dumps(sessions)
+        front = self._fronts.take(names) or Front(self.model.empty)
+        front.give = lambda front: self._fronts.put(names, front, front.nbytes)
+        return front
 
     def keep(self, segments: Sequence[Segment]) -> None:
         """Have these segments on hand, as far as memory goes."""

@@ -15,11 +15,13 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 from beacon_memory.adapter import adapter_config, load_adapter, load_published, published_config
 from beacon_memory.attention import Beacons
+from beacon_memory.batch import Batch, batch
 from beacon_memory.budget import default_budget, next_refold
 from beacon_memory.config import BeaconConfig, check_ratio
 from beacon_memory.errors import AdapterError, InputError, PromptTooLong
 from beacon_memory.fold import fold
-from beacon_memory.generation import Answer, Batch, Sampling, Stream, batch, end_ids
+from beacon_memory.front import Front
+from beacon_memory.generation import Answer, Sampling, Stream, end_ids
 from beacon_memory.loading import (
     check_supported,
     hash_tensors,
@@ -157,6 +159,7 @@ class BeaconModel:
         known: Known | None = None,
         slot_dtype: str | None = None,
         progress: Callable[[int], None] | None = None,
+        front: Front | None = None,
     ) -> BeaconState:
         """The state after reading `ids` behind `state`, which stays as it is (paper, section 3.1).
 
@@ -164,30 +167,30 @@ class BeaconModel:
         the tail too: the stream ends here. Above `budget` slots (default: the model's) the oldest segments are folded
         again at the next ratio. `known` may give a segment by its digest, which is then not folded. `slot_dtype` is
         what new slots are kept in (default: the config's). `progress` gets the number of tokens after each window.
-        Raises ConfigError, InputError, BudgetExceeded.
+        `front` is what an earlier call left on the device. Raises ConfigError, InputError, BudgetExceeded.
         """
         ratio = check_ratio(self.config.ratio if ratio is None else ratio, self.config.window)
         state = state or BeaconState()
         how: dict[str, Any] = {"known": known, "slot_dtype": slot_dtype}
         # A budget may be smaller than the last one was, and nothing be folded below.
         segments, tail = self.fit(state.segments, budget=budget, **how), [*state.tail, *self._checked(ids)]
-        past: Prefix | None = None
+        front, standing = front or Front(self.empty), False
         while tail:
             sink = 0 if segments else self.config.sink
             size = sink + self.config.window
             if len(tail) < size + self.config.keep_last and not close:
                 break
             window, tail = tail[:size], tail[size:]
-            if past is None:
+            if not standing:
                 windows = len(tail) // self.config.window + 1
                 ahead = windows * (self.config.window // ratio) + 2 * size
-                past = self._past(segments, min(ahead, max(budget or self.budget, size) + 2 * size))
-            segment = self._fold(window, past, chain(s.digest for s in segments), ratio=ratio, sink=sink, **how)
+                front.stand(segments, room=min(ahead, max(budget or self.budget, size) + 2 * size))
+            segment = self._fold(window, front.past, chain(s.digest for s in segments), ratio=ratio, sink=sink, **how)
             segments.append(segment)
-            past = past.extend([segment])
+            front.folded(segment)
             fitted = self.fit(segments, budget=budget, **how)
-            if fitted != segments:
-                segments, past = fitted, None
+            standing = fitted == segments
+            segments = fitted
             if progress:
                 progress(len(window))
         return BeaconState(tuple(segments), tuple(tail))
@@ -222,8 +225,9 @@ class BeaconModel:
         slot_dtype: str | None = None,
     ) -> Segment:
         """One window folded behind these segments, whatever was folded behind it."""
-        past, parent = self._past(before, len(ids)), chain(segment.digest for segment in before)
-        return self._fold(ids, past, parent, ratio=ratio, sink=sink, known=known, slot_dtype=slot_dtype)
+        front, parent = Front(self.empty), chain(segment.digest for segment in before)
+        front.stand(before, room=len(ids))
+        return self._fold(ids, front.past, parent, ratio=ratio, sink=sink, known=known, slot_dtype=slot_dtype)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState] | None = None, **sampling: Any
@@ -236,24 +240,33 @@ class BeaconModel:
         return [answer.text for answer in self.answers(prompts, states, **sampling)]
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState] | None = None, **sampling: Any
+        self,
+        prompts: Sequence[Sequence[int]],
+        states: Sequence[BeaconState] | None = None,
+        *,
+        fronts: Sequence[Front | None] | None = None,
+        **sampling: Any,
     ) -> list[Answer]:
-        """The same answers with their numbers of tokens and how they ended. Raises PromptTooLong."""
+        """The same answers with their numbers of tokens and how they ended. `fronts` are what earlier turns left on the
+        device, one for each prompt or None. Raises PromptTooLong.
+        """
         how = Sampling(**sampling)
-        one = self._batch(prompts, states or [BeaconState()] * len(prompts), how)
+        one = self._batch(prompts, states or [BeaconState()] * len(prompts), how, fronts)
         options = how.options(self.tokenizer, self.lm, batch=one)
         with torch.inference_mode():
             output = self.lm.generate(one.ids, attention_mask=one.mask, past_key_values=one.cache, **options)
         rows = output[:, one.ids.shape[1] :].tolist()
+        one.settle(rows)
         return [how.answer(self.decode(row), row, end_ids(self.lm)) for row in rows]
 
-    def stream(self, prompt: Sequence[int], state: BeaconState | None = None, **sampling: Any) -> Stream:
-        """The answer to one prompt in pieces, as they come. Closing the iterator stops the model.
-
-        Raises PromptTooLong.
+    def stream(
+        self, prompt: Sequence[int], state: BeaconState | None = None, *, front: Front | None = None, **sampling: Any
+    ) -> Stream:
+        """The answer to one prompt in pieces, as they come. Closing the iterator stops the model. `front` is what an
+        earlier turn left on the device. Raises PromptTooLong.
         """
         how = Sampling(**sampling)
-        one = self._batch([prompt], [state or BeaconState()], how)
+        one = self._batch([prompt], [state or BeaconState()], how, [front])
         return Stream(self.lm, self.tokenizer, one, how)
 
     def logits(self, ids: Sequence[int], state: BeaconState | None = None) -> Tensor:
@@ -262,7 +275,7 @@ class BeaconModel:
             raise InputError("logits are asked of at least one token id")
         state = state or BeaconState()
         rows = [*state.tail, *self._checked(ids)]
-        one = batch([self.empty.extend(state.segments)], [rows], lm=self.lm)
+        one = batch(self.lm, self.empty, [state.segments], [rows], new=0)
         with torch.inference_mode():
             output = self.lm(
                 one.ids, attention_mask=one.mask, past_key_values=one.cache, use_cache=True, logits_to_keep=len(ids)
@@ -274,10 +287,6 @@ class BeaconModel:
         """The base model, as it was before beacons were attached."""
         self.beacons.detach()
         return self.lm
-
-    def _past(self, segments: Sequence[Segment], ahead: int) -> Prefix:
-        """Segments in front, with room for so many rows behind them."""
-        return self.empty.reserve(sum(segment.slots for segment in segments) + ahead).extend(segments)
 
     def _fold(
         self,
@@ -308,7 +317,13 @@ class BeaconModel:
         kept = [t[:, 0].to(dtype).clone().contiguous() for t in (folded.keys, folded.values)]
         return Segment(digest, parent, tuple(ids), ratio, sink, kept[0], kept[1])
 
-    def _batch(self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState], sampling: Sampling) -> Batch:
+    def _batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        states: Sequence[BeaconState],
+        sampling: Sampling,
+        fronts: Sequence[Front | None] | None = None,
+    ) -> Batch:
         if not prompts or len(prompts) != len(states):
             raise InputError(f"one state per prompt, at least one: got {len(prompts)} prompts and {len(states)} states")
         rows = [[*state.tail, *self._checked(prompt)] for prompt, state in zip(prompts, states, strict=True)]
@@ -320,7 +335,10 @@ class BeaconModel:
                     f"{state.slots} slots, {len(row)} prompt tokens and {sampling.max_new_tokens} for the answer are "
                     f"{total}, the model has {self.positions} positions: shorten the prompt or compress it first"
                 )
-        return batch([self.empty.extend(state.segments) for state in states], rows, lm=self.lm)
+        # What a penalty looks at is the ids that are given, so all of them have to be.
+        again = sampling.repetition_penalty == 1
+        pasts, new = [state.segments for state in states], sampling.max_new_tokens
+        return batch(self.lm, self.empty, pasts, rows, new=new, fronts=fronts, again=again)
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         size = self.lm.config.vocab_size

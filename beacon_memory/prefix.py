@@ -76,6 +76,17 @@ class Room:
         return cls(keys, values)
 
 
+def entries(segments: Sequence[Segment]) -> int:
+    """How many slots these segments are when they are joined."""
+    return sum(segment.slots for segment in segments) - sum(_starts(segments, behind=False))
+
+
+def _starts(segments: Sequence[Segment], *, behind: bool) -> list[int]:
+    """How many of each segment's first slots are left out."""
+    found = [int(bool(segment.sink) and segment.slots > 1) for segment in segments]
+    return found if behind else [0, *found[1:]][: len(found)]
+
+
 @dataclass(frozen=True)
 class Prefix:
     """A batch of equally long pasts: what a window, or a prompt, finds in front of it.
@@ -134,9 +145,9 @@ class Prefix:
         """
         if not segments:
             return self
-        past = self.reserve(max(self.ahead, sum(segment.slots for segment in segments)))
-        for segment in segments:
-            start = int(bool(past.slots and segment.sink and segment.slots > 1))
+        starts = _starts(segments, behind=self.slots > 0)
+        past = self.reserve(max(self.ahead, sum(segment.slots for segment in segments) - sum(starts)))
+        for segment, start in zip(segments, starts, strict=True):
             past = past.append(*(t[:, None, :, start:] for t in (segment.keys, segment.values)))
         return past
 

@@ -247,6 +247,7 @@ class Session:
 
     def forget(self) -> None:
         """Remove the session, and every byte that no other session names. Raises SessionNotFound."""
+        self._memory.front(self.id)  # taken, and gone
         self._memory.store.delete(self.id)
 
     def opened(self) -> tuple[SessionHead, BeaconState, int]:
@@ -333,9 +334,11 @@ class Session:
     ) -> Changed:
         model, transcript = self._memory.model, self._memory.transcript
         ids = [i for message in messages for i in transcript.turn(message)]
-        how: dict[str, Any] = {"slot_dtype": head.slot_dtype, "progress": progress}
+        front = self._memory.front(self.id)
+        how: dict[str, Any] = {"slot_dtype": head.slot_dtype, "progress": progress, "front": front}
         start = transcript.start if ids and not state.tokens else []
         state = model.compress([*start, *ids], state, ratio=head.ratio, budget=head.budget, **how)
+        front.give(front)
         noted, pages = head.with_state(state).with_messages(list(messages))
         return noted, state, pages
 
@@ -360,7 +363,8 @@ class Session:
             state.tail, behind=bool(state.segments), opens=head.unfolded, asked=asked, system=system
         )
         sampling = {"stop": transcript.stop} | sampling
-        return self._memory.model.stream(prompt, replace(state, tail=()), **sampling)
+        front = self._memory.front(self.id)
+        return self._memory.model.stream(prompt, replace(state, tail=()), front=front, **sampling)
 
     def _rewound(
         self, head: SessionHead, state: BeaconState, past: Sequence[Mapping[str, Any]], messages: int

@@ -18,6 +18,7 @@ from beacon_memory.tools import Tool
 from beacon_memory.transcript import check_message
 
 if TYPE_CHECKING:
+    from beacon_memory.front import Front
     from beacon_memory.memory import BeaconMemory
 
 Message = Mapping[str, Any]
@@ -134,7 +135,8 @@ class Turn(Iterator[str]):
         context = context_state(self._memory, self._contexts)
         asked = self._messages[len(self._messages) - raw :]
         state, segments, prompt = self._folded(head, before, closed, ids, context=context, asked=asked)
-        stream: Stream = model.stream(prompt, BeaconState(segments), **self._sampling)
+        front = self._front()
+        stream: Stream = model.stream(prompt, BeaconState(segments), front=front, **self._sampling)
         try:
             yield from stream
         finally:
@@ -213,10 +215,9 @@ class Turn(Iterator[str]):
         """The session after `closed` and `ids`, what the model finds in front of the prompt, and the prompt."""
         memory, model, transcript = self._memory, self._memory.model, self._memory.transcript
         about: dict[str, Any] = {"asked": asked, "system": self._system, "tools": self._tools}
-        how: dict[str, Any] = {"known": self._known, "slot_dtype": head.slot_dtype}
         state = before
         if closed:
-            state = model.compress(closed, state, ratio=head.ratio, budget=head.budget, close=True, **how)
+            state = self._compressed(closed, state, head, close=True, known=self._known)
             memory.keep(state.segments)
         if not self._writes:
             whole, segments = replace(state, tail=(*state.tail, *ids)), context.join(state.segments).segments
@@ -225,14 +226,30 @@ class Turn(Iterator[str]):
             room = model.positions - Sampling(**self._sampling).max_new_tokens
             if sum(segment.slots for segment in segments) + len(prompt) <= room:
                 return whole, segments, prompt  # it fits as it is
-        state = model.compress(ids, state, ratio=head.ratio, budget=head.budget, **how)
+        state = self._compressed(ids, state, head, known=self._known)
         memory.keep(state.segments)
         segments = context.join(state.segments).segments
         if context.slots and state.segments:
+            how: dict[str, Any] = {"known": self._known, "slot_dtype": head.slot_dtype}
             segments = tuple(model.fit(segments, budget=max(model.budget, context.slots), **how))
             memory.keep(segments)
         opens = head.unfolded and len(state.segments) == len(head.entries)
         return state, segments, transcript.prompt(state.tail, behind=bool(segments), opens=opens, **about)
+
+    def _front(self) -> Front | None:
+        """What the last turn with the same in front left on the device."""
+        names = [one if isinstance(one, str) else one.digest for one in self._contexts]
+        names += [] if self._session is None else [self._session.id]
+        return self._memory.front(*names) if names else None
+
+    def _compressed(self, ids: Sequence[int], state: BeaconState, head: SessionHead, **how: Any) -> BeaconState:
+        """The session's state after these ids."""
+        front = None if self._contexts else self._front()
+        how |= {"ratio": head.ratio, "budget": head.budget, "slot_dtype": head.slot_dtype, "front": front}
+        state = self._memory.model.compress(ids, state, **how)
+        if front is not None:
+            front.give(front)
+        return state
 
     def _known(self, digest: str) -> Segment | None:
         if (segment := self._memory.known(digest)) is not None:
@@ -254,11 +271,9 @@ class Turn(Iterator[str]):
         assert self._session is not None
         if not said and not forked:
             return
-        memory, model = self._memory, self._memory.model
         if answer:
-            ids = memory.transcript.turn(answer)
-            how: dict[str, Any] = {"known": memory.known, "slot_dtype": head.slot_dtype}
-            state = model.compress(ids, state, ratio=head.ratio, budget=head.budget, **how)
+            ids = self._memory.transcript.turn(answer)
+            state = self._compressed(ids, state, head, known=self._memory.known)
         changed, more = head.with_state(state).with_messages(list(said))
         try:
             self._session.write(opened, changed, state, pages | more, expected=version)

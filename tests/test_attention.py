@@ -233,3 +233,12 @@ def test_anchors_projected_alone_are_those_of_all_rows(kind: str, bias: bool) ->
     own = projection.beacon_at(hidden, anchors, based=projection.base(hidden))
     everywhere = projection.beacon(hidden).view(2, 9, 2, 4).transpose(1, 2)
     torch.testing.assert_close(own, everywhere.gather(2, anchors[..., None].expand(-1, -1, -1, 4)))
+
+
+def test_a_padded_batch_has_the_base_models_logits(family: str, ids: list[int], config: BeaconConfig) -> None:
+    lm = tiny_lm(family)
+    rows, mask = torch.tensor([ids[:12], [0] * 5 + ids[:7]]), torch.tensor([[1] * 12, [0] * 5 + [1] * 7])
+    with torch.inference_mode():
+        before = lm(rows, attention_mask=mask).logits
+        model = BeaconModel(lm, tiny_tokenizer(), config)
+        assert torch.equal(model.lm(rows, attention_mask=mask).logits, before)
