@@ -84,13 +84,22 @@ def tools_grammar(
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not function.get("name"):
             raise InputError(f"a tool is a function with a name, not {tool!r:.120}")
-        schemas[str(function["name"])] = function.get("parameters") or {"type": "object", "properties": {}}
+        schemas[str(function["name"])] = _arguments(function.get("parameters") or {"type": "object", "properties": {}})
     choice = tools_choice(choice, list(schemas))
     if choice in (None, "auto"):
         return Grammar.calls(schemas, text=True, many=many is not False, schema=schema)
     if choice != "any":
         schemas = {choice: schemas[choice]}
     return Grammar.calls(schemas, text=False, many=bool(many))
+
+
+def _arguments(parameters: Any) -> Any:
+    """The schema of a call's arguments. A function takes what it names: a schema that says nothing of more, and is not
+    made of others, allows no more.
+    """
+    if isinstance(parameters, Mapping) and not parameters.keys() & {"allOf", "anyOf", "oneOf", "$ref"}:
+        return {"additionalProperties": False, **parameters}
+    return parameters
 
 
 def write_said(said: Said) -> str:

@@ -20,6 +20,7 @@ from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Context, JsonSerializer
 from llama_index.llms.beacon import BeaconLLM
 from llama_index.memory.beacon import BeaconMemory, BeaconMemoryBlock, BeaconRedisChatStore
+from workflows.context import PickleSerializer
 
 from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError, InputError, SessionConflict
@@ -106,8 +107,9 @@ async def test_an_agents_context_is_restored_with_a_memory_made_anew(llm):
     agent = FunctionAgent(tools=[TOOL], llm=llm)
     context = Context(agent)
     await agent.run("note fact 000", ctx=context, memory=BeaconMemory.from_defaults(session_id="ada", llm=llm))
-    with pytest.warns(match="memory"):
-        kept = context.to_dict(serializer=JsonSerializer())
+    for serializer in (PickleSerializer(), JsonSerializer()):
+        with pytest.warns(match="memory"):
+            kept = context.to_dict(serializer=serializer)
     again = Context.from_dict(agent, json.loads(json.dumps(kept)), serializer=JsonSerializer())
     memory = BeaconMemory.from_defaults(session_id="ada", llm=llm)
     assert str(await agent.run("Which?", ctx=again, memory=memory)) == "First was fact 000."

@@ -10,7 +10,7 @@ import pytest
 from beacon_memory.errors import ConfigError, InputError
 from beacon_memory.structured import Grammar
 from beacon_memory.testing import ScriptedModel, tiny_model
-from beacon_memory.tools import read_said
+from beacon_memory.tools import read_said, tools_grammar
 
 PERSON = {
     "type": "object",
@@ -79,6 +79,17 @@ def test_a_call_that_must_be_made_is_made(model, seed):
     call = json.loads(body)
     assert call["name"] in TOOLS
     assert isinstance(call["arguments"], dict)
+
+
+def test_a_model_makes_up_no_argument_that_a_tool_does_not_name():
+    """SmolLM2 gave a tool without parameters a "time", which no function took."""
+    wanted = '<tool_call>\n{"name": "now", "arguments": {"time": "noon"}}\n</tool_call>'
+    model = ScriptedModel(lambda seen: wanted)
+    for parameters, given in ((None, {}), ({"type": "object", "additionalProperties": {"type": "string"}}, None)):
+        tool = {"type": "function", "function": {"name": "now", "parameters": parameters}}
+        constraint = tools_grammar([tool], "any")
+        text = model.generate([model.encode("?")], max_new_tokens=160, constraint=constraint)[0]
+        assert read_said(text).calls[0].arguments == ({"time": "noon"} if given is None else given)
 
 
 BODY = '{"name": "add", "arguments": {"a": 7}}\n</tool_call>'

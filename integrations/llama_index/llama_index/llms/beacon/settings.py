@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from llama_index.core.base.llms.generic_utils import messages_to_prompt
+from llama_index.core.llms.llm import default_completion_to_prompt
 from llama_index.core.schema import BaseNode
 from llama_index.llms.beacon.structured import StructuredOutput
 from pydantic import AliasChoices, ConfigDict, Field, SecretStr
@@ -92,7 +94,8 @@ class BeaconSettings(StructuredOutput):
 
     def __init__(self, **fields: Any) -> None:
         """The fields by name. Raises ConfigError for two stores, or for a setting of another kind of model."""
-        if fields.get("messages_to_prompt") or fields.get("completion_to_prompt"):
+        written = fields.get("messages_to_prompt"), fields.get("completion_to_prompt")
+        if any(by not in (None, messages_to_prompt, default_completion_to_prompt) for by in written):
             raise ConfigError(
                 "this model's prompts are written by its chat template: set tokenizer.chat_template, not "
                 "messages_to_prompt or completion_to_prompt"
@@ -119,6 +122,11 @@ class BeaconSettings(StructuredOutput):
             )
         self.model_name = self.engine.name
         self._sampling({})
+
+    def __getstate__(self) -> dict[str, Any]:
+        # LlamaIndex takes from the object itself what cannot be pickled; a copy is made anew of its names.
+        state: dict[str, Any] = super(BeaconSettings, self.model_copy(update={"engine": None})).__getstate__()
+        return state
 
     @property
     def opened(self) -> BeaconEngine:

@@ -96,6 +96,9 @@ class BeaconMemory(BaseMemory):
             f"a memory is not written down: make it anew by BeaconMemory.from_defaults({self.session_id!r}, llm=…)"
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.to_dict()
+
     @property
     def _session(self) -> Session:
         return self.engine.session(self.session_id, ratio=self.beacon_ratio, budget=self.budget)
