@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 dispatcher = get_dispatcher(__name__)
 
-QUESTION = PromptTemplate("{query_str}", prompt_type=PromptType.QUESTION_ANSWER)
+# A small model must be told that it has read something: asked alone, it answers out of the blue.
+QUESTION = PromptTemplate("According to the text above: {query_str}", prompt_type=PromptType.QUESTION_ANSWER)
 READ = "(all that you have read above)"  # what a template's {context_str} becomes: the text itself is in memory
 
 
