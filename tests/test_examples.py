@@ -32,3 +32,15 @@ def test_a_newcomer_trains_an_adapter_and_sees_what_it_gained(tmp_path):
     assert after < before
     assert (tmp_path / "adapter" / "adapter.safetensors").exists()
     assert (tmp_path / "adapter" / "loss.png").exists()
+
+
+def test_a_query_engine_over_a_folder_folds_nothing_in_the_second_process(tmp_path):
+    model, folder = tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096), tmp_path / "texts"
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / f"{name}.txt").write_text(f"In book {name} the door is green. " * 40)
+    said = run("06_llama_index_query_engine.py", "--model", str(model), "--folder", str(folder))
+    windows = [int(line.split()[-1]) for line in said.splitlines() if "windows folded" in line]
+    assert windows[0] > 1
+    assert windows[1:] == [0, 1]
+    assert "2 source nodes" in said
