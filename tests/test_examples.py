@@ -44,3 +44,26 @@ def test_a_query_engine_over_a_folder_folds_nothing_in_the_second_process(tmp_pa
     assert windows[0] > 1
     assert windows[1:] == [0, 1]
     assert "2 source nodes" in said
+
+
+def test_a_chat_engine_goes_on_in_a_second_process(tmp_path):
+    model = tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096)
+    said = run("07_llama_index_chat_over_redis.py", "--model", str(model))
+    held = [line for line in said.splitlines() if line.startswith("in memory")]
+    assert held[0].startswith("in memory: 0 messages")
+    assert held[1].startswith("in memory: 4 messages")
+
+
+def test_an_agents_calls_are_in_its_memory(tmp_path):
+    model = tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096)
+    said = run("08_llama_index_agent.py", "--model", str(model))
+    assert said.count("calls: [{'item': ") == said.count("Ordered: ") == 3
+    assert "14 messages in memory" in said
+
+
+def test_what_the_stock_memory_has_no_room_for_is_in_the_block(tmp_path):
+    model = tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096)
+    said = run("09_llama_index_memory_block.py", "--model", str(model))
+    queue, folded = (int(part.split()[0]) for part in said.split(", ", 1)[:2])
+    assert queue + folded == 61
+    assert folded > 40

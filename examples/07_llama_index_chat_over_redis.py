@@ -1,0 +1,61 @@
+"""LlamaIndex: a chat engine whose memory is in Redis; a second process goes on where the first ended.
+
+    python examples/07_llama_index_chat_over_redis.py [--model MODEL] [--redis URL]
+
+Without a URL a Valkey server is started for the example. The memory is made anew in each process of a session's id and
+the server: what was said stands there folded, and is not sent or read again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from contextlib import nullcontext
+
+from llama_index.core.chat_engine import SimpleChatEngine
+from llama_index.llms.beacon import BeaconLLM
+from llama_index.memory.beacon import BeaconMemory
+from transformers.utils import logging
+
+from beacon_memory.testing import redis_server
+
+TALKS = {
+    "one": ["Hello! My name is Ada. I live in Lyon, and I have a dog called Rex.", "I am a carpenter. I like green."],
+    "two": ["What is the name of my dog?", "Where do I live?"],
+}
+
+
+def talk(model: str, url: str, stage: str) -> None:
+    """One process: a memory, a chat engine, and a few turns."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    llm = BeaconLLM(model=model, redis_url=url, ttl=86400, max_new_tokens=32)
+    memory = BeaconMemory.from_defaults(session_id="ada", llm=llm)
+    print(f"in memory: {len(memory.get_all())} messages; given to the engine: {len(memory.get())}")
+    chat = SimpleChatEngine.from_defaults(llm=llm, memory=memory, system_prompt="Answer in one short sentence.")
+    for words in TALKS[stage]:
+        print(f"\nAda: {words}\n  ", end="")
+        for piece in chat.stream_chat(words).response_gen:
+            print(piece, end="", flush=True)
+        print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--redis", help="URL of a Redis or Valkey server")
+    parser.add_argument("--stage", choices=tuple(TALKS), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.stage:
+        talk(args.model, args.redis, args.stage)
+        return
+    with nullcontext(args.redis) if args.redis else redis_server("valkey") as url:
+        for stage in TALKS:
+            print(f"\n---- process {stage} ----", flush=True)
+            how = ["--stage", stage, "--redis", url, "--model", args.model]
+            subprocess.run([sys.executable, __file__, *how], check=True)
+
+
+if __name__ == "__main__":
+    main()
