@@ -25,9 +25,10 @@ def match(stored: Sequence[Message], given: Sequence[Message], history: History 
 
     - `append`: all of it is new.
     - `full`: it is the whole conversation; from the first difference on, the stored one is another branch.
-    - `auto`: the whole conversation where it begins as the stored one does; else its newest part, trimmed, where it
-      begins somewhere within; else new. A list in which the assistant never speaks, and in which no message has the
-      `id` of a stored one, is always new: saying "hello" again does not go back to the first hello.
+    - `auto`: it begins where the first of its messages that has a stored one's `id` says. Without ids: the whole
+      conversation where it begins as the stored one does; else its newest part, trimmed, where it begins somewhere
+      within; else new. A list in which the assistant never speaks, and in which no message has the `id` of a stored
+      one, is always new: saying "hello" again does not go back to the first hello.
 
     >>> a, b = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
     >>> match([a, b], [a, b, a])
@@ -42,9 +43,13 @@ def match(stored: Sequence[Message], given: Sequence[Message], history: History 
     same = _run(stored, given, 0)
     if history == "full":
         return Match(same, same)
-    ids = {m["id"] for m in stored if m.get("id")}
-    named = any(m.get("id") in ids for m in given)
-    if not named and all(m["role"] == "user" for m in given):
+    places = {m["id"]: n for n, m in enumerate(stored) if m.get("id")}
+    # What the ids say comes first: two messages may be equal in words.
+    begin = next((places[m["id"]] - n for n, m in enumerate(given) if m.get("id") in places), None)
+    if begin is not None and begin >= 0:
+        run = _run(stored, given, begin)
+        return Match(begin + run, run)
+    if begin is None and all(m["role"] == "user" for m in given):
         return Match(len(stored), 0)
     if same:
         return Match(same, same)
@@ -54,11 +59,11 @@ def match(stored: Sequence[Message], given: Sequence[Message], history: History 
     if ending:
         return Match(len(stored), max(ending))
     run, at = max(runs, key=lambda found: (found[0], found[1]), default=(0, 0))
-    if run > 1 or (run and stored[at].get("id") and stored[at].get("id") == given[0].get("id")):
+    if run > 1:
         return Match(at + run, run)
     # Its first message was edited, or it is another conversation.
     answers = {m["content"] for m in stored if m["role"] == "assistant"}
-    edited = named or any(m["role"] == "assistant" and m["content"] in answers for m in given)
+    edited = begin is not None or any(m["role"] == "assistant" and m["content"] in answers for m in given)
     return Match(0, 0) if edited else Match(len(stored), 0)
 
 

@@ -45,6 +45,18 @@ def test_ids_tell_a_message_said_again_from_an_answer_asked_again():
     assert match(stored, [stored[0] | {"content": "edited"}]) == Match(0, 0)
 
 
+def test_ids_tell_a_trimmed_talk_from_its_beginning():
+    """A talk cut to its newest messages, which began in the same words, was taken for an edit of its beginning."""
+    stored = talk("aBaBaC", named=True)
+    new = {"role": "user", "content": "d", "id": "new"}
+    assert match(stored, [*stored[2:], new]) == Match(6, 4)
+    assert match(stored, [*stored[4:], new]) == Match(6, 2)
+    nameless = [{key: value for key, value in m.items() if key != "id" or m["role"] != "user"} for m in stored]
+    assert match(nameless, [*nameless[2:], new]) == Match(6, 4)  # the model's answers have ids of themselves
+    assert match(stored, [stored[2] | {"content": "edited"}]) == Match(2, 0)
+    assert match(stored, [new, *stored[:2]]) == Match(0, 0)  # something was put in front
+
+
 def test_full_and_append_are_forced():
     assert match(talk("aBcD"), talk("a"), "full") == Match(1, 1)
     assert match(talk("aBcD"), talk("aBcDe"), "append") == Match(4, 0)

@@ -10,8 +10,6 @@ import time
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from langchain_beacon import BeaconChatModel, BeaconLLM, ChatBeacon
 from langchain_core.caches import InMemoryCache
 from langchain_core.documents import Document
@@ -23,7 +21,7 @@ from langchain_core.exceptions import (
     ModelNotFoundError,
 )
 from langchain_core.globals import set_llm_cache
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
@@ -34,11 +32,6 @@ from beacon_memory import BeaconConfig
 from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError, InputError, ModelMismatch, StoreUnavailable
 from beacon_memory.testing import redis_server, scripted_engine, sensible, tiny_checkpoint, tiny_model
-
-PLAIN = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 def remembers(seen: str) -> str:
@@ -191,43 +184,6 @@ def test_a_document_stands_in_front_of_a_chain(llm):
         llm.invoke("Who?", context_id="another")
     llm.invoke("Rex9 is here.", cfg(session_id="ada"), context_id="handbook")
     assert "guards the door" not in str(told(llm, "ada"))
-
-
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["full", "delta", "again", "edit"]), st.sampled_from(["Yes", "My dog is Rex.", "Why not?"])
-    ),
-    min_size=2,
-    max_size=4,
-)
-
-
-@pytest.fixture(scope="module")
-def exact() -> BeaconEngine:
-    """Every token is kept and nothing stands between memory and tail: reading it all anew must say the same."""
-    model = tiny_model(
-        config=BeaconConfig(ratio=1, window=16, keep_last=6, sink=2, anchors="last", slot_dtype="float32")
-    )
-    model.tokenizer.chat_template = PLAIN
-    return BeaconEngine(model, "memory://")
-
-
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(STEPS)
-def test_history_is_read_once_and_answers_are_those_of_the_whole(exact, steps):
-    llm = ChatBeacon(engine=exact.with_store("memory://"), max_tokens=6)
-    talk: list = []
-    for n, (kind, words) in enumerate(steps):
-        asked = HumanMessage(words, id=f"m{n}")
-        if kind == "again" and talk:
-            talk = talk[:-1] if isinstance(talk[-1], AIMessage) else talk
-        elif kind == "edit" and len(talk) > 2:
-            talk = [*talk[:2], asked]
-        else:
-            talk = [*talk, asked]
-        said = llm.invoke([asked] if kind == "delta" else talk, session_id="s")
-        assert said.text == llm.invoke(talk).text
-        talk = [*talk, said] if said.text.strip() else talk
 
 
 NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
