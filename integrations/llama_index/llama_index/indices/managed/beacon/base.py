@@ -81,7 +81,7 @@ class BeaconIndex(BaseManagedIndex):
         self._read: tuple[int, list[BaseNode]] = (0, [])
         self.windows_folded = 0
         struct = IndexDict(index_id=name or str(uuid.uuid4()))
-        self._name(struct.index_id)
+        self._id = struct.index_id
         self._show_progress = show_progress
         if nodes is None:
             self._opened()
@@ -152,9 +152,8 @@ class BeaconIndex(BaseManagedIndex):
 
     def set_index_id(self, index_id: str) -> None:
         """Keep the index under another id. Raises SessionExists."""
-        documents = self.documents
-        documents.rename(index_id)
-        self._name(index_id)
+        self.documents.rename(index_id)
+        self._id = index_id
         super().set_index_id(index_id)
 
     # Changes: each is whole or not made.
@@ -220,9 +219,6 @@ class BeaconIndex(BaseManagedIndex):
         known = {name: kwargs.pop(name) for name in names if name in kwargs}
         _none(kwargs)
         return BeaconChatEngine(self, llm=llm, callback_manager=self._callback_manager, **known)
-
-    def _name(self, index_id: str) -> None:
-        self._id = index_id
 
     def _opened(self) -> None:
         """Look whether the index is there and ours."""
