@@ -23,8 +23,8 @@ from llama_index.memory.beacon import BeaconMemory, BeaconMemoryBlock, BeaconRed
 from workflows.context import PickleSerializer
 
 from beacon_memory.engine import BeaconEngine
-from beacon_memory.errors import ConfigError, InputError, SessionConflict
-from beacon_memory.testing import redis_server, scripted_engine
+from beacon_memory.errors import ConfigError, InputError, ModelMismatch, SessionConflict, StoreUnavailable
+from beacon_memory.testing import redis_server, scripted_engine, tiny_model
 
 
 def clerk(seen: str) -> str:
@@ -222,8 +222,9 @@ async def test_a_block_is_never_dropped_and_leaves_out_system_messages(llm):
     content = await block.aget(session_id="ada")
     assert await block.atruncate(content, 10_000) == content
     assert [m["content"] for m in llm.engine.session("ada").messages()] == ["fact 000 is here"]
-    with pytest.raises(InputError, match="session_id"):
-        await block.aget()
+    for act in (block.aget(), block.aput([ChatMessage("Hi", additional_kwargs={"session_id": "ada"})])):
+        with pytest.raises(InputError, match="session_id"):
+            await act
     named = BeaconMemoryBlock(llm, session_id="bob")
     await named.aput([ChatMessage("Hello")], session_id="ada")
     assert llm.engine.memory.sessions() == ["ada", "bob"]
@@ -321,3 +322,19 @@ def test_what_cannot_be_remembered_is_refused_and_the_session_stays(llm):
     memory.reset()
     with pytest.raises(SessionConflict, match="went back"):
         llm.chat(given)
+
+
+def test_another_models_session_and_a_store_that_is_gone_say_so(llm):
+    memory = BeaconMemory.from_defaults(session_id="ada", llm=llm)
+    memory.put(ChatMessage("Hello"))
+    other = BeaconEngine(tiny_model(seed=1), llm.engine.memory.store)
+    stranger = BeaconMemory.from_defaults(session_id="ada", llm=BeaconLLM(engine=other))
+    for act in (stranger.get, stranger.get_all, lambda: stranger.put(ChatMessage("More"))):
+        with pytest.raises(ModelMismatch, match="'ada'"):
+            act()
+    assert told(memory) == ["Hello"]
+    with redis_server("valkey") as url:
+        gone = BeaconMemory.from_defaults(session_id="ada", llm=llm, redis_url=url)
+        gone.put(ChatMessage("Hello"))
+    with pytest.raises(StoreUnavailable):
+        gone.get()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -127,7 +128,6 @@ class BeaconLLM(BeaconSettings):
     def _remembered(self, reference: Reference | None, asked: Mapping[str, Any]) -> tuple[CoreMemory, dict[str, Any]]:
         """The memory of a call, and which session of it is read: a memory's reference, else what the call names."""
         engine, name = self.opened, asked.get("session_id", self.session_id)
-        how = {"ratio": self.beacon_ratio, "budget": asked.get("budget", self.budget)}
         if reference is not None:
             if asked.get("session_id") not in (None, reference.session_id):
                 raise ConfigError(
@@ -140,8 +140,9 @@ class BeaconLLM(BeaconSettings):
                     f"memory with llm=, so that they share their weights"
                 )
             # The memory writes what was said; here it is read.
-            held = reference.engine.session(reference.session_id, **how)
+            held = reference.engine.session(reference.session_id)
             return reference.engine.memory, {"session": held, "behind": reference.messages}
+        how = {"ratio": self.beacon_ratio, "budget": asked.get("budget", self.budget)}
         session = None if name is None else engine.session(str(name), **how)
         return engine.memory, {"session": session, "history": asked.get("history", self.history)}
 
@@ -218,8 +219,7 @@ _FORM = ("tools", "tool_choice", "parallel_tool_calls", "schema")
 
 
 def _last(responses: Iterator[T]) -> T:
-    *_, last = responses
-    return last
+    return deque(responses, maxlen=1).pop()
 
 
 def _generator(responses: Iterator[T]) -> Generator[T, None, None]:

@@ -69,18 +69,21 @@ class BeaconMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
 
         return await self.engine.run(read)
 
+    async def aput(
+        self, messages: list[ChatMessage], from_short_term_memory: bool = False, session_id: str | None = None
+    ) -> None:
+        # LlamaIndex writes the session's id into the messages; one that came in a message would be anybody's.
+        if not from_short_term_memory or self.accept_short_term_memory:
+            await self._write(messages, self._named(session_id))
+
     async def _aput(self, messages: list[ChatMessage]) -> None:
-        sessions: dict[str, list[ChatMessage]] = {}
-        for message in messages:
-            sessions.setdefault(self._named(message.additional_kwargs.get("session_id")), []).append(message)
-        plain = {named: to_plain(own).messages for named, own in sessions.items()}
+        await self._write(messages, self._named(None))
 
-        def write() -> None:
-            for named, said in plain.items():
-                if said:
-                    self.engine.session(named, ratio=self.beacon_ratio, budget=self.budget).add(said)
-
-        await self.engine.run(write)
+    async def _write(self, messages: list[ChatMessage], session_id: str) -> None:
+        said = to_plain(messages).messages
+        session = {"ratio": self.beacon_ratio, "budget": self.budget}
+        if said:
+            await self.engine.run(lambda: self.engine.session(session_id, **session).add(said))
 
     async def atruncate(self, content: list[ChatMessage], tokens_to_truncate: int) -> list[ChatMessage] | None:
         return content

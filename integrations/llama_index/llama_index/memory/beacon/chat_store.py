@@ -27,6 +27,9 @@ end
 _READ = f"""{_LIVES}
 return {{redis.call("LRANGE", KEYS[2], 0, -1), redis.call("LRANGE", KEYS[1], 0, -1)}}
 """
+_COUNT = """
+return {redis.call("LLEN", KEYS[2]), redis.call("LLEN", KEYS[1])}
+"""
 # 2: the list to write to; 3: whether everything that was there goes; then the messages.
 _WRITE = f"""
 if ARGV[3] == "1" then redis.call("UNLINK", KEYS[1], KEYS[2]) end
@@ -97,7 +100,7 @@ class BeaconRedisChatStore(AsyncDBChatStore):
         super().__init__(**fields)
         url = self.redis_url.get_secret_value() if self.redis_url else ""
         self._client = connect(url) if redis_client is None else redis_client
-        named = {"read": _READ, "write": _WRITE, "take": _TAKE, "drop": _DROP}
+        named = {"read": _READ, "count": _COUNT, "write": _WRITE, "take": _TAKE, "drop": _DROP}
         self._scripts = {name: self._client.register_script(script) for name, script in named.items()}
 
     @classmethod
@@ -116,7 +119,8 @@ class BeaconRedisChatStore(AsyncDBChatStore):
         return [_message(key, one) for one in raw[first : None if limit is None else first + limit]]
 
     async def count_messages(self, key: str, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
-        return len(await self._read(key, status))
+        archived, active = await self._run("count", key)
+        return int(archived + active if status is None else active if status is MessageStatus.ACTIVE else archived)
 
     async def add_message(self, key: str, message: ChatMessage, status: MessageStatus = MessageStatus.ACTIVE) -> None:
         await self.add_messages(key, [message], status)
