@@ -315,6 +315,12 @@ def test_redis_gone_in_the_middle_of_a_stream_leaves_the_session_where_it_was(sh
         assert say(llm, "Who?", session_id="ada") == "I know Rex1"
 
 
+def test_the_namespace_is_left_to_llama_index():
+    """An `__init__.py` above `beacon` would hide LlamaIndex's own packages, or be hidden by them."""
+    root = Path(__file__).parent.parent / "integrations" / "llama_index"
+    assert {path.parent.name for path in root.rglob("__init__.py")} == {"beacon"}
+
+
 OFFLINE = """
 import sys
 
