@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import pickle
@@ -83,6 +84,15 @@ async def test_an_agent_with_tools_remembers_every_message_once(llm):
     again = BeaconMemory.from_defaults(session_id="ada", llm=llm)  # as in another process
     assert str(await FunctionAgent(llm=llm).run("Which was first?", memory=again)) == "First was fact 000."
     assert "Be brief." not in str(told(memory))
+
+
+async def test_twenty_agents_at_once_have_each_their_own_memory(llm):
+    async def talk(n: int) -> list[str]:
+        memory = BeaconMemory.from_defaults(session_id=f"agent {n}", llm=llm)
+        await FunctionAgent(tools=[TOOL], llm=llm).run(f"note fact {n:03}", memory=memory)
+        return [message.content for message in await memory.aget_all() if message.role == "tool"]
+
+    assert await asyncio.gather(*(talk(n) for n in range(20))) == [[f"noted fact {n:03}"] for n in range(20)]
 
 
 async def test_an_agent_whose_messages_are_worded_anew_leaves_memory_as_it_was_told(llm):
