@@ -346,15 +346,22 @@ print(Memory.from_defaults(memory_blocks=[BeaconMemoryBlock(llm)]).token_limit)
 """
 
 
-def test_nothing_is_asked_of_the_network(tmp_path):
-    """LlamaIndex counts tokens by tiktoken and splits by nltk, whose data must be those that come with it."""
+def in_a_process_of_its_own(code: str, where: Path) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parent.parent
     path = [str(root), *(str(root / "integrations" / name) for name in ("langchain", "llama_index"))]
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {path}\n{OFFLINE}"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    line = [sys.executable, "-c", f"import sys; sys.path[:0] = {path}\n{code}"]
+    return subprocess.run(line, capture_output=True, text=True, cwd=where)
+
+
+def test_nothing_is_asked_of_the_network(tmp_path):
+    """LlamaIndex counts tokens by tiktoken and splits by nltk, whose data must be those that come with it."""
+    done = in_a_process_of_its_own(OFFLINE, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["Yes.", "Yes.", "30000"]
+
+
+@pytest.mark.parametrize("name", ["llms", "memory"])
+def test_without_llama_index_the_extra_is_named(tmp_path, name):
+    code = f"sys.modules['llama_index.core'] = None\nimport llama_index.{name}.beacon"
+    done = in_a_process_of_its_own(code, tmp_path)
+    assert "MissingExtra: LlamaIndex is not installed: pip install 'beacon-memory[llama-index]'" in done.stderr
