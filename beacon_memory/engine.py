@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from beacon_memory.config import BeaconConfig
+from beacon_memory.desk import Desk
 from beacon_memory.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class BeaconEngine:
         self.keeps_sessions = store is not None
         self._store = _Lazy(_opener(store))
         self._memory = _Lazy(self._open)
+        self._desk = Desk(lambda: self.memory, lambda: self.worker)
 
     @property
     def memory(self) -> BeaconMemory:
@@ -99,6 +101,7 @@ class BeaconEngine:
         other.name, other._weights, other._settings = self.name, self._weights, self._settings
         other.keeps_sessions, other._store = True, _Lazy(_opener(store))
         other._memory = _Lazy(other._open)
+        other._desk = Desk(lambda: other.memory, lambda: other.worker)
         return other
 
     def with_model(self, model: str) -> BeaconEngine:
@@ -106,6 +109,14 @@ class BeaconEngine:
         other = BeaconEngine(model, None, **self._settings)
         other.keeps_sessions, other._store = self.keeps_sessions, self._store
         return other
+
+    async def ask(self, session_id: str, question: str, *, system: str | None = None, **sampling: Any) -> str:
+        """An answer from a session; nothing is written. Questions that wait at the same time, and are asked with the
+        same system prompt and sampling, are answered in one batch. Being cancelled frees the place.
+
+        Raises EngineBusy when 64 questions wait, and what `Session.ask` raises.
+        """
+        return await self._desk.ask(session_id, question, system=system, **sampling)
 
     async def run(self, act: Callable[[], T]) -> T:
         """What `act` gives, on the engine's thread."""

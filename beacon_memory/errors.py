@@ -12,6 +12,7 @@ BeaconError
 ├── ModelMismatch          bytes written by another model, adapter, tokenizer or layout
 ├── CodecError             bytes that are damaged, truncated, foreign or of a newer format
 ├── BudgetExceeded         a session that cannot be made smaller
+├── EngineBusy             too many questions wait for an answer already
 ├── MissingExtra           an optional package that is not installed (also an ImportError)
 └── StoreError             the store failed
     ├── StoreUnavailable   it cannot be reached or opened
@@ -72,6 +73,10 @@ class CodecError(BeaconError):
 
 class BudgetExceeded(BeaconError):
     """A session whose every segment is at the highest ratio and that still does not fit."""
+
+
+class EngineBusy(BeaconError):
+    """Too many questions wait for an answer already."""
 
 
 class MissingExtra(BeaconError, ImportError):

@@ -188,12 +188,14 @@ class StopFilter:
         return self.feed(text) + self.end()
 
 
-class _Cancelled(StoppingCriteria):  # type: ignore[misc]
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
+class Left(StoppingCriteria):  # type: ignore[misc]
+    """Ends the rows whom nobody waits for any more."""
+
+    def __init__(self, rows: Sequence[threading.Event]) -> None:
+        self._rows = rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+        return torch.tensor([left.is_set() for left in self._rows], device=input_ids.device)
 
 
 class Stream(Iterator[str]):
@@ -232,7 +234,7 @@ def _streamed(
     def work() -> None:
         try:
             options = sampling.options(tokenizer, lm, batch=one)
-            options["stopping_criteria"].append(_Cancelled(cancelled))
+            options["stopping_criteria"].append(Left([cancelled]))
             with torch.inference_mode():
                 output = lm.generate(
                     one.ids, attention_mask=one.mask, past_key_values=one.cache, streamer=streamer, **options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any, Self, TypeVar
 
 from beacon_memory.archive import read_archive
@@ -103,6 +104,33 @@ class BeaconMemory:
         Nothing is read or written here.
         """
         return Session(self, session_id, ratio=ratio, budget=budget, slot_dtype=slot_dtype, at_least=at_least)
+
+    def ask_many(
+        self,
+        asked: Sequence[tuple[str, str]],
+        *,
+        system: str | None = None,
+        left: Sequence[Event] | None = None,
+        **sampling: Any,
+    ) -> list[str]:
+        """Answers to pairs of a session's id and a question, all in one batch; nothing is written.
+
+        Each is what `Session.ask` gives, but for rounding: many rows are other matrix products. An event of `left`, one
+        for each pair, ends its answer where it is. Raises SessionNotFound, PromptTooLong.
+
+        >>> from beacon_memory.testing import tiny_model
+        >>> memory = BeaconMemory.open(tiny_model())
+        >>> for name in ("ada", "bob"): memory.session(name).add(f"I am {name}.")
+        >>> len(memory.ask_many([("ada", "Who am I?"), ("bob", "And I?")], max_new_tokens=4))
+        2
+        """
+        if not asked:
+            return []
+        told = [self.session(name).prompt(question, system=system) for name, question in asked]
+        fronts = [self.front(name) for name, _ in asked]
+        sampling = {"stop": self.transcript.stop} | sampling
+        prompts, states = zip(*told, strict=True)
+        return [one.text for one in self.model.answers(prompts, states, fronts=fronts, left=left, **sampling)]
 
     def repair(self, session_id: str) -> int:
         """Fold a session's lost or damaged segments again from its ids and messages; gives their number.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any, Self
 
 import torch
@@ -21,7 +22,7 @@ from beacon_memory.config import BeaconConfig, check_ratio
 from beacon_memory.errors import AdapterError, InputError, PromptTooLong
 from beacon_memory.fold import fold
 from beacon_memory.front import Front
-from beacon_memory.generation import Answer, Sampling, Stream, end_ids
+from beacon_memory.generation import Answer, Left, Sampling, Stream, end_ids
 from beacon_memory.loading import (
     check_supported,
     hash_tensors,
@@ -245,14 +246,18 @@ class BeaconModel:
         states: Sequence[BeaconState] | None = None,
         *,
         fronts: Sequence[Front | None] | None = None,
+        left: Sequence[Event] | None = None,
         **sampling: Any,
     ) -> list[Answer]:
         """The same answers with their numbers of tokens and how they ended. `fronts` are what earlier turns left on the
-        device, one for each prompt or None. Raises PromptTooLong.
+        device, one for each prompt or None; an event of `left`, one for each too, ends its answer where it is. Raises
+        PromptTooLong.
         """
         how = Sampling(**sampling)
         one = self._batch(prompts, states or [BeaconState()] * len(prompts), how, fronts)
         options = how.options(self.tokenizer, self.lm, batch=one)
+        if left:
+            options["stopping_criteria"].append(Left(left))
         with torch.inference_mode():
             output = self.lm.generate(one.ids, attention_mask=one.mask, past_key_values=one.cache, **options)
         rows = output[:, one.ids.shape[1] :].tolist()

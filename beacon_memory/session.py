@@ -155,6 +155,11 @@ class Session:
         pieces = self._answer(question, head, state, system=system, sampling=sampling)
         return pieces if stream else "".join(pieces)
 
+    def prompt(self, question: str, *, system: str | None = None) -> tuple[list[int], BeaconState]:
+        """What `ask` gives the model: the ids, and the state in front of them. Raises SessionNotFound."""
+        state, head, _ = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
+        return self._prompt(question, head, state, system=system)
+
     @overload
     def chat(self, text: str, *, system: str | None = ..., stream: Literal[False] = ..., **sampling: Any) -> str: ...
     @overload
@@ -357,14 +362,19 @@ class Session:
         self, question: str, head: SessionHead, state: BeaconState, *, system: str | None, sampling: dict[str, Any]
     ) -> Iterator[str]:
         """The answer in pieces. What can be refused is refused now, not at the first piece."""
-        transcript = self._memory.transcript
-        asked = [{"role": "user", "content": question}]
-        prompt = transcript.prompt(
-            state.tail, behind=bool(state.segments), opens=head.unfolded, asked=asked, system=system
+        prompt, behind = self._prompt(question, head, state, system=system)
+        sampling = {"stop": self._memory.transcript.stop} | sampling
+        return self._memory.model.stream(prompt, behind, front=self._memory.front(self.id), **sampling)
+
+    def _prompt(
+        self, question: str, head: SessionHead, state: BeaconState, *, system: str | None
+    ) -> tuple[list[int], BeaconState]:
+        """The ids that ask a question, and what stands in front of them."""
+        asked, behind = [{"role": "user", "content": question}], bool(state.segments)
+        prompt = self._memory.transcript.prompt(
+            state.tail, behind=behind, opens=head.unfolded, asked=asked, system=system
         )
-        sampling = {"stop": transcript.stop} | sampling
-        front = self._memory.front(self.id)
-        return self._memory.model.stream(prompt, replace(state, tail=()), front=front, **sampling)
+        return prompt, replace(state, tail=())
 
     def _rewound(
         self, head: SessionHead, state: BeaconState, past: Sequence[Mapping[str, Any]], messages: int
