@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 
 import record
 import torch
+from clock import Act, once
 from rich.console import Console
 from rivals import prefill
 
@@ -130,9 +130,7 @@ class Bench:
         """Seconds of one plain prefill."""
         self.told(f"{READ} of {count} tokens")
         ids, lm = self.ids(count), self.plain
-        began = time.perf_counter()
-        prefill(lm, ids)
-        return time.perf_counter() - began
+        return once(Act(lambda _: prefill(lm, ids)))
 
     def told(self, what: str) -> None:
         """Show what is being done."""

@@ -74,6 +74,7 @@ class Result:
             "ours": self.ours,
             "medians": medians,
             "values": {name: list(values) for name, values in self.values.items()},
+            "others": {name: max(getattr(v, "others", 0.0) for v in values) for name, values in self.values.items()},
             "against": [one.row(medians[self.ours], medians) for one in self.against],
             "facts": dict(self.facts),
             **stamp(),
