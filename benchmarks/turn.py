@@ -6,6 +6,7 @@ Hot: the worker answered this session before. The rival is a stock cache that al
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,16 +28,21 @@ COPY = "bare copy"
 TARGET = 32768  # tokens
 
 
-def first_word(memory: BeaconMemory, name: str) -> object:
+def questions() -> Iterator[str]:
+    """Questions of one length, each unlike the last from its first word on: no turn finds its question read already."""
+    for number in itertools.cycle(range(1, 10)):
+        yield f"{number}{number}{number} {QUESTION}"
+
+
+def first_word(memory: BeaconMemory, name: str, question: str) -> object:
     """A question to a session, up to the first piece of its answer."""
-    stream = memory.session(name).ask(QUESTION, stream=True, max_new_tokens=1)
+    stream = memory.session(name).ask(question, stream=True, max_new_tokens=1)
     return next(stream, None)
 
 
-def prompt(memory: BeaconMemory) -> list[int]:
-    """The ids that a question is asked with, behind what is remembered."""
-    turn = memory.transcript.turn({"role": "user", "content": QUESTION})
-    return [*memory.transcript.system(None), *turn, *memory.transcript.header()]
+def prompt(memory: BeaconMemory, question: str) -> list[int]:
+    """The ids that a question is asked with, behind the system prompt and what is remembered."""
+    return [*memory.transcript.turn({"role": "user", "content": question}), *memory.transcript.header()]
 
 
 def lines(bench: Bench) -> Iterator[Result]:
@@ -54,8 +60,8 @@ def lines(bench: Bench) -> Iterator[Result]:
 
 def _turns(bench: Bench, url: str, client: redis.Redis, kind: str, length: int) -> Iterator[Result]:
     model, plain, repeats = bench.model, bench.plain, bench.form.repeats
-    memory = BeaconMemory(model, open_store(url))
-    info, asked = memory.session(kind).info(), prompt(memory)
+    memory, asked = BeaconMemory(model, open_store(url)), questions()
+    info, system = memory.session(kind).info(), memory.transcript.system(None)
     blobs: list[str] = sorted(key for key in client.scan_iter() if client.type(key) == b"string")
     size = sum(client.strlen(key) for key in blobs)
     raw = RawStore(client, kind)
@@ -63,10 +69,10 @@ def _turns(bench: Bench, url: str, client: redis.Redis, kind: str, length: int) 
 
     def cold(fresh: BeaconMemory) -> object:
         with fresh:
-            return first_word(fresh, kind)
+            return first_word(fresh, kind, next(asked))
 
     def restored(_: object) -> object:
-        return answer(plain, asked, raw.restore(plain), new=1)
+        return answer(plain, [*system, *prompt(memory, next(asked))], raw.restore(plain), new=1)
 
     acts = {
         OURS: Act(cold, lambda: BeaconMemory(model, open_store(url))),
@@ -74,9 +80,8 @@ def _turns(bench: Bench, url: str, client: redis.Redis, kind: str, length: int) 
         GET: Act(lambda _: get(client, blobs, size=size)),
     }
     values = times(acts, repeats=repeats, told=bench.told)
-    entries = info.slots + info.tail
-    bench.told(f"{NEWEST}: {entries} tokens")
-    newest = [*bench.ids(entries), *asked]
+    kept = info.slots + info.tail
+    newest = [*bench.ids(kept), *system, *prompt(memory, next(asked))]
     values |= times({NEWEST: Act(lambda _: prefill(plain, newest))}, repeats=1, told=bench.told, warm=False)
     against = [Against(RAW, least=5 if length == TARGET else None, faster=True)]
     if again := bench.read(length):
@@ -87,6 +92,7 @@ def _turns(bench: Bench, url: str, client: redis.Redis, kind: str, length: int) 
     yield Result("cold turn", f"{length} {kind}", OURS, values, against, facts=facts)
     raw.drop()
 
+    entries = kept + len(system)  # a plain cache would have read the system prompt too
     keys, rows = random_entries(plain, entries)
     full: list[Any] = [cache_of(plain, keys, rows)]
 
@@ -95,11 +101,11 @@ def _turns(bench: Bench, url: str, client: redis.Redis, kind: str, length: int) 
             full[0].crop(-added)
         return full[0]
 
-    first_word(memory, kind)
+    first_word(memory, kind, next(asked))
     copy = floor.copy(2 * keys.numel() * 4)
     acts = {
-        OURS: Act(lambda _: first_word(memory, kind)),
-        FULL: Act(lambda cache: answer(plain, asked, cache, new=1), ready),
+        OURS: Act(lambda _: first_word(memory, kind, next(asked))),
+        FULL: Act(lambda cache: answer(plain, prompt(memory, next(asked)), cache, new=1), ready),
         COPY: Act(lambda _: copy()),
     }
     values = times(acts, repeats=repeats, told=bench.told)

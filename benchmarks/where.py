@@ -33,7 +33,7 @@ def lines(bench: Bench) -> Iterator[Result]:
     past = made.slots(model, slots, seed=0)
     asked, ends = model.encode(QUESTION), end_ids(model.lm)
     states = [made.slots(model, slots, seed=seed) for seed in range(bench.form.together)]
-    rows = bench.ids(model.config.window)
+    rows, questions = bench.ids(model.config.window), turn.questions()
     acts: dict[str, Callable[[], object]] = {
         f"fold of {min(bench.form.fold)} tokens": lambda: model.compress(bench.ids(min(bench.form.fold)), close=True),
         f"a window folded behind {slots} slots": lambda: model.compress(rows, past, close=True),
@@ -53,12 +53,16 @@ def lines(bench: Bench) -> Iterator[Result]:
             memory = BeaconMemory(model, open_store(url))
             for name in ("cold", "hot"):
                 what = f"{name} turn, a {kind} of {length} tokens"
-                yield _profiled(bench, what, lambda memory=memory, kind=kind: turn.first_word(memory, kind))
+                yield _profiled(
+                    bench, what, lambda memory=memory, kind=kind: turn.first_word(memory, kind, next(questions))
+                )
             memory.close()
             memory = BeaconMemory(model, open_store(url))
             for name in ("cold", "hot"):
                 what = f"{name} turn, a {kind} of {length} tokens"
-                yield _functions(bench, what, lambda memory=memory, kind=kind: turn.first_word(memory, kind))
+                yield _functions(
+                    bench, what, lambda memory=memory, kind=kind: turn.first_word(memory, kind, next(questions))
+                )
             memory.close()
 
 
