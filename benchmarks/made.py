@@ -66,6 +66,14 @@ def slots(model: BeaconModel, count: int, *, seed: int) -> BeaconState:
     return BeaconState((Segment(digest, "", (0,) * count, 1, 0, keys, values),))
 
 
+def filled(memory: BeaconMemory, name: str, count: int, *, seed: int) -> None:
+    """A session of so many slots and nothing else."""
+    session = memory.session(name)
+    head, _, _ = session.opened()
+    state = slots(memory.model, count, seed=seed)
+    session.write(head, head.with_state(state), state, {}, expected=0)
+
+
 def document(memory: BeaconMemory, name: str, ids: Sequence[int], *, ratio: int, slot_dtype: str = "bfloat16") -> None:
     """A session that has read one document."""
     session = memory.session(name, ratio=ratio, slot_dtype=slot_dtype)

@@ -18,6 +18,16 @@ from matplotlib import pyplot as plt
 HERE = Path(__file__).parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
 Row = dict[str, Any]
+COLOURS = {
+    "plain prefill": "black",
+    "reading again": "black",
+    "bare matmuls": "tab:grey",
+    "bare GET": "tab:grey",
+    "eviction (Expected Attention)": "tab:green",
+    "raw KV restored": "tab:blue",
+    "truncation (newest, read again)": "tab:olive",
+    "plain cache": "tab:purple",
+}
 
 
 def quality() -> None:
@@ -86,7 +96,7 @@ def _lines(
                 found.setdefault(name, {})[length] = median
     for name, by_length in found.items():
         ours = name.startswith("beacon")
-        how = {"linewidth": 2.5, "color": "tab:red"} if ours else {"linewidth": 1.2}
+        how = {"linewidth": 2.5, "color": "tab:red"} if ours else {"linewidth": 1.2, "color": COLOURS.get(name)}
         label = names.get(name, name)
         panel.plot(list(by_length), list(by_length.values()), style, marker="o", label=label, **how)
 

@@ -1,40 +1,47 @@
-"""Many sessions answered in one batch, against one after another."""
+"""Many hot sessions asked at once: `ask_many` in one batch, against `ask` one after another."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import made
-from bench import QUESTION, Bench
+from bench import Bench
 from clock import Act, times
 from decode import Ticks
 from record import Against, Result
+from turn import questions
 
+from beacon_memory import BeaconMemory
 from beacon_memory.generation import end_ids
+from beacon_memory.stores import open_store
 
 BATCH, ONE = "one batch", "one after another"
 TARGETS = {512: 4.0, 4096: 2.5}
+ROOM = 4 << 30  # bytes for hot sessions: eight of 4,096 slots take 1.6 GB in float32, more than the default
 
 
 def lines(bench: Bench) -> Iterator[Result]:
     """One result for each number of slots."""
+    asked, new = questions(), bench.form.new
     for slots in bench.cases("together", bench.form.slots):
-        model, count, new = bench.model, bench.form.together, bench.form.new
-        states = [made.slots(model, slots, seed=seed) for seed in range(count)]
-        asked = [model.encode(QUESTION)] * count
-        ends = end_ids(model.lm)
+        bench.told(f"{bench.form.together} sessions of {slots} slots")
+        memory = BeaconMemory(bench.model, open_store("memory://"), hot_bytes=ROOM, front_bytes=ROOM)
+        names = [f"session {number}" for number in range(bench.form.together)]
+        for seed, name in enumerate(names):
+            made.filled(memory, name, slots, seed=seed)
+        ends = end_ids(bench.model.lm)
 
-        def batch(_: object, states=states, asked=asked, new=new, ends=ends) -> object:  # type: ignore[no-untyped-def]
-            return bench.model.answers(asked, states, max_new_tokens=new, constraint=Ticks(ends))
+        def batch(memory: BeaconMemory, names: list[str] = names, ends: list[int] = ends) -> object:
+            question = next(asked)
+            return memory.ask_many([(name, question) for name in names], max_new_tokens=new, constraint=Ticks(ends))
 
-        def alone(_: object, states=states, asked=asked, new=new, ends=ends) -> object:  # type: ignore[no-untyped-def]
-            return [
-                bench.model.answers([one], [state], max_new_tokens=new, constraint=Ticks(ends))
-                for one, state in zip(asked, states, strict=True)
-            ]
+        def alone(memory: BeaconMemory, names: list[str] = names, ends: list[int] = ends) -> object:
+            question = next(asked)
+            return [memory.session(n).ask(question, max_new_tokens=new, constraint=Ticks(ends)) for n in names]
 
-        values = times(
-            {BATCH: Act(batch), ONE: Act(alone)}, repeats=bench.form.slots[slots], told=bench.told, warm=slots <= 512
-        )
-        facts = {"slots": slots, "sessions": count, "answer": new}
+        with memory:
+            alone(memory)  # from here on they are hot
+            acts = {name: Act(run, lambda memory=memory: memory) for name, run in ((BATCH, batch), (ONE, alone))}
+            values = times(acts, repeats=bench.form.slots[slots], told=bench.told, warm=slots <= 512)
+        facts = {"slots": slots, "sessions": len(names), "answer": new}
         yield Result("together", str(slots), BATCH, values, [Against(ONE, least=TARGETS.get(slots))], facts=facts)
