@@ -34,6 +34,32 @@ def test_a_newcomer_trains_an_adapter_and_sees_what_it_gained(tmp_path):
     assert (tmp_path / "adapter" / "loss.png").exists()
 
 
+def test_a_langchain_chat_goes_on_in_a_second_process(tmp_path):
+    model = tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096)
+    said = run("03_langchain_chat_over_redis.py", "--model", str(model))
+    read = [int(line.partition("from memory: ")[2].split(",")[0]) for line in said.splitlines() if "seen:" in line]
+    assert len(read) == 5
+    assert read[3:] == [read[2]] * 2
+    assert read[2] > 1000
+
+
+def test_a_document_longer_than_the_window_stands_in_a_chain(tmp_path):
+    model = tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096)
+    (tmp_path / "book.txt").write_text("The door is green and the lease ends in May. " * 200)
+    said = run("04_langchain_long_document.py", "--model", str(model), "--document", str(tmp_path / "book.txt"))
+    read = [int(line.split("from memory: ")[1].split(",")[0]) for line in said.splitlines() if "from memory" in line]
+    assert len(read) == 2
+    assert min(read) > 4096
+
+
+def test_an_agents_memory_never_exceeds_its_budget(tmp_path):
+    model = tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096)
+    said = run("05_langchain_agent_of_many_turns.py", "--model", str(model), "--turns", "24", "--budget", "500")
+    assert "24 calls of the tool" in said
+    assert "slots of 500" in said
+    assert "turn 24: 72 messages" in said
+
+
 def test_a_query_engine_over_a_folder_folds_nothing_in_the_second_process(tmp_path):
     model, folder = tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096), tmp_path / "texts"
     folder.mkdir()
