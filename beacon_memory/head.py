@@ -81,7 +81,19 @@ class SessionHead:
 
     def to_bytes(self) -> bytes:
         """The head's bytes (docs/format.md)."""
-        value = asdict(self) | {"entries": [list(asdict(entry).values()) for entry in self.entries]}
+        # What a turn changes stands together, so that a store sends no more than that (stores/patch.py).
+        value = {
+            "fingerprint": asdict(self.fingerprint),
+            "ratio": self.ratio,
+            "budget": self.budget,
+            "slot_dtype": self.slot_dtype,
+            "entries": [(e.digest, e.tokens, e.slots, e.ratio, e.document) for e in self.entries],
+            "recent": self.recent,
+            "tail": self.tail,
+            "pages": self.pages,
+            "sources": dict(self.sources),
+            "notes": dict(self.notes),
+        }
         return encode_json(HEAD, value)
 
     @classmethod

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 HOT_BYTES = 1 << 30  # segments kept on hand
 FRONT_BYTES = 1 << 30  # and what turns have left on the device
-PAGE_BYTES = 64 << 20  # and pages of messages, as stored
+PAGE_BYTES = 64 << 20  # pages of messages, as stored, and as many bytes of heads
 
 
 class BeaconMemory:
@@ -57,6 +57,7 @@ class BeaconMemory:
         self._hot = Hot[Segment](hot_bytes)
         self._pages = Hot[list[dict[str, Any]]](PAGE_BYTES)
         self._fronts = Hot[Front](front_bytes)
+        self._heads = Hot[tuple[SessionHead, int]](PAGE_BYTES)
 
     @classmethod
     def open(
@@ -188,8 +189,11 @@ class BeaconMemory:
                 f"session {session_id!r} is at version {version}, {at_least} or later was expected: the store was "
                 f"restored from an older copy, or lost a write; open it without at_least to go on from there"
             )
-        head = SessionHead.from_bytes(stored.body)
+        held = self._heads.get(session_id)
+        # No session has a version twice: an equal one is the same head.
+        head = held[0] if held is not None and held[1] == version else SessionHead.from_bytes(stored.body)
         require(head.fingerprint, self.model.fingerprint, what=f"session {session_id!r}")
+        self._heads.put(session_id, (head, version), 8 * len(stored.body))
         return head, version
 
     def view(
@@ -214,16 +218,12 @@ class BeaconMemory:
 
     def state(self, head: SessionHead) -> BeaconState:
         """The state a head names; segments on hand are not read again. Raises SegmentMissing, CodecError."""
-        missing = list(dict.fromkeys(e.digest for e in head.entries if self._hot.get(e.digest) is None))
-        found = {digest: self.decode(blob, digest) for digest, blob in self.read(missing)}
-        segments = []
-        for entry in head.entries:
-            segment = found.get(entry.digest) or self._hot.get(entry.digest)
-            # Other threads may have pushed it out meanwhile.
-            segment = segment or self.decode(self.store.read([entry.digest])[0], entry.digest)
-            segments.append(check_entry(entry, segment))
-        self.keep(segments)
-        return BeaconState(tuple(segments), head.tail)
+        digests = dict.fromkeys(entry.digest for entry in head.entries)
+        found = {digest: segment for digest in digests if (segment := self._hot.get(digest)) is not None}
+        read = {d: self.decode(blob, d) for d, blob in self.read([d for d in digests if d not in found])}
+        self.keep(tuple(read.values()))
+        found |= read
+        return BeaconState(tuple(check_entry(entry, found[entry.digest]) for entry in head.entries), head.tail)
 
     def messages(self, head: SessionHead) -> list[dict[str, Any]]:
         """Every message that a head's session remembers, oldest first."""

@@ -52,7 +52,7 @@ class Segment:
     values: Tensor  # (layers, kv_heads, slots, head_dim)
     packed: Packed | None = None  # what keys and values were made of, where slots are kept in 8 or 4 bits
 
-    @property
+    @cached_property
     def slots(self) -> int:
         """The number of KV entries, sinks counted."""
         return int(self.keys.shape[2])

@@ -422,4 +422,8 @@ def test_a_patch_gives_the_new_bytes(front: bytes, old: bytes, new: bytes, start
     same = front * 100
     patch = shared(same + old, same + new, start=start)
     assert patch.applied(same + old) == same + new
+    within = shared(same + old + same, same + new + same, start=start)
+    assert within.applied(same + old + same) == same + new + same
+    if start < len(same) > 1024:
+        assert len(within.rest) <= max(len(old), len(new))
     assert shared(same, same, start=start).applied(same) == same

@@ -130,7 +130,8 @@ return {{'moved', version, renew, mark, fields[1], fields[2], fields[3]}}
 """
 
 # ARGV: name, expected, ttl, version, tag, mark; body as start, from, to, rest; digests as from, to, rest; how many
-# blobs are written and how many named anew; the budgets of the session and of the namespace, or ''; then the blobs.
+# blobs are written and how many named anew; the budgets of the session and of the namespace, or ''; from where the old
+# body and the old digests stand again at the end; then the blobs.
 # The blobs come in order: written now, in the store already, of the old head only. Body and digests are given as what
 # they share with the old head's, so that a turn sends what is new.
 COMMIT = f"""{_SHARED}
@@ -149,7 +150,7 @@ if found ~= '0' and due(ttl) then return {{'renew'}} end
 local bytes, more = tonumber(old[5] or 0), 0
 for i = 1, named do
   local key, refs = KEYS[FIRST + 2 * i - 2], KEYS[FIRST + 2 * i - 1]
-  local size = i <= written and #ARGV[17 + i] or redis.call('STRLEN', key)
+  local size = i <= written and #ARGV[19 + i] or redis.call('STRLEN', key)
   if size == 0 then return {{'missing', i}} end
   -- A name from an earlier life of the session counts for nothing.
   if found == '0' or not redis.call('ZSCORE', refs, name) then bytes = bytes + size end
@@ -171,9 +172,9 @@ if most_in_all ~= '' and more > 0 then
 end
 
 local death = life() or (ttl == '' and 'inf' or text(now + ttl))
-for i = 1, written do redis.call('SET', KEYS[FIRST + 2 * i - 2], ARGV[17 + i]) end
-local body = ARGV[7] .. string.sub(old[3] or '', ARGV[8], ARGV[9]) .. ARGV[10]
-local digests = string.sub(old[4] or '', ARGV[11], ARGV[12]) .. ARGV[13]
+for i = 1, written do redis.call('SET', KEYS[FIRST + 2 * i - 2], ARGV[19 + i]) end
+local body = ARGV[7] .. string.sub(old[3] or '', ARGV[8], ARGV[9]) .. ARGV[10] .. string.sub(old[3] or '', ARGV[18])
+local digests = string.sub(old[4] or '', ARGV[11], ARGV[12]) .. ARGV[13] .. string.sub(old[4] or '', ARGV[19])
 redis.call('HSET', head, 'version', version, 'tag', tag, 'body', body, 'digests', digests, 'bytes', text(bytes))
 redis.call('HSET', ledger, 'v:' .. name, mark)
 expire(head, death)
