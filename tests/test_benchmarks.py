@@ -77,3 +77,12 @@ def test_an_unknown_group_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "no group 'flod'" in done.stderr
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_the_gpu_script_runs_where_there_is_none(tmp_path: Path) -> None:
+    small = ("--lengths", "64", "--slots", "16", "--new", "2", "--sessions", "2")
+    done = run("gpu.py", "--device", "cpu", "--model", "tiny", *small, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    assert all(row["what"] in (tmp_path / "gpu.md").read_text() for row in rows)

@@ -240,3 +240,20 @@ def test_a_state_is_not_changed_by_what_is_read_behind_it(model):
     model.answers([model.encode("Where?")] * 2, [state, state], max_new_tokens=4)
     assert state.equals(copy)
     assert all(torch.equal(a, b.keys) for a, b in zip(kept, state.segments, strict=True))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_keeps_fronts_and_answers_batches_as_a_cpu_does(model):
+    there = tiny_model(config=CONFIG)
+    there.lm.to("cuda")
+    there = BeaconModel(there.detach(), there.tokenizer, CONFIG)
+    ids, prompts = model.encode("I live in Lyon. " * 14), [model.encode("Where?"), model.encode("Where is that?")]
+    told = [one.answers(prompts, [one.compress(ids)] * 2, max_new_tokens=5) for one in (model, there)]
+    assert told[0] == told[1]
+    front, state = Front(there.empty), there.compress(ids)
+    for prompt in (prompts[0], prompts[1], prompts[0]):
+        expected = there.answers([prompt], [state], max_new_tokens=5)
+        assert there.answers([prompt], [state], fronts=[front], max_new_tokens=5) == expected
+    assert front.past.room is not None
+    assert front.past.room.keys.device.type == "cuda"

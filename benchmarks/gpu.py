@@ -1,0 +1,129 @@
+"""Everything that a GPU may change, in one call: folding, a hot turn, decoding and a batch, beside the plain model.
+
+python benchmarks/gpu.py --out DIR                        # on a machine with a CUDA device: gpu.jsonl, gpu.md
+python benchmarks/gpu.py --device cpu --model tiny --lengths 256 --slots 32 --out DIR    # to see that it runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import made
+import torch
+from bench import BOOK, QUESTION, RATIO
+from decode import Ticks
+from rivals import prefill
+from transformers.utils import logging
+
+from beacon_memory import BeaconConfig, BeaconModel
+from beacon_memory.front import Front
+from beacon_memory.generation import end_ids
+from beacon_memory.testing import tiny_model
+
+
+def seconds(act: Callable[[], Any], *, device: torch.device, repeats: int = 5) -> float:
+    """The median of some runs, after one to warm up; the device has nothing left to do at either end."""
+    found = []
+    for turn in range(-1, repeats):
+        _wait(device)
+        began = time.perf_counter()
+        act()
+        _wait(device)
+        if turn >= 0:
+            found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def opened(name: str, *, device: torch.device, attention: str) -> BeaconModel:
+    """The model where it is measured, in bfloat16 on a GPU."""
+    if name == "tiny":
+        return tiny_model(config=BeaconConfig(ratio=RATIO, window=32, keep_last=16, anchors="last"))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = BeaconModel.from_pretrained(name, dtype=dtype, device_map=str(device), attn_implementation=attention)
+    model.adapted(model.config.replace(ratio=RATIO))
+    return model
+
+
+def rows(model: BeaconModel, lengths: list[int], slots: list[int], *, new: int, many: int) -> Iterator[dict[str, Any]]:
+    """One row for each thing measured: ours, the rival's, and ours by the rival's."""
+    device = model.lm.device
+    text = model.encode(BOOK.read_text(encoding="utf-8"))
+    asked, ends = model.encode(QUESTION), end_ids(model.lm)
+    for length in lengths:
+        ids = (text * -(-length // len(text)))[:length]
+        ours = seconds(lambda ids=ids: model.compress(ids, close=True), device=device)
+        plain = seconds(lambda ids=ids: prefill(model.lm, ids), device=device)
+        yield {"what": f"fold {length} tokens", "ours": ours, "rival": plain, "against": "plain prefill"}
+    for count in slots:
+        states = [made.slots(model, count, seed=seed) for seed in range(many)]
+        ticks = Ticks(ends)
+        model.answers([asked], [states[0]], max_new_tokens=new, constraint=ticks)
+        front, asks = Front(model.empty), itertools.count()
+        cold = seconds(lambda s=states[0]: model.answers([asked], [s], max_new_tokens=1), device=device)
+
+        def again(state=states[0], front=front, asks=asks) -> object:  # type: ignore[no-untyped-def]
+            # Something else each time, or nothing but its last token would be read.
+            other = model.encode(f"{next(asks)}. {QUESTION}")
+            return model.answers([other], [state], fronts=[front], max_new_tokens=1)
+
+        hot = seconds(again, device=device)
+        yield {"what": f"turn behind {count} slots", "ours": hot, "rival": cold, "against": "slots read anew"}
+        yield {"what": f"a token behind {count} slots", "ours": ticks.token, "rival": None, "against": ""}
+
+        def together(states=states) -> object:  # type: ignore[no-untyped-def]
+            return model.answers([asked] * many, states, max_new_tokens=new, constraint=Ticks(ends))
+
+        def alone(states=states) -> object:  # type: ignore[no-untyped-def]
+            return [model.answers([asked], [s], max_new_tokens=new, constraint=Ticks(ends)) for s in states]
+
+        batch, singly = seconds(together, device=device, repeats=2), seconds(alone, device=device, repeats=2)
+        yield {"what": f"{many} sessions, {count} slots", "ours": batch, "rival": singly, "against": "one by one"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--lengths", default="1024,8192,32768")
+    parser.add_argument("--slots", default="512,4096")
+    parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
+    parser.add_argument("--sessions", type=int, default=8, help="in a batch")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    logging.disable_progress_bar()
+    device = torch.device(args.device)
+    kinds = ["sdpa"]
+    if device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
+        kinds.append("flash_attention_2")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    args.out.mkdir(parents=True, exist_ok=True)
+    table = ["| | attention | ours, s | rival, s | ours / rival |", "|---|---|---|---|---|"]
+    with (args.out / "gpu.jsonl").open("w", encoding="utf-8") as file:
+        for kind in kinds:
+            model = opened(args.model, device=device, attention=kind)
+            lengths, slots = ([int(n) for n in part.split(",")] for part in (args.lengths, args.slots))
+            for row in rows(model, lengths, slots, new=args.new, many=args.sessions):
+                file.write(json.dumps({"device": name, "torch": torch.__version__, "attention": kind, **row}) + "\n")
+                rival = f"{row['rival']:.4g} ({row['against']})" if row["rival"] else ""
+                ratio = f"{row['ours'] / row['rival']:.2f}x" if row["rival"] else ""
+                table.append(f"| {row['what']} | {kind} | {row['ours']:.4g} | {rival} | {ratio} |")
+                print(table[-1], flush=True)
+            del model
+    (args.out / "gpu.md").write_text("\n".join([f"{name}, torch {torch.__version__}", "", *table, ""]))
+
+
+if __name__ == "__main__":
+    main()
