@@ -259,8 +259,8 @@ class LLMContract:
         await llm.acomplete(LONG, max_tokens=8)
         done.set()
         await ticking
-        # A machine that is busy with other things may hold the loop now and then: not often.
-        assert sum(gap > 0.05 for gap in gaps) <= len(gaps) // 20 + 1
+        # A call that blocked would hold the loop all the time; a busy machine may hold it now and then.
+        assert sum(gap for gap in gaps if gap > 0.05) < sum(gaps) / 2
 
 
 @pytest.fixture(scope="module")
