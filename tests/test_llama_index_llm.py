@@ -201,7 +201,7 @@ async def test_twenty_conversations_at_once_and_the_loop_goes_on(llm):
             last = now
 
     async def talk(n: int) -> str:
-        await llm.achat([ChatMessage(f"Rex{n:02} is here.")], session_id=f"c{n}")
+        await llm.achat([ChatMessage(f"Rex{n:02} is here. " * 40)], session_id=f"c{n}")
         *_, last = [r async for r in await llm.astream_chat([ChatMessage("Who?")], session_id=f"c{n}")]
         return last.message.content
 
