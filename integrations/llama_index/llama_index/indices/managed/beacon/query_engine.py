@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 dispatcher = get_dispatcher(__name__)
 
-# A small model must be told that it has read something: asked alone, it answers out of the blue.
+# A small model, asked alone, may not look back at a text that stood in front of the talk.
 QUESTION = PromptTemplate("According to the text above: {query_str}", prompt_type=PromptType.QUESTION_ANSWER)
 READ = "(all that you have read above)"  # what a template's {context_str} becomes: the text itself is in memory
 
