@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import glob
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from langchain_beacon import BeaconChatModel, BeaconLLM, ChatBeacon
@@ -213,30 +217,47 @@ def test_calls_stream_as_chunks_and_text_as_it_comes(shared):
         llm.bind_tools([ADD], tool_choice="subtract")
 
 
+def waited() -> Counter[str]:
+    """Nanoseconds that each thread has been ready to run while the machine ran something else (Linux)."""
+    found: Counter[str] = Counter()
+    for stat in glob.glob("/proc/self/task/*/schedstat"):
+        with suppress(OSError):  # a thread that has ended meanwhile
+            found[stat] = int(Path(stat).read_text().split()[1])
+    return found
+
+
 async def test_twenty_conversations_at_once_and_the_loop_goes_on(llm):
+    """Every tick of the event loop comes within 50 ms, but for the time that a busy machine kept from our threads. No
+    collection of all that was ever imported falls between: it stops every thread, whatever a model does.
+    """
     gaps, done = [], asyncio.Event()
 
     async def tick() -> None:
-        last = time.perf_counter()
+        last, before = time.perf_counter(), waited()
         while not done.is_set():
             await asyncio.sleep(0.005)
-            now = time.perf_counter()
-            gaps.append(now - last)
-            last = now
+            now, since = time.perf_counter(), waited()
+            gaps.append(now - last - (since - before).total() / 1e9)
+            last, before = now, since
 
     async def talk(n: int) -> str:
         config = cfg(session_id=f"c{n}")
         await llm.ainvoke(f"Rex{n:02} is here.", config)
-        return (await llm.ainvoke("Who?", config)).text
+        return "".join([chunk.text async for chunk in llm.astream("Who?", config)])
 
     llm.engine.memory.sessions()  # loaded before the clock runs
-    ticking = asyncio.create_task(tick())
-    said = await asyncio.gather(*(talk(n) for n in range(20)))
-    done.set()
-    await ticking
+    gc.collect()
+    gc.freeze()
+    try:
+        ticking = asyncio.create_task(tick())
+        said = await asyncio.gather(*(talk(n) for n in range(20)))
+        done.set()
+        await ticking
+    finally:
+        gc.unfreeze()
     assert said == [f"I know Rex{n:02}" for n in range(20)]
-    # A machine that is busy with other things may hold the loop now and then: not often.
-    assert Counter(gap > 0.05 for gap in gaps)[True] <= len(gaps) // 100 + 1
+    assert len(gaps) > 20
+    assert max(gaps) <= 0.05
 
 
 async def test_a_cancelled_call_stops_the_model_and_the_session_stays(shared):
