@@ -35,7 +35,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from beacon_memory import BeaconConfig
 from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError, InputError, ModelMismatch, StoreUnavailable
-from beacon_memory.testing import redis_server, scripted_engine, sensible, tiny_checkpoint, tiny_model
+from beacon_memory.testing import RedisServer, scripted_engine, sensible, tiny_checkpoint, tiny_model
 
 
 def remembers(seen: str) -> str:
@@ -322,15 +322,20 @@ def test_what_cannot_be_read_is_refused_and_the_session_stays(llm, streaming):
     assert told(llm, "ada") == before
 
 
-def test_redis_gone_in_the_middle_of_a_stream(shared):
-    with redis_server("valkey") as url:
-        llm = ChatBeacon(engine=shared.with_store(url), max_tokens=60)
+def test_redis_gone_in_the_middle_of_a_stream_leaves_the_session_where_it_was(shared):
+    with RedisServer("valkey", appendonly="yes", appendfsync="always") as server:
+        llm = ChatBeacon(engine=shared.with_store(server.url), max_tokens=60)
         llm.invoke("Rex1 is here.", session_id="ada")
+        before = told(llm, "ada")
         stream = llm.stream("Who?", session_id="ada")
         next(stream)
-    with pytest.raises(ModelConnectionError) as caught:
-        list(stream)
-    assert isinstance(caught.value, StoreUnavailable)
+        server.kill()
+        with pytest.raises(ModelConnectionError) as caught:
+            list(stream)
+        assert isinstance(caught.value, StoreUnavailable)
+        server.start()
+        assert told(llm, "ada") == before
+        assert llm.invoke("Who?", session_id="ada").text == "I know Rex1"
 
 
 def test_a_faster_writer_on_a_branch_is_a_retryable_error(llm):

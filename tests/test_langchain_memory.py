@@ -15,7 +15,7 @@ from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from beacon_memory.engine import BeaconEngine
-from beacon_memory.errors import ConfigError, StoreUnavailable
+from beacon_memory.errors import ConfigError, SessionExists, StoreUnavailable
 from beacon_memory.stores.memory import MemoryStore
 from beacon_memory.testing import scripted_engine
 
@@ -97,6 +97,59 @@ def test_going_back_in_time_is_another_branch(llm):
     stored = str(llm.engine.session("t1").messages())
     assert "fact 001" in stored
     assert "fact 003" not in stored
+
+
+@pytest.mark.parametrize(
+    ("trigger", "keep", "folds"),
+    [
+        (("messages", 4), ("messages", 2), True),
+        (("messages", 400), ("messages", 2), False),
+        (("tokens", 100), ("tokens", 60), True),
+        (("tokens", 100_000), ("tokens", 60), False),
+        (("fraction", 0.001), ("fraction", 0.0005), True),
+        (("fraction", 1.0), ("fraction", 0.0005), False),
+        ([("tokens", 100_000), ("messages", 4)], ("messages", 2), True),  # any of them does
+        ([("tokens", 100_000), ("messages", 400)], ("messages", 2), False),
+    ],
+)
+def test_triggers_and_keeps_are_those_of_summarization(llm, trigger, keep, folds):
+    agent = agent_of(llm, trigger=trigger, keep=keep)
+    for n in range(4):
+        messages = say(agent, f"note fact {n:03}")
+    assert len(messages) == 16
+    assert llm.engine.memory.sessions() == (["t1"] if folds else [])
+    if folds:
+        stored = [m["content"] for m in llm.engine.session("t1").messages()]
+        assert stored == [m["content"] for m in to_plain(messages)[1]][: len(stored)]
+        assert messages[len(stored)].type != "tool"  # its call is raw too
+
+
+async def test_in_async_an_answer_is_made_again_and_time_travels(llm):
+    agent = agent_of(llm, trigger=("messages", 4), keep=("messages", 2))
+    for n in range(4):
+        said = (await agent.ainvoke({"messages": [("human", f"note fact {n:03}")]}, config("t1")))["messages"]
+    states = [state async for state in agent.aget_state_history(config("t1"))]
+    again = next(s for s in states if s.next == ("model",) and s.values["messages"][-1].type == "tool")
+    made = (await agent.ainvoke(None, again.config))["messages"]
+    assert [m.text for m in made] == [m.text for m in said]
+    early = next(s for s in states if len(s.values["messages"]) == 8 and s.next == ())
+    branch = (await agent.ainvoke({"messages": [("human", "note fact 999")]}, early.config))["messages"]
+    assert len(branch) == 12
+    stored = str(llm.engine.session("t1").messages())
+    assert "fact 001" in stored
+    assert "fact 003" not in stored
+
+
+async def test_a_threads_memory_is_copied_and_deleted_in_async_too(llm):
+    middleware = BeaconMemoryMiddleware(engine=llm.engine, trigger=("messages", 2), keep=("messages", 1))
+    agent = create_agent(llm, [note], middleware=[middleware], checkpointer=InMemorySaver())
+    await agent.ainvoke({"messages": [("human", "note fact 000")]}, config("t1"))
+    await middleware.acopy_thread("t1", "t2")
+    with pytest.raises(SessionExists):
+        await middleware.acopy_thread("t1", "t2")
+    await llm.adelete_thread("t1")
+    await middleware.adelete_thread("t1")
+    assert llm.engine.memory.sessions() == ["t2"]
 
 
 def test_a_threads_memory_is_copied_and_deleted_by_the_savers_names(llm):
