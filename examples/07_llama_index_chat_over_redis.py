@@ -3,7 +3,7 @@
     python examples/07_llama_index_chat_over_redis.py [--model MODEL] [--redis URL]
 
 Without a URL a Valkey server is started for the example. The memory is made anew in each process of a session's id and
-the server: what was said stands there folded, and is not sent or read again.
+the server: what was said stands there, and is not sent again. SmolLM2 has 135M parameters: it forgets and invents.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from transformers.utils import logging
 from beacon_memory.testing import redis_server
 
 TALKS = {
-    "one": ["Hello! My name is Ada. I live in Lyon, and I have a dog called Rex.", "I am a carpenter. I like green."],
-    "two": ["What is the name of my dog?", "Where do I live?"],
+    "one": ["My name is Ada, and I have a dog called Rex.", "I am a carpenter, and my favourite colour is green."],
+    "two": ["What is the name of my dog?", "What is my favourite colour?"],
 }
 
 
@@ -33,7 +33,7 @@ def talk(model: str, url: str, stage: str) -> None:
     llm = BeaconLLM(model=model, redis_url=url, ttl=86400, max_new_tokens=32)
     memory = BeaconMemory.from_defaults(session_id="ada", llm=llm)
     print(f"in memory: {len(memory.get_all())} messages; given to the engine: {len(memory.get())}")
-    chat = SimpleChatEngine.from_defaults(llm=llm, memory=memory, system_prompt="Answer in one short sentence.")
+    chat = SimpleChatEngine.from_defaults(llm=llm, memory=memory)
     for words in TALKS[stage]:
         print(f"\nAda: {words}\n  ", end="")
         for piece in chat.stream_chat(words).response_gen:

@@ -2,7 +2,8 @@
 
     python examples/09_llama_index_memory_block.py [--model MODEL] [--redis URL]
 
-The queue is in Redis too (`BeaconRedisChatStore`). Without a URL a Valkey server is started for the example.
+The queue is in Redis too (`BeaconRedisChatStore`). Without a URL a Valkey server is started for the example. SmolLM2
+is small: a talk that repeats itself makes it repeat itself, whatever stands in its memory.
 """
 
 from __future__ import annotations
