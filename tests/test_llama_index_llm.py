@@ -359,7 +359,7 @@ def test_nothing_is_asked_of_the_network(tmp_path):
     assert done.stdout.split() == ["Yes.", "Yes.", "30000"]
 
 
-@pytest.mark.parametrize("name", ["llms", "memory"])
+@pytest.mark.parametrize("name", ["llms", "memory", "indices.managed"])
 def test_without_llama_index_the_extra_is_named(tmp_path, name):
     code = f"sys.modules['llama_index.core'] = None\nimport llama_index.{name}.beacon"
     done = in_a_process_of_its_own(code, tmp_path)
