@@ -60,9 +60,7 @@ class TestIntegration(_SmolLM2, ChatModelIntegrationTests):
     def supports_json_mode(self) -> bool:
         return True
 
-    @pytest.mark.xfail(
-        reason="asked for the weather, 135M parameters talk about it: no tool is called unless one must be"
-    )
+    @pytest.mark.xfail(reason="asked for the weather, 135M parameters talk about it and call no tool")
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
 
