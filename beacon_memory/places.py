@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
+from beacon_memory.config import BeaconConfig
 from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError
 from beacon_memory.stores import StateStore
+
+
+class Secret(Protocol):
+    """A text that is not shown by accident, as pydantic keeps it."""
+
+    def get_secret_value(self) -> str:
+        """The text."""
+
+
+class Names(Protocol):
+    """A framework's settings that name a model and a place."""
+
+    engine: BeaconEngine | None
+    config: BeaconConfig | None
+    adapter: str | None
+    device_map: Any
+    dtype: Any
+    model_kwargs: dict[str, Any]
+    store: Any
+    redis_url: Any  # a Secret or None: pydantic's own is no Protocol's
+    redis_client: Any
+    key_prefix: str
+    ttl: int | None
+
 
 Place = str | StateStore | Callable[[], StateStore]
 
@@ -44,6 +69,27 @@ def place(
         return RedisStore(redis_url, prefix=prefix, ttl=ttl)
 
     return make
+
+
+def named_engine(names: Names, model: str | None, *, environ: Mapping[str, str]) -> BeaconEngine:
+    """The engine of these settings, or one of the same for another model; made from their names where there is none.
+
+    Where no model is named, `environ`'s BEACON_MODEL, else "smollm2". Raises ConfigError for two places at once.
+    """
+    if names.engine is not None:
+        return names.engine if model in (None, names.engine.name) else names.engine.with_model(str(model))
+    url: Secret | None = names.redis_url
+    where = place(
+        names.store,
+        redis_url=url.get_secret_value() if url else None,
+        redis_client=names.redis_client,
+        key_prefix=names.key_prefix,
+        ttl=names.ttl,
+        environ=environ,
+    )
+    how: dict[str, Any] = {"config": names.config, "adapter": names.adapter, "dtype": names.dtype}
+    how |= {"device_map": names.device_map, **names.model_kwargs}
+    return BeaconEngine(model or environ.get("BEACON_MODEL") or "smollm2", where, **how)
 
 
 def engine_for(

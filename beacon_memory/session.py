@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from beacon_memory.archive import Exported, write_archive
 from beacon_memory.codec import encode_ids, encode_segment
 from beacon_memory.config import SLOT_BITS, check_ratio
-from beacon_memory.errors import ConfigError, InputError, SessionNotFound, TranscriptError
+from beacon_memory.errors import ConfigError, InputError, SessionNotFound
 from beacon_memory.head import DOCUMENT, SessionHead
 from beacon_memory.history import match
+from beacon_memory.rewind import Changed, back, branch
 from beacon_memory.sources import check_text, read_source
 from beacon_memory.state import BeaconState, chain
 from beacon_memory.stores.base import check_session, not_found, retrying
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 Messages = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 Progress = Callable[[int], None]
-Changed = tuple[SessionHead, BeaconState, dict[str, bytes]]
 Change = Callable[[SessionHead, BeaconState], Changed]
 
 
@@ -95,7 +95,7 @@ class Session:
             talk = [message for message in past if message["role"] != DOCUMENT]
             found = match(talk, checked, "full")
             if found.kept < len(talk):
-                head, state, pages = self.branch(head, state, past, found.kept)
+                head, state, pages = branch(self._memory, head, state, past, found.kept)
             head, state, more = self._extended(head, state, checked[found.known :])
             return head, state, pages | more
 
@@ -241,7 +241,7 @@ class Session:
                 raise InputError(
                     f"session {self.id!r} has {len(past)} messages: rewind to 0 to {len(past)}, not {messages}"
                 )
-            return self.back(head, state, past, messages)
+            return back(self._memory, head, state, past, messages)
 
         self._change(change, create=False)
 
@@ -285,33 +285,6 @@ class Session:
         blobs = pages | {s.digest: encode_segment(s, fingerprint=model.fingerprint, config=config) for s in new}
         self._memory.keep(new)
         self._memory.commit(self.id, changed, blobs, expected=expected)
-
-    def back(self, head: SessionHead, state: BeaconState, past: Sequence[Mapping[str, Any]], messages: int) -> Changed:
-        """Head and state as they were after the first `messages` of `past`, and the pages of these."""
-        state = self._rewound(head, state, past, messages)
-        entries = head.entries[: len(state.segments)]
-        read = {entry.document for entry in entries}
-        sources = {document: digest for document, digest in head.sources.items() if document in read}
-        keys = {message.get("key") for message in past[:messages]}
-        notes = {key: digest for key, digest in head.notes.items() if key in keys}
-        back = replace(head, pages=(), recent=(), entries=entries, sources=sources, notes=notes)
-        kept, pages = back.with_state(state).with_messages(list(past[:messages]))
-        return kept, state, pages
-
-    def branch(self, head: SessionHead, state: BeaconState, past: Sequence[Mapping[str, Any]], kept: int) -> Changed:
-        """Back to the first `kept` messages, documents not counted; those that were read later are part of no branch
-        and stay.
-        """
-        until = [n for n, message in enumerate(past) if message["role"] != DOCUMENT][kept]
-        later = [message for message in past[until:] if message["role"] == DOCUMENT]
-        entries = dict(zip(head.entries, state.segments, strict=True))
-        back, before, pages = self.back(head, state, past, until)
-        for note in later:
-            document = str(note["document"])
-            before = before.join([s for entry, s in entries.items() if entry.document == document])
-            back = back.with_state(before, document=document)
-        back, more = back.with_messages(list(later))
-        return back, before, pages | more
 
     def _change(self, change: Change, *, create: bool = True) -> None:
         """Move the head by `change`, which is done again on the newest head when another writer was faster."""
@@ -375,29 +348,3 @@ class Session:
             state.tail, behind=behind, opens=head.unfolded, asked=asked, system=system
         )
         return prompt, replace(state, tail=())
-
-    def _rewound(
-        self, head: SessionHead, state: BeaconState, past: Sequence[Mapping[str, Any]], messages: int
-    ) -> BeaconState:
-        """The state as it was after the first `messages`: what was folded then, and the rest of the ids as tail."""
-        transcript = self._memory.transcript
-        talk = [[*transcript.turn(m)] if m["role"] != DOCUMENT else [] for m in past]
-        conversation = [s for s, e in zip(state.segments, head.entries, strict=True) if not e.document]
-        ids = [i for segment in conversation for i in segment.ids] + list(state.tail)
-        opened = len(ids) - sum(map(len, talk))
-        if opened not in (0, len(transcript.start)):
-            raise TranscriptError(
-                "the model's chat template has changed since this session was written: it cannot rewind"
-            )
-        ids = ids[: opened + sum(map(len, talk[:messages]))] if messages else []
-        documents = {str(m["document"]) for m in past[:messages] if m["role"] == DOCUMENT}
-        kept, folded = [], 0
-        for segment, entry in zip(state.segments, head.entries, strict=True):
-            if entry.document and entry.document not in documents:
-                break
-            if not entry.document:
-                if folded + entry.tokens + self._memory.model.config.keep_last > len(ids):
-                    break
-                folded += entry.tokens
-            kept.append(segment)
-        return BeaconState(tuple(kept), tuple(ids[folded:]))

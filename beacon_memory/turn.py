@@ -12,6 +12,7 @@ from beacon_memory.errors import InputError, SegmentMissing, SessionConflict
 from beacon_memory.generation import Answer, Sampling, Stream
 from beacon_memory.head import DOCUMENT, SessionHead
 from beacon_memory.history import History, Match, all_new, match
+from beacon_memory.rewind import branch
 from beacon_memory.session import Session
 from beacon_memory.state import BeaconState, Segment
 from beacon_memory.tools import Tool
@@ -121,8 +122,7 @@ class Turn(Iterator[str]):
         opened, pages = head, dict[str, bytes]()
         forked = found.kept < len(talk)
         if forked:
-            assert self._session is not None
-            head, before, pages = self._session.branch(head, before, past, found.kept)
+            head, before, pages = branch(self._memory, head, before, past, found.kept)
         raw = 0 if self._keep is None else min(self._keep, len(self._messages) - found.known)
         new = self._messages[found.known : len(self._messages) - raw]
         if not (before.tokens or new or raw):

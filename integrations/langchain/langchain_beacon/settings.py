@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from beacon_memory.config import BeaconConfig
 from beacon_memory.context import context_sessions, read_context
 from beacon_memory.engine import BeaconEngine
-from beacon_memory.places import place
+from beacon_memory.places import named_engine
 
 Documents = str | Path | Document | Iterable["str | Path | Document"]
 
@@ -58,25 +58,7 @@ class BeaconSettings(BaseModel):
 
     @model_validator(mode="after")
     def _set_beacon_engine(self) -> Self:
-        if self.engine is not None and self.model not in (None, self.engine.name):
-            self.engine = self.engine.with_model(str(self.model))
-        if self.engine is None:
-            self.engine = BeaconEngine(
-                self.model or os.environ.get("BEACON_MODEL") or "smollm2",
-                place(
-                    self.store,
-                    redis_url=self.redis_url.get_secret_value() if self.redis_url else None,
-                    redis_client=self.redis_client,
-                    key_prefix=self.key_prefix,
-                    ttl=self.ttl,
-                    environ=os.environ,
-                ),
-                config=self.config,
-                adapter=self.adapter,
-                device_map=self.device_map,
-                dtype=self.dtype,
-                **self.model_kwargs,
-            )
+        self.engine = named_engine(self, self.model, environ=os.environ)
         self.model = self.engine.name
         return self
 

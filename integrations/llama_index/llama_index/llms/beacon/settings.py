@@ -19,7 +19,7 @@ from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError
 from beacon_memory.history import History
 from beacon_memory.memory import BeaconMemory as CoreMemory
-from beacon_memory.places import place
+from beacon_memory.places import named_engine
 from beacon_memory.state import BeaconState
 
 Documents = str | Path | BaseNode | Iterable["str | Path | BaseNode"]
@@ -101,25 +101,7 @@ class BeaconSettings(StructuredOutput):
                 "messages_to_prompt or completion_to_prompt"
             )
         super().__init__(**fields)
-        if self.engine is not None and self.model_name not in (None, self.engine.name):
-            self.engine = self.engine.with_model(str(self.model_name))
-        if self.engine is None:
-            self.engine = BeaconEngine(
-                self.model_name or os.environ.get("BEACON_MODEL") or "smollm2",
-                place(
-                    self.store,
-                    redis_url=self.redis_url.get_secret_value() if self.redis_url else None,
-                    redis_client=self.redis_client,
-                    key_prefix=self.key_prefix,
-                    ttl=self.ttl,
-                    environ=os.environ,
-                ),
-                config=self.config,
-                adapter=self.adapter,
-                device_map=self.device_map,
-                dtype=self.dtype,
-                **self.model_kwargs,
-            )
+        self.engine = named_engine(self, self.model_name, environ=os.environ)
         self.model_name = self.engine.name
         self._sampling({})
 
