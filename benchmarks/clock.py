@@ -16,6 +16,7 @@ from typing import Any
 Told = Callable[[str], None]
 
 DISTURBED = 0.1  # of all cores, by others
+LONG = 20  # seconds: what takes longer is taken as it is
 SHORT = 0.5  # seconds: the kernel counts in hundredths, so no share is told of less
 
 
@@ -42,7 +43,7 @@ def times(acts: Mapping[str, Act], *, repeats: int, told: Told, warm: bool = Tru
             taken = once(act)
             if turn < 0:
                 continue
-            if taken.others > DISTURBED:
+            if taken.others > DISTURBED and taken < LONG:
                 told(f"{name}: {turn + 1} of {repeats} again, others had {taken.others:.0%}")
                 taken = min(taken, once(act), key=lambda seconds: seconds.others)
             found[name].append(taken)
