@@ -16,7 +16,7 @@ from typing import Any
 Told = Callable[[str], None]
 
 DISTURBED = 0.1  # of all cores, by others
-LONG = 20  # seconds: what takes longer is taken as it is
+LONG = 5  # seconds: what takes longer is taken as it is
 SHORT = 0.5  # seconds: the kernel counts in hundredths, so no share is told of less
 
 

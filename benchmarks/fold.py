@@ -36,8 +36,10 @@ def lines(bench: Bench) -> Iterator[Result]:
         acts = {FOLD: Act(folded), FLOOR: Act(lambda _, bare=bare: bare())}
         if length <= OWN_READ:
             assert bench.plain is not None
-            acts |= {READ: Act(read), EVICTION: Act(evicted)}
+            acts |= {READ: Act(read)}
         values = times(acts, repeats=repeats, told=bench.told, warm=length <= 1024)
+        if length <= OWN_READ:
+            values |= times({EVICTION: Act(evicted)}, repeats=1, told=bench.told, warm=length <= 1024)
         against = [Against(FLOOR, most=1.25)]
         if length > OWN_READ and (found := bench.read(length)):
             values[READ] = found
