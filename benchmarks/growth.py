@@ -23,7 +23,7 @@ from beacon_memory.testing import redis_server, tiny_model
 EARLY = 10
 CONFIG = BeaconConfig(ratio=RATIO, anchors="last")  # windows and tail as the real model has them
 # Tokens of a message: after 1000 turns of two, a session is within its slots or old memories have become coarser.
-SESSIONS = {"within its slots": 15, "over its slots": 55}
+SESSIONS = {"within its slots": 15, "over its slots": 25}
 Cost = tuple[float, float]  # seconds, bytes to the server
 
 
