@@ -21,10 +21,11 @@ from torch import Tensor
 from beacon_memory.config import RATIOS, BeaconConfig
 from beacon_memory.errors import BeaconError, CodecError, ModelMismatch
 from beacon_memory.layout import slot_count
-from beacon_memory.quantise import BITS, Packed, pack, shapes, unpack
+from beacon_memory.quantise import BITS, SCALES, Packed, pack, shapes, unpack
 from beacon_memory.state import Fingerprint, Segment, segment_digest
 
-VERSION = 1
+VERSION = 2  # newest that is read
+PLAIN, PACKED = 1, 2  # what is written: a blob names the oldest version that knows its form
 MAGIC = b"BCNM"
 SEGMENT, HEAD, PAGE, SOURCE, NOTE = b"SEGM", b"HEAD", b"PAGE", b"TEXT", b"NOTE"
 
@@ -46,9 +47,9 @@ _START = struct.Struct("<4s4sII")
 _HEADER = _START.size + hashlib.sha256().digest_size
 
 
-def seal(kind: bytes, payload: bytes) -> bytes:
+def seal(kind: bytes, payload: bytes, *, version: int = PLAIN) -> bytes:
     """A payload in its frame."""
-    start = _START.pack(MAGIC, kind, VERSION, 0)
+    start = _START.pack(MAGIC, kind, version, 0)
     return start + hashlib.sha256(start + payload).digest() + payload
 
 
@@ -63,8 +64,8 @@ def unseal(kind: bytes, blob: bytes) -> bytes:
     checksum, payload = blob[_START.size : _HEADER], blob[_HEADER:]
     if hashlib.sha256(blob[: _START.size] + payload).digest() != checksum:
         raise CodecError(f"{name}: the checksum does not match: the blob is damaged or truncated")
-    if version != VERSION:
-        raise CodecError(f"{name}: written in format version {version}, this release reads {VERSION}: upgrade it")
+    if not 1 <= version <= VERSION:
+        raise CodecError(f"{name}: written in format version {version}, this release reads up to {VERSION}: upgrade it")
     if found != kind:
         raise CodecError(f"{name}: expected a blob of kind {kind!r}, found {found!r}")
     return payload
@@ -93,7 +94,8 @@ def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: Beacon
         packed = segment.packed or pack(segment.keys, segment.values, sink=segment.sink, dtype=config.slot_dtype)
         tensors |= packed.tensors
     # One metadata entry: safetensors writes several in any order, and equal segments should be equal bytes.
-    return seal(SEGMENT, save_tensors(tensors, metadata={"beacon": json.dumps(about, sort_keys=True)}))
+    payload = save_tensors(tensors, metadata={"beacon": json.dumps(about, sort_keys=True)})
+    return seal(SEGMENT, payload, version=PACKED if config.slot_dtype in BITS else PLAIN)
 
 
 def decode_segment(blob: bytes, *, fingerprint: Fingerprint, digest: str | None = None) -> Segment:
@@ -138,7 +140,11 @@ def _slots(tensors: Mapping[str, Tensor], slots: int, sink: int, config: BeaconC
     packed = config.slot_dtype in BITS
     layers, heads, _, width = tensors["sink_keys" if packed else "keys"].shape
     if packed:
-        expected = shapes(layers=layers, heads=heads, slots=slots, sink=sink, width=width, dtype=config.slot_dtype)
+        scales = tensors["key_scales"].dtype
+        if scales not in SCALES:
+            raise CodecError(f"segment: scales are of {SCALES}, found {scales}")
+        size = {"layers": layers, "heads": heads, "slots": slots, "sink": sink, "width": width}
+        expected = shapes(**size, dtype=config.slot_dtype, scales=scales)
     else:
         expected = dict.fromkeys(("keys", "values"), ((layers, heads, slots, width), getattr(torch, config.slot_dtype)))
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}

@@ -11,8 +11,8 @@ from beacon_memory.errors import ConfigError
 RATIOS = (1, 2, 4, 8, 16, 32)
 LAYOUTS = ("select", "shadow", "interleave")
 ANCHORS = ("last", "surprise", "reconstruct", "learned")
-# Bits of a number of a slot; a group of 64 shares a scale and a low, which is one bit more for each (quantise.py).
-SLOT_BITS = {"bfloat16": 16, "float16": 16, "float32": 32, "int8": 9, "int4": 5}
+# Bits of a number of a slot; a group of 64 shares a scale and a low, which is half a bit more for each (quantise.py).
+SLOT_BITS = {"bfloat16": 16, "float16": 16, "float32": 32, "int8": 8.5, "int4": 4.5}
 SLOT_DTYPES = tuple(SLOT_BITS)
 
 

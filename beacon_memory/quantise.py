@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 BITS = {"int8": 8, "int4": 4}
+SCALES = (torch.float32, torch.float16, torch.bfloat16)  # of scales and lows: format version 1, version 2
 Form = tuple[tuple[int, ...], torch.dtype]
 
 GROUP = 64  # the most slots (keys) or channels (values) that share a scale
+WIDEST = 30_000  # numbers below it have lows and spreads within float16
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +28,10 @@ class Packed:
     sink_keys: Tensor  # (layers, kv_heads, sink, head_dim), bfloat16
     sink_values: Tensor  # (layers, kv_heads, sink, head_dim), bfloat16
     keys: Tensor  # (layers, kv_heads, slots - sink, head_dim), uint8; int4: two channels a byte
-    key_scales: Tensor  # (layers, kv_heads, groups of slots, head_dim), float32
+    key_scales: Tensor  # (layers, kv_heads, groups of slots, head_dim), 16 bits (format version 1: float32)
     key_lows: Tensor  # as key_scales
     values: Tensor  # as keys
-    value_scales: Tensor  # (layers, kv_heads, slots - sink, groups of channels), float32
+    value_scales: Tensor  # (layers, kv_heads, slots - sink, groups of channels), as key_scales
     value_lows: Tensor  # as value_scales
 
     @property
@@ -47,8 +49,9 @@ def pack(keys: Tensor, values: Tensor, *, sink: int, dtype: str) -> Packed:
     """Keys (before RoPE) and values in 8 or 4 bits.  # (layers, kv_heads, slots, head_dim) each"""
     keys, values = keys.detach().cpu().float(), values.detach().cpu().float()
     sinks = [t[:, :, :sink].to(torch.bfloat16).contiguous() for t in (keys, values)]
-    by_channel, key_scales, key_lows = _codes(keys[:, :, sink:].transpose(2, 3), bits=BITS[dtype])
-    by_token, value_scales, value_lows = _codes(values[:, :, sink:], bits=BITS[dtype])
+    scales = _scales(keys[:, :, sink:], values[:, :, sink:])
+    by_channel, key_scales, key_lows = _codes(keys[:, :, sink:].transpose(2, 3), bits=BITS[dtype], scales=scales)
+    by_token, value_scales, value_lows = _codes(values[:, :, sink:], bits=BITS[dtype], scales=scales)
     return Packed(
         dtype,
         sinks[0],
@@ -76,12 +79,14 @@ def unpack(packed: Packed) -> tuple[Tensor, Tensor]:
     )
 
 
-def shapes(*, layers: int, heads: int, slots: int, sink: int, width: int, dtype: str) -> dict[str, Form]:
-    """The shape and dtype of every tensor of a packed segment."""
+def shapes(
+    *, layers: int, heads: int, slots: int, sink: int, width: int, dtype: str, scales: torch.dtype
+) -> dict[str, Form]:
+    """The shape and dtype of every tensor of a packed segment, its scales and lows in this dtype."""
     rest = slots - sink
     codes = ((layers, heads, rest, width // 2 if dtype == "int4" else width), torch.uint8)
-    key_groups = ((layers, heads, _groups(rest), width), torch.float32)
-    value_groups = ((layers, heads, rest, _groups(width)), torch.float32)
+    key_groups = ((layers, heads, _groups(rest), width), scales)
+    value_groups = ((layers, heads, rest, _groups(width)), scales)
     sinks = ((layers, heads, sink, width), torch.bfloat16)
     return {
         "sink_keys": sinks,
@@ -95,27 +100,43 @@ def shapes(*, layers: int, heads: int, slots: int, sink: int, width: int, dtype:
     }
 
 
-def _codes(rows: Tensor, *, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+def _scales(*numbers: Tensor) -> torch.dtype:
+    """What scales and lows are kept in: float16, the finer, where the numbers lie within its range."""
+    widest = max((float(t.abs().max()) for t in numbers if t.numel()), default=0.0)
+    return torch.float16 if widest < WIDEST else torch.bfloat16
+
+
+def _codes(rows: Tensor, *, bits: int, scales: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scales and lows of groups along the last dimension."""
     count = rows.shape[-1]
     groups = _groups(count)
     if not groups:
-        empty = rows.new_zeros(*rows.shape[:-1], 0)
+        empty = rows.new_zeros(*rows.shape[:-1], 0, dtype=scales)
         return rows.to(torch.uint8), empty, empty
     # The last group is filled up with its last number, which changes neither its lowest nor its highest.
     last = rows[..., -1:].expand(*rows.shape[:-1], groups * GROUP - count)
     grouped = torch.cat([rows, last], dim=-1).reshape(*rows.shape[:-1], groups, GROUP)
-    lows, highs = grouped.amin(-1), grouped.amax(-1)
-    scales = (highs - lows) / (2**bits - 1)
-    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
-    codes = ((grouped - lows[..., None]) / scales[..., None]).round().clamp(0, 2**bits - 1).to(torch.uint8)
-    return codes.flatten(-2)[..., :count], scales.contiguous(), lows.contiguous()
+    # Rounded outwards, so that every number of the group still lies between low and low + steps * scale.
+    lows = _rounded(grouped.amin(-1), scales, down=True)
+    steps = _rounded((grouped.amax(-1) - lows.float()) / (2**bits - 1), scales, down=False)
+    steps = torch.where(steps > 0, steps, torch.ones_like(steps))
+    codes = ((grouped - lows.float()[..., None]) / steps.float()[..., None]).round()
+    codes = codes.clamp(0, 2**bits - 1).to(torch.uint8)
+    return codes.flatten(-2)[..., :count], steps.contiguous(), lows.contiguous()
+
+
+def _rounded(numbers: Tensor, dtype: torch.dtype, *, down: bool) -> Tensor:
+    """The nearest number of a dtype that is not above, or not below."""
+    near = numbers.to(dtype)
+    wrong = near.float() > numbers if down else near.float() < numbers
+    beyond = torch.full_like(near, float("-inf") if down else float("inf"))
+    return torch.where(wrong, torch.nextafter(near, beyond), near)
 
 
 def _decoded(codes: Tensor, scales: Tensor, lows: Tensor) -> Tensor:
     count = codes.shape[-1]
     # Product, then sum, in two steps: nothing may fuse them differently on another machine.
-    wide = [t.repeat_interleave(GROUP, dim=-1)[..., :count] for t in (scales, lows)]
+    wide = [t.float().repeat_interleave(GROUP, dim=-1)[..., :count] for t in (scales, lows)]
     return codes.float().mul(wide[0]).add(wide[1])
 
 

@@ -197,7 +197,7 @@ class Session:
             ratios=ratios,
             ratio=head.ratio,
             budget=head.budget or model.budget,
-            bytes=slots * model.raw_bytes_per_token * bits // 16,
+            bytes=int(slots * model.raw_bytes_per_token * bits / 16),
             raw_bytes=tokens * model.raw_bytes_per_token,
         )
 

@@ -125,9 +125,9 @@ def test_a_newer_format_says_so(model, blob):
     import hashlib
     import struct
 
-    start = struct.pack("<4s4sII", b"BCNM", b"SEGM", 2, 0)
+    start = struct.pack("<4s4sII", b"BCNM", b"SEGM", 3, 0)
     newer = start + hashlib.sha256(start + blob[48:]).digest() + blob[48:]
-    with pytest.raises(CodecError, match="version 2"):
+    with pytest.raises(CodecError, match="version 3"):
         decode_segment(newer, fingerprint=model.fingerprint)
 
 
