@@ -4,10 +4,12 @@
 `surprise`     the tokens the model predicted worst
 `reconstruct`  per layer and head, those attended most when the window is read again (the idea of KVzip, 2505.23416)
 `learned`      per layer and head, what a linear scorer says of the layer's input (the idea of KVzap, 2601.07891)
+`spread`       as `learned`, less what the heads before have kept: left to themselves, heads keep the same tokens
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor
 from beacon_memory.layout import evenly, slot_count, unit_ends
 
 LOGIT_ROWS = 128
+SPREAD = 0.3  # standard deviations of a head's scores that an even share of heads takes from a token they kept
+REMEMBERED = 3  # layers until what a head has kept counts a third
 
 
 def pick(
@@ -40,6 +44,43 @@ def pick(
             best = left.argsort(dim=-1, descending=True, stable=True)[..., :quota]
             taken.scatter_(-1, best, True)
     return taken.nonzero()[:, -1].view(*shape, slots)
+
+
+class Spread:
+    """What the heads of the layers below, and those before in the same layer, have kept of a window.
+
+    A token that as many of them kept as would by chance costs SPREAD, less the fewer; newer layers count more.
+    """
+
+    def __init__(self) -> None:
+        self._kept: Tensor | None = None  # (batch, tokens)
+        self._heads = 0.0
+
+    def pick(
+        self,
+        shares: Sequence[tuple[str, float]],
+        scores: Mapping[str, Tensor],
+        *,
+        tokens: int,
+        ratio: int,
+        device: torch.device,
+    ) -> Tensor:
+        """The anchors of the next layer, head by head, as `pick` gives them.  # (batch, heads, slots)"""
+        own = scores["spread"].detach().float()
+        own = (own - own.mean(dim=-1, keepdim=True)) / own.std(dim=-1, keepdim=True, correction=0).clamp(min=1e-6)
+        kept = own.new_zeros(len(own), tokens) if self._kept is None else self._kept.to(own.device)
+        forget = math.exp(-1 / (REMEMBERED * own.shape[1]))
+        found = []
+        for head in range(own.shape[1]):
+            of_head = {
+                rule: score[:, head : head + 1] if score.shape[1] > 1 else score for rule, score in scores.items()
+            }
+            of_head["spread"] = (own[:, head] - SPREAD * ratio * kept / max(self._heads, 1))[:, None]
+            found.append(pick(shares, of_head, tokens=tokens, ratio=ratio, device=device))
+            taken = torch.zeros_like(kept).scatter_(1, found[-1][:, 0].expand(len(kept), -1), 1.0)
+            kept, self._heads = kept * forget + taken, self._heads * forget + 1
+        self._kept = kept
+        return torch.cat(found, dim=1)
 
 
 def surprise(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor) -> Tensor:

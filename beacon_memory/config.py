@@ -10,7 +10,7 @@ from beacon_memory.errors import ConfigError
 
 RATIOS = (1, 2, 4, 8, 16, 32)
 LAYOUTS = ("select", "shadow", "interleave")
-ANCHORS = ("last", "surprise", "reconstruct", "learned")
+ANCHORS = ("last", "surprise", "reconstruct", "learned", "spread")
 # Bits of a number of a slot; a group of 64 shares a scale and a low, which is half a bit more for each (quantise.py).
 SLOT_BITS = {"bfloat16": 16, "float16": 16, "float32": 32, "int8": 8.5, "int4": 4.5}
 SLOT_DTYPES = tuple(SLOT_BITS)
@@ -46,6 +46,8 @@ class BeaconConfig:
             if not isinstance(value, int) or value < 0:
                 raise ConfigError(f"{name} is a number of tokens, 0 or more, not {value!r}")
         rules = [rule for rule, _ in self.shares]
+        if self.layout != "select" and "spread" in rules:
+            raise ConfigError(f"anchors 'spread' differ between heads: layout must be 'select', not {self.layout!r}")
         if self.layout == "interleave" and rules != ["last"]:
             raise ConfigError(
                 f"layout 'interleave' puts a beacon after each unit: anchors must be 'last', not {self.anchors!r}"

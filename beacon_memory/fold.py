@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from beacon_memory.anchors import pick, shared, surprise
+from beacon_memory.anchors import Spread, pick, shared, surprise
 from beacon_memory.attention import Beacons, Pass, normed, rows_at
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
@@ -44,9 +44,10 @@ def _select(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: in
     window = ids.shape[1] - sink
     keys: list[Tensor] = []
     values: list[Tensor] = []
+    choose = Spread().pick if "spread" in scores else pick
     for layer, projections in enumerate(beacons.layers):
         found = {rule: by_layer[layer][..., sink:] for rule, by_layer in scores.items()}
-        anchors = pick(config.shares, found, tokens=window, ratio=ratio, device=ids.device) + sink
+        anchors = choose(config.shares, found, tokens=window, ratio=ratio, device=ids.device) + sink
         for name, all_rows, out in (("k", raw.keys[layer], keys), ("v", raw.values[layer], values)):
             places = anchors.to(all_rows.device).expand(*all_rows.shape[:2], -1)
             if projections[name].trained:
@@ -111,10 +112,10 @@ def _scored(
             scores["surprise"] = [surprise(lm.lm_head, hidden, ids)] * layers
     if "reconstruct" in rules:
         scores["reconstruct"] = look_back(lm, raw, embedded)
-    if "learned" in rules:
+    for rule in sorted(rules & {"learned", "spread"}):
         if len(raw.scores) != layers:
-            raise AdapterError("anchors 'learned' need an adapter with a scorer: fit one, or choose 'reconstruct'")
-        scores["learned"] = [raw.scores[layer] for layer in range(layers)]
+            raise AdapterError(f"anchors {rule!r} need an adapter with a scorer: fit one, or choose 'reconstruct'")
+        scores[rule] = [raw.scores[layer] for layer in range(layers)]
     return raw, hidden, scores
 
 

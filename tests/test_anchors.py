@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beacon_memory.anchors import LOGIT_ROWS, pick, shared, surprise
+from beacon_memory.anchors import LOGIT_ROWS, Spread, pick, shared, surprise
 from beacon_memory.config import BeaconConfig
 from beacon_memory.layout import slot_count, unit_ends
 
@@ -82,3 +82,43 @@ def test_units_end_where_last_takes_them_at_every_length() -> None:
     for tokens in range(1, 20):
         picked = pick((("last", 1.0),), {}, tokens=tokens, ratio=8, device=CPU)
         assert picked[0, 0].tolist() == unit_ends(tokens, 8).tolist()
+
+
+def test_spread_heads_keep_other_tokens_where_their_scores_differ_little() -> None:
+    close = torch.tensor([1.3, 1.2, 1.1, 1.0, -9.0, -9.0, -9.0, -9.0]).expand(1, 2, 8)
+    picked = Spread().pick((("spread", 1.0),), {"spread": close}, tokens=8, ratio=4, device=CPU)
+    assert picked.tolist() == [[[0, 1], [2, 3]]]
+
+
+def test_spread_heads_keep_the_same_tokens_where_no_others_will_do() -> None:
+    apart = torch.tensor([9.0, 9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]).expand(1, 2, 8)
+    picked = Spread().pick((("spread", 1.0),), {"spread": apart}, tokens=8, ratio=4, device=CPU)
+    assert picked.tolist() == [[[0, 1], [0, 1]]]
+
+
+def test_spread_reaches_over_layers_and_fades() -> None:
+    scores = {"spread": torch.tensor([[[1.01, 1.0, -9.0, -9.0]]])}
+    spread = Spread()
+    picked = [spread.pick((("spread", 1.0),), scores, tokens=4, ratio=4, device=CPU).item() for _ in range(6)]
+    assert picked == [0, 1, 0, 1, 0, 1]  # what a newer layer kept counts more
+
+
+@given(st.sampled_from(["spread", "spread:3+last:1", "surprise+spread"]), st.integers(2, 40), st.integers(0, 99))
+def test_spread_takes_as_many_tokens_as_there_are_slots_and_a_batch_as_each_alone(
+    anchors: str, tokens: int, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    shares = BeaconConfig(anchors=anchors).shares
+    layers = [
+        {"spread": torch.randn(2, 3, tokens, generator=random), "surprise": torch.rand(2, 1, tokens, generator=random)}
+        for _ in range(3)
+    ]
+    together, alone = Spread(), [Spread(), Spread()]
+    for scores in layers:
+        picked = together.pick(shares, scores, tokens=tokens, ratio=2, device=CPU)
+        assert picked.shape == (2, 3, slot_count(tokens, 2))
+        for row in picked.flatten(0, 1).tolist():
+            assert row == sorted(set(row))
+        for index, spread in enumerate(alone):
+            own = {rule: score[index : index + 1] for rule, score in scores.items()}
+            assert spread.pick(shares, own, tokens=tokens, ratio=2, device=CPU).equal(picked[index : index + 1])

@@ -57,6 +57,7 @@ def test_every_ratio_of_the_paper_and_raw_are_accepted() -> None:
         {"window": 64.0},
         {"layout": "append"},
         {"layout": "interleave", "anchors": "surprise"},
+        {"layout": "shadow", "anchors": "spread:3+last:1"},
         {"anchors": "first"},
         {"anchors": ""},
         {"anchors": "last:0"},

@@ -429,3 +429,32 @@ def test_learned_anchors_are_what_the_scorer_says_of_the_layers_input(config: Be
         for head in range(2):
             best = scores[head].topk(4).indices.sort().values + 2
             assert torch.equal(segment.keys[layer, head, 2:], raw.keys[layer, head, best])
+
+
+def test_spread_anchors_are_told_what_the_heads_of_layers_below_kept(config: BeaconConfig, ids: list[int]) -> None:
+    model = tiny_model(config=config.replace(anchors="learned"))
+    for wrapped in model.beacons.layers:
+        wrapped["k"].make_scorer(2)
+        scorer = wrapped["k"].scorer
+        assert scorer is not None
+        with torch.no_grad():  # all heads of a layer want the same tokens
+            scorer.weight.copy_(torch.randn(1, 32, generator=torch.Generator().manual_seed(2)).expand(2, 32))
+    learned = model.compress(ids[:30]).segments[0]
+    model.adapted(config.replace(anchors="spread"))
+    spread = model.compress(ids[:30]).segments[0]
+    assert spread.digest != learned.digest
+    assert spread.keys.shape == learned.keys.shape
+    assert torch.equal(spread.keys[0, 0], learned.keys[0, 0])  # nothing is kept yet
+    assert not torch.equal(spread.keys[0, 1], learned.keys[0, 1])
+    raw = Plain("llama", ids[:18])
+    kept = {
+        _row_of(key, raw.keys[layer, head])
+        for layer in (0, 1)
+        for head in (0, 1)
+        for key in spread.keys[layer, head, 2:]
+    }
+    assert len(kept) > 8  # of sixteen tokens four heads that agree would keep four
+
+
+def _row_of(key: Tensor, rows: Tensor) -> int:
+    return int((rows - key).abs().sum(dim=-1).argmin())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from beacon_memory.testing.models import tiny_tokenizer
 from beacon_memory.training import trainer as trainer_module
 from beacon_memory.training.data import Corpus, read_corpus
 from beacon_memory.training.examples import Examples, Mixture
+from beacon_memory.training.facts import draw_own
 from beacon_memory.training.objective import Example, Objective, Weights
 from beacon_memory.training.trainer import Plan, train, trained
 
@@ -223,15 +225,28 @@ def test_a_made_up_fact_stands_in_a_text_that_does_not_tell_it(tmp_path: Path) -
     model = tiny_model(config=CONFIG)
     mixture = Mixture(text=0, question=0, dialogue=0, fact=1, windows=(256,), depth=1, ratios=(2,))
     examples = Examples(corpus(tmp_path), model, config=CONFIG, mixture=mixture, seed=0, count=10)
+    kinds: set[bool] = set()
     for number in range(10):
         one = examples[number]
         assert one.windows[0].shape == (1, 256 + CONFIG.sink)
         context = model.decode(one.windows[0][0].tolist())
         for tail, scored in zip(one.tails[0], one.scored[0], strict=True):
             answer = model.decode(tail[scored].tolist()).strip().removesuffix(".")
-            assert answer.lower() in context.lower()
-        assert "'s " in context
-        assert "'s " not in TEXT
+            assert answer.split()[-1].lower() in context.lower()
+        told, said = "'s " in context, "user\n" in context
+        assert told or said
+        kinds |= {said}
+    assert kinds == {True, False}
+    assert "'s " not in TEXT
+
+
+def test_what_people_tell_of_themselves_answers_the_question() -> None:
+    draw = random.Random(0)
+    for fact in draw_own(draw, 99) + draw_own(draw, 99):
+        value = fact.answer.removesuffix(".").split()[-1]
+        assert value.lower() in fact.told.lower()
+        assert value.lower() not in fact.ask.lower()
+    assert len(draw_own(draw, 5)) == 5
 
 
 # Runs

@@ -40,7 +40,9 @@ Store = Annotated[
 Ratio = Annotated[int | None, typer.Option(help="tokens per slot: 1, 2, 4, 8, 16 or 32", show_default="4")]
 Anchors = Annotated[
     str | None,
-    typer.Option(help="last, surprise, reconstruct, learned, or a mix", show_default="the adapter's, else reconstruct"),
+    typer.Option(
+        help="last, surprise, reconstruct, learned, spread, or a mix", show_default="the adapter's, else reconstruct"
+    ),
 ]
 SlotDtype = Annotated[
     str | None, typer.Option(help="bfloat16, int8 or int4: what new slots are kept in", show_default="the session's")

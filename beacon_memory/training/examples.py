@@ -14,7 +14,7 @@ from beacon_memory.config import BeaconConfig, check_ratio
 from beacon_memory.errors import ConfigError, InputError
 from beacon_memory.model import BeaconModel
 from beacon_memory.training.data import Corpus, Dialogue, Document, Question
-from beacon_memory.training.facts import draw_facts
+from beacon_memory.training.facts import REPLIES, Fact, draw_facts, draw_own
 from beacon_memory.training.objective import Example
 from beacon_memory.transcript import Transcript
 
@@ -29,7 +29,8 @@ class Mixture:
 
     A `text` is folded; the text that follows is read behind it, and a stretch of the text itself again (auto-encoding).
     A `question` is asked behind a folded text. A `dialogue` goes on behind its folded start, is said again, and is
-    asked for what was said. A `fact` is put into a text that does not tell it, and asked for.
+    asked for what was said. A `fact` is put into a text that does not tell it, plainly or as what a user
+    says of himself, and asked for.
     """
 
     text: float = 0.5  # shares of the examples
@@ -117,9 +118,14 @@ class Examples(Dataset[Example]):
         return context, tails + ([self._repeat(draw, context)] if self._mixture.again else [])
 
     def _fact(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
-        """Facts anywhere in a text, and questions about some of them."""
-        facts = draw_facts(draw, draw.randint(1, max(length // APART, 1)))
-        told = [self._model.encode(f" {fact.told} ") for fact in facts]
+        """Facts anywhere in a text, or told in talks in the midst of it, and questions about some of them."""
+        count = draw.randint(1, max(length // APART, 1))
+        if draw.random() < 0.5:
+            facts = draw_facts(draw, count)
+            told = [self._model.encode(f" {fact.told} ") for fact in facts]
+        else:
+            facts = draw_own(draw, count)
+            told = self._talks(draw, facts)
         room = max(length - sum(map(len, told)), 0)
         run = self._run(draw, room)
         cuts = sorted(draw.randint(0, room) for _ in told)
@@ -128,6 +134,16 @@ class Examples(Dataset[Example]):
             context += [*ids, *run[cut:end]]
         asked = draw.sample(facts, min(ASKED, len(facts)))
         return context[:length], [self._asked(Question(fact.ask, fact.answer)) for fact in asked]
+
+    def _talks(self, draw: random.Random, facts: Sequence[Fact]) -> list[list[int]]:
+        """A few facts at a time as a user tells them, and a reply."""
+        left, talks = list(facts), []
+        while left:
+            said, left = left[: (size := draw.randint(1, 4))], left[size:]
+            told = {"role": "user", "content": " ".join(fact.told for fact in said)}
+            reply = {"role": "assistant", "content": draw.choice(REPLIES)}
+            talks.append([*self._transcript.turn(told), *self._transcript.turn(reply)])
+        return talks
 
     def _run(self, draw: random.Random, length: int) -> list[int]:
         """So many tokens of some text, from anywhere in it."""

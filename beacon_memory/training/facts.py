@@ -1,8 +1,9 @@
-"""Small facts, such as people tell each other, to be put into a text and asked for: names, numbers, places."""
+"""Small facts, such as people tell each other or of themselves, to be put into a text and asked for."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _OWNERS = (
@@ -45,7 +46,81 @@ _THINGS: dict[str, tuple[str, ...] | int] = {
     "year of birth": 4,
     "ticket number": 5,
 }
+# What people tell of themselves, how it is asked for, and the answer.
+_OWN: dict[str, tuple[tuple[str, ...], tuple[str, ...], str, tuple[str, ...] | int]] = {
+    "name": (
+        ("My name is {}.", "I am {}.", "I'm called {}."),
+        ("What is my name?", "Who am I?"),
+        "Your name is {}.",
+        (),
+    ),
+    "home": (
+        ("I live in {}.", "My home is in {}.", "I moved to {} last year."),
+        ("Where do I live?", "Which city do I live in?"),
+        "You live in {}.",
+        _CITIES,
+    ),
+    "work": (
+        ("I work as a {}.", "I am a {}.", "By trade I am a {}."),
+        ("What do I do for a living?", "What is my job?"),
+        "You work as a {}.",
+        ("barber", "carpenter", "cook", "driver", "gardener", "librarian", "mechanic", "painter", "surgeon", "welder"),
+    ),
+    "pet": (
+        ("I have a dog called {}.", "My dog is called {}.", "My dog's name is {}."),
+        ("What is my dog called?", "What is the name of my dog?"),
+        "Your dog is called {}.",
+        _NAMES,
+    ),
+    "cat": (
+        ("I have a cat named {}.", "My cat is called {}."),
+        ("What is my cat called?", "What is my cat's name?"),
+        "Your cat is called {}.",
+        _NAMES,
+    ),
+    "sister": (
+        ("My sister is called {}.", "I have a sister, {}."),
+        ("What is my sister's name?",),
+        "Your sister is called {}.",
+        (),
+    ),
+    "friend": (
+        ("My best friend is {}.", "My best friend's name is {}."),
+        ("Who is my best friend?",),
+        "Your best friend is {}.",
+        (),
+    ),
+    "colour": (
+        ("My favourite colour is {}.", "I like {} best of all colours."),
+        ("What is my favourite colour?", "Which colour do I like best?"),
+        "Your favourite colour is {}.",
+        _COLOURS,
+    ),
+    "food": (
+        ("My favourite food is {}.", "I love {}."),
+        ("What do I like to eat?", "What is my favourite food?"),
+        "You like {}.",
+        _FOODS,
+    ),
+    "trip": (
+        ("I am going to {} on holiday.", "Next month I travel to {}."),
+        ("Where am I travelling to?",),
+        "You are travelling to {}.",
+        _CITIES,
+    ),
+    "day": (("My day off is {}.",), ("When is my day off?",), "Your day off is {}.", _DAYS),
+    "code": (
+        ("My door code is {}.", "The code of my door is {}."),
+        ("What is my door code?",),
+        "Your door code is {}.",
+        5,
+    ),
+    "flat": (("I live in flat {}.",), ("Which flat do I live in?",), "You live in flat {}.", 2),
+}
 _ASKED = ("What is {whose} {thing}?", "Tell me {whose} {thing}.", "Do you remember {whose} {thing}?")
+
+
+REPLIES = ("Noted.", "Nice to meet you!", "Thank you for telling me.", "Good to know. How can I help you?", "I see.")
 
 
 @dataclass(frozen=True)
@@ -68,11 +143,31 @@ def draw_facts(draw: random.Random, count: int) -> list[Fact]:
     return [_fact(draw, owner, thing) for owner, thing in draw.sample(pairs, count)]
 
 
+def draw_own(draw: random.Random, count: int) -> list[Fact]:
+    """So many facts that somebody tells of himself, no two about the same."""
+    people = [owner for owner in _OWNERS if owner[0].isupper()]
+    found = []
+    for thing in draw.sample(list(_OWN), min(count, len(_OWN))):
+        told, asked, answer, values = _OWN[thing]
+        value = _value(draw, values or people)
+        said = answer if draw.random() < 0.5 else "{}."
+        found.append(Fact(draw.choice(told).format(value), draw.choice(asked), _capital(said.format(value))))
+    return found
+
+
+def _value(draw: random.Random, values: Sequence[str] | int) -> str:
+    """One of the words, or a number of so many digits."""
+    return str(draw.randrange(10 ** (values - 1), 10**values)) if isinstance(values, int) else draw.choice(values)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _fact(draw: random.Random, owner: str, thing: str) -> Fact:
-    values = _THINGS[thing]
-    value = draw.choice(values) if isinstance(values, tuple) else str(draw.randrange(10 ** (values - 1), 10**values))
+    value = _value(draw, _THINGS[thing])
     whose = f"{owner}'s"
-    told = f"{whose[:1].upper()}{whose[1:]} {thing} is {value}."
+    told = _capital(f"{whose} {thing} is {value}.")
     # Said again in full, or in a word, as people answer.
-    answer = told if draw.random() < 0.5 else f"{value[:1].upper()}{value[1:]}."
+    answer = told if draw.random() < 0.5 else _capital(f"{value}.")
     return Fact(told, draw.choice(_ASKED).format(whose=whose, thing=thing), answer)
