@@ -24,6 +24,7 @@ EARLY = 10
 CONFIG = BeaconConfig(ratio=RATIO, anchors="last")  # windows and tail as the real model has them
 # Tokens of a message: after 1000 turns of two, a session is within its slots or old memories have become coarser.
 SESSIONS = {"within its slots": 15, "over its slots": 25}
+POSITIONS = {"within its slots": 16_384, "over its slots": 8_192}  # of the tiny model: its slots are most of them
 Cost = tuple[float, float]  # seconds, bytes to the server
 
 
@@ -33,9 +34,12 @@ def lines(bench: Bench) -> Iterator[Result]:
     for case, each in SESSIONS.items():
         around = -(-(CONFIG.window // 2) // (2 * each))  # turns to either side: together they fill a window
         around = min(around, EARLY - 1)
-        tiny = tiny_model(config=CONFIG, max_position_embeddings=8192)
+        tiny = tiny_model(config=CONFIG, max_position_embeddings=POSITIONS[case])
         with redis_server() as url, BeaconMemory(tiny, open_store(url)) as memory:
             costs = _turns(bench, memory, url, each, range(late + around))
+            coarser = set(memory.session("long").info().ratios) != {RATIO}
+        if coarser != case.startswith("over"):
+            raise RuntimeError(f"{case}: old memories are {'coarser' if coarser else 'as they were'}")
         yield from _results(f"tiny model, {case}", late, costs[EARLY - around : EARLY + around], costs[late - around :])
         if bench.name != "tiny":
             yield from _results(
