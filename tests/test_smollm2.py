@@ -8,6 +8,7 @@ import json
 import pytest
 
 from beacon_memory import BeaconMemory, cli
+from beacon_memory.transcript import Transcript
 
 pytestmark = [
     pytest.mark.real_model,
@@ -15,20 +16,31 @@ pytestmark = [
 ]
 
 
-def test_smollm2_loads_by_its_alias_with_the_scorer_that_comes_with_it_and_remembers():
-    """Loading its file once failed on a fresh machine: transformers' GGUF reader needs accelerate."""
+NAMES = ["Rex", "Max", "Bruno", "Luna", "Oscar", "Bella", "Rocky", "Toby"]
+
+
+def test_smollm2_loads_by_its_alias_with_the_adapter_that_comes_with_it_and_remembers():
+    """Loading its file once failed on a fresh machine: transformers' GGUF reader needs accelerate.
+
+    What so small a model says in free words is chance; which of eight names it holds for likely is not.
+    """
     with BeaconMemory.open("smollm2", "memory://") as memory:
-        assert memory.model.config.anchors == "learned"
-        assert memory.model.fingerprint.adapter != "none"
-        session = memory.session("ada")
-        session.add(
-            [
-                {"role": "user", "content": "My name is Ada and I live in Lyon. My dog is called Rex."},
-                {"role": "assistant", "content": "Nice to meet you, Ada! You live in Lyon and your dog is called Rex."},
-            ]
-        )
-        session.add_document("The harbour was quiet that night, and the lamps along the quay burned low. " * 20)
-        assert "Rex" in session.ask("What is my dog called?", max_new_tokens=16)
+        model = memory.model
+        assert model.config.anchors == "spread"
+        assert model.fingerprint.adapter != "none"
+        talk = Transcript(model.tokenizer)
+        asked = talk.turn({"role": "user", "content": "What is my dog called?"})
+        prompt = [*talk.system(None), *asked, *talk.header(), *model.encode("Your dog is called")]
+        ids = [model.encode(f" {name}")[0] for name in NAMES]
+        known, guessed = 0, int(model.logits(prompt)[-1][ids].argmax())
+        for place, name in enumerate(NAMES):
+            session = memory.session(name)
+            said = f"My name is Ada and I live in Lyon. My dog is called {name}."
+            reply = f"Nice to meet you, Ada! You live in Lyon and your dog is called {name}."
+            session.add([{"role": "user", "content": said}, {"role": "assistant", "content": reply}])
+            session.add_document("The harbour was quiet that night, and the lamps along the quay burned low. " * 20)
+            known += int(model.logits(prompt, session.state())[-1][ids].argmax()) == place != guessed
+        assert known >= 6
 
 
 def test_what_comes_with_smollm2_is_measured_by_default(tmp_path, monkeypatch, capfd):
