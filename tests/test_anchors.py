@@ -122,3 +122,13 @@ def test_spread_takes_as_many_tokens_as_there_are_slots_and_a_batch_as_each_alon
         for index, spread in enumerate(alone):
             own = {rule: score[index : index + 1] for rule, score in scores.items()}
             assert spread.pick(shares, own, tokens=tokens, ratio=2, device=CPU).equal(picked[index : index + 1])
+
+
+def test_spread_alone_is_spread_in_a_mix_with_next_to_nothing() -> None:
+    random = torch.Generator().manual_seed(4)
+    alone, mixed = Spread(), Spread()
+    for _ in range(4):
+        scores = {"spread": torch.randn(2, 3, 64, generator=random), "surprise": torch.zeros(2, 1, 64)}
+        shares = (("spread", 1.0), ("surprise", 0.0))
+        picked = alone.pick(shares[:1], scores, tokens=64, ratio=4, device=CPU)
+        assert picked.equal(mixed.pick(shares, scores, tokens=64, ratio=4, device=CPU))
