@@ -38,7 +38,8 @@ def lines(bench: Bench) -> Iterator[Result]:
         with redis_server() as url, BeaconMemory(tiny, open_store(url)) as memory:
             costs = _turns(bench, memory, url, each, range(late + around))
             coarser = set(memory.session("long").info().ratios) != {RATIO}
-        if coarser != case.startswith("over"):
+        # Few turns fill no slots: a short form only checks that it is not the other way round.
+        if coarser != case.startswith("over") and (coarser or late >= 1000):
             raise RuntimeError(f"{case}: old memories are {'coarser' if coarser else 'as they were'}")
         yield from _results(f"tiny model, {case}", late, costs[EARLY - around : EARLY + around], costs[late - around :])
         if bench.name != "tiny":
