@@ -70,21 +70,16 @@ class Spread:
         own = (own - own.mean(dim=-1, keepdim=True)) / own.std(dim=-1, keepdim=True, correction=0).clamp(min=1e-6)
         kept = own.new_zeros(len(own), tokens) if self._kept is None else self._kept.to(own.device)
         forget = math.exp(-1 / (REMEMBERED * own.shape[1]))
-        alone = [rule for rule, _ in shares] == ["spread"]
         found = []
         for head in range(own.shape[1]):
-            wanted = own[:, head] - SPREAD * ratio * kept / max(self._heads, 1)
-            if alone:  # as `pick` would, in a third of its time
-                places = wanted.argsort(dim=-1, descending=True, stable=True)[:, : slot_count(tokens, ratio)]
-            else:
-                of_head = {rule: s[:, head : head + 1] if s.shape[1] > 1 else s for rule, s in scores.items()}
-                of_head["spread"] = wanted[:, None]
-                places = pick(shares, of_head, tokens=tokens, ratio=ratio, device=device)[:, 0]
+            of_head = {rule: s[:, head : head + 1] if s.shape[1] > 1 else s for rule, s in scores.items()}
+            of_head["spread"] = (own[:, head] - SPREAD * ratio * kept / max(self._heads, 1))[:, None]
+            places = pick(shares, of_head, tokens=tokens, ratio=ratio, device=device)[:, 0]
             found.append(places)
             kept = (kept * forget).scatter_add_(1, places, torch.ones_like(places, dtype=kept.dtype))
             self._heads = self._heads * forget + 1
         self._kept = kept
-        return torch.stack(found, dim=1).sort(dim=-1).values
+        return torch.stack(found, dim=1)
 
 
 def surprise(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor) -> Tensor:

@@ -176,7 +176,8 @@ def test_a_tensor_of_the_wrong_shape_or_dtype_is_refused(form, name):
     segment, config = made(form)
     assert segment.packed is not None
     tensor = getattr(segment.packed, name)
-    for wrong in (tensor[:, :1], tensor[..., :-1], tensor.to(torch.float64), tensor[0]):
+    other = torch.bfloat16 if tensor.dtype == torch.float16 else torch.float16
+    for wrong in (tensor[:, :1], tensor[..., :-1], tensor.to(other), tensor.to(torch.float64), tensor[0]):
         packed = dataclasses.replace(segment.packed, **{name: wrong.contiguous()})
         blob = encode_segment(dataclasses.replace(segment, packed=packed), fingerprint=OURS, config=config)
         with pytest.raises(CodecError):

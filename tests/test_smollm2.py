@@ -43,6 +43,20 @@ def test_smollm2_loads_by_its_alias_with_the_adapter_that_comes_with_it_and_reme
         assert known >= 6
 
 
+@pytest.mark.xfail(reason="in free words the trained beacons say 'a Greyhound'; the scorer alone said Rex")
+def test_a_name_comes_back_in_free_words():
+    with BeaconMemory.open("smollm2", "memory://") as memory:
+        session = memory.session("ada")
+        session.add(
+            [
+                {"role": "user", "content": "My name is Ada and I live in Lyon. My dog is called Rex."},
+                {"role": "assistant", "content": "Nice to meet you, Ada! You live in Lyon and your dog is called Rex."},
+            ]
+        )
+        session.add_document("The harbour was quiet that night, and the lamps along the quay burned low. " * 20)
+        assert "Rex" in session.ask("What is my dog called?", max_new_tokens=16)
+
+
 def test_what_comes_with_smollm2_is_measured_by_default(tmp_path, monkeypatch, capfd):
     """It was once looked for while beacons were attached, when the model has another fingerprint, and left out."""
     asked = ("--tasks", "copy", "--methods", "full,beacon", "--ratios", "8", "--items", "1")

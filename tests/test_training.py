@@ -230,11 +230,11 @@ def test_a_made_up_fact_stands_in_a_text_that_does_not_tell_it(tmp_path: Path) -
         one = examples[number]
         assert one.windows[0].shape == (1, 256 + CONFIG.sink)
         context = model.decode(one.windows[0][0].tolist())
+        said = "user\n" in context  # of oneself: an answer in full says "you" for "I"
         for tail, scored in zip(one.tails[0], one.scored[0], strict=True):
             answer = model.decode(tail[scored].tolist()).strip().removesuffix(".")
-            assert answer.split()[-1].lower() in context.lower()
-        told, said = "'s " in context, "user\n" in context
-        assert told or said
+            assert (answer.split()[-1] if said else answer).lower() in context.lower()
+        assert said or "'s " in context
         kinds |= {said}
     assert kinds == {True, False}
     assert "'s " not in TEXT

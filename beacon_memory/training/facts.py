@@ -118,8 +118,6 @@ _OWN: dict[str, tuple[tuple[str, ...], tuple[str, ...], str, tuple[str, ...] | i
     "flat": (("I live in flat {}.",), ("Which flat do I live in?",), "You live in flat {}.", 2),
 }
 _ASKED = ("What is {whose} {thing}?", "Tell me {whose} {thing}.", "Do you remember {whose} {thing}?")
-
-
 REPLIES = ("Noted.", "Nice to meet you!", "Thank you for telling me.", "Good to know. How can I help you?", "I see.")
 
 
