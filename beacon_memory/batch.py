@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 
 from beacon_memory.front import Front, RoomLayer, cache_of, fill, room_for
 from beacon_memory.prefix import Prefix, Room, entries
 
 if TYPE_CHECKING:
     from beacon_memory.state import Segment
+
+# What models and generate() call their cache: renamed in transformers 5.24.
+CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,11 @@ class Batch:
     room: Room  # where the cache's rows stand
     prompts: Sequence[Sequence[int]]  # the ids of each row
     fronts: Sequence[Front | None] = ()  # who keeps a row for the next turn
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What a model, or generate(), is given."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, CACHE: self.cache}
 
     def settle(self, answers: Sequence[Sequence[int]]) -> None:
         """Give what was read back to the fronts. To be called once, when the model is done."""

@@ -236,9 +236,7 @@ def _streamed(
             options = sampling.options(tokenizer, lm, batch=one)
             options["stopping_criteria"].append(Left([cancelled]))
             with torch.inference_mode():
-                output = lm.generate(
-                    one.ids, attention_mask=one.mask, past_key_values=one.cache, streamer=streamer, **options
-                )
+                output = lm.generate(**one.inputs, streamer=streamer, **options)
             made.append(output[0, one.ids.shape[1] :].tolist())
             one.settle(made)
         except BaseException as exc:

@@ -259,7 +259,7 @@ class BeaconModel:
         if left:
             options["stopping_criteria"].append(Left(left))
         with torch.inference_mode():
-            output = self.lm.generate(one.ids, attention_mask=one.mask, past_key_values=one.cache, **options)
+            output = self.lm.generate(**one.inputs, **options)
         rows = output[:, one.ids.shape[1] :].tolist()
         one.settle(rows)
         return [how.answer(self.decode(row), row, end_ids(self.lm)) for row in rows]
@@ -282,9 +282,7 @@ class BeaconModel:
         rows = [*state.tail, *self._checked(ids)]
         one = batch(self.lm, self.empty, [state.segments], [rows], new=0)
         with torch.inference_mode():
-            output = self.lm(
-                one.ids, attention_mask=one.mask, past_key_values=one.cache, use_cache=True, logits_to_keep=len(ids)
-            )
+            output = self.lm(**one.inputs, use_cache=True, logits_to_keep=len(ids))
         logits: Tensor = output.logits[0]
         return logits
 

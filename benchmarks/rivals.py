@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList
 
+from beacon_memory.batch import CACHE
+
 CHUNK = 256  # tokens of one stored value: LMCache's default
 BATCH_BYTES = 32 << 20  # of one MGET
 
@@ -51,7 +53,7 @@ def answer(
         found: Tensor = lm.generate(
             ids,
             attention_mask=mask,
-            past_key_values=cache,
+            **{CACHE: cache},
             max_new_tokens=new,
             do_sample=False,
             pad_token_id=0,

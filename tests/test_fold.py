@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from beacon_memory.batch import CACHE
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
 from beacon_memory.fold import fold
@@ -109,7 +110,7 @@ class Plain:
             hooks.append(source.register_forward_hook(lambda *called: keys.append(called[2])))
         with torch.inference_mode():
             mask = torch.ones(1, start + len(ids), dtype=torch.long)
-            self.logits = lm(torch.tensor([ids]), attention_mask=mask, past_key_values=cache).logits[0]
+            self.logits = lm(torch.tensor([ids]), attention_mask=mask, **{CACHE: cache}).logits[0]
         # (layers, kv_heads, tokens, head_dim)
         self.keys = torch.stack([found.view(len(ids), 2, 8).transpose(0, 1) for found in keys])
         self.rotated = torch.stack([layer.keys[0, :, start:] for layer in cache.layers])
@@ -175,7 +176,7 @@ def test_reconstruct_takes_what_each_head_looks_at_when_the_window_is_read_again
             attentions = lm(
                 torch.tensor([window + window]),
                 attention_mask=torch.ones(1, front + 2 * len(window), dtype=torch.long),
-                past_key_values=cache_of(past, family),
+                **{CACHE: cache_of(past, family)},
                 output_attentions=True,
             ).attentions
         raw = Plain(family, window, past=cache_of(past, family))
