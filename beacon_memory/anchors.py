@@ -53,6 +53,7 @@ class Spread:
     """
 
     def __init__(self) -> None:
+        self.costs: Tensor | None = None  # (batch, heads, tokens): what the tokens cost the heads that picked last
         self._kept: Tensor | None = None  # (batch, tokens)
         self._heads = 0.0
 
@@ -66,20 +67,26 @@ class Spread:
         device: torch.device,
     ) -> Tensor:
         """The anchors of the next layer, head by head, as `pick` gives them.  # (batch, heads, slots)"""
-        own = scores["spread"].detach().float()
-        own = (own - own.mean(dim=-1, keepdim=True)) / own.std(dim=-1, keepdim=True, correction=0).clamp(min=1e-6)
+        own = standard(scores["spread"].detach())
         kept = own.new_zeros(len(own), tokens) if self._kept is None else self._kept.to(own.device)
         forget = math.exp(-1 / (REMEMBERED * own.shape[1]))
-        found = []
+        found, costs = [], []
         for head in range(own.shape[1]):
             of_head = {rule: s[:, head : head + 1] if s.shape[1] > 1 else s for rule, s in scores.items()}
-            of_head["spread"] = (own[:, head] - SPREAD * ratio * kept / max(self._heads, 1))[:, None]
+            costs.append(SPREAD * ratio * kept / max(self._heads, 1))
+            of_head["spread"] = (own[:, head] - costs[-1])[:, None]
             places = pick(shares, of_head, tokens=tokens, ratio=ratio, device=device)[:, 0]
             found.append(places)
             kept = (kept * forget).scatter_add_(1, places, torch.ones_like(places, dtype=kept.dtype))
             self._heads = self._heads * forget + 1
-        self._kept = kept
+        self._kept, self.costs = kept, torch.stack(costs, dim=1)
         return torch.stack(found, dim=1)
+
+
+def standard(scores: Tensor) -> Tensor:
+    """Scores in standard deviations from the mean of their head.  # (…, tokens)"""
+    own = scores.float()
+    return (own - own.mean(dim=-1, keepdim=True)) / own.std(dim=-1, keepdim=True, correction=0).clamp(min=1e-6)
 
 
 def surprise(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor) -> Tensor:

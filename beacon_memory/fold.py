@@ -40,7 +40,7 @@ def fold(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, 
 
 def _select(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Folded:
     """Each head's anchors, through the beacon k and v projections."""
-    raw, hidden, scores = _scored(beacons, past, ids, config=config)
+    raw, hidden, scores = scored(beacons, past, ids, config=config)
     window = ids.shape[1] - sink
     keys: list[Tensor] = []
     values: list[Tensor] = []
@@ -64,7 +64,7 @@ def _shadow(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: in
     batch, rows = ids.shape
     scores: dict[str, Tensor] = {}
     if config.anchors != "last":
-        _, _, by_layer = _scored(beacons, past, ids, config=config)
+        _, _, by_layer = scored(beacons, past, ids, config=config)
         scores = {rule: shared(torch.stack(list(found)))[..., sink:] for rule, found in by_layer.items()}
     picked = pick(config.shares, scores, tokens=rows - sink, ratio=ratio, device=ids.device)
     anchors = picked[:, 0].expand(batch, -1) + sink
@@ -93,7 +93,7 @@ def _interleave(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink
 _LAYOUTS: dict[str, Callable[..., Folded]] = {"select": _select, "shadow": _shadow, "interleave": _interleave}
 
 
-def _scored(
+def scored(
     beacons: Beacons, past: Prefix, ids: Tensor, *, config: BeaconConfig
 ) -> tuple[RawPass, Tensor, dict[str, list[Tensor]]]:
     """A raw pass, its last states, and for each scored rule its scores by layer.

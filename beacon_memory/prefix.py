@@ -43,10 +43,18 @@ class Rope:
         """Keys rotated at consecutive positions.  # (..., slots, head_dim)"""
         if keys.shape[-2] == 0:
             return keys
-        cos, sin = self.at(start, start + keys.shape[-2], keys)
-        wide = keys.float()
-        a, b = wide.chunk(2, dim=-1)
-        return (wide * cos + torch.cat((-b, a), dim=-1) * sin).to(keys.dtype)
+        return _turned(keys, *self.at(start, start + keys.shape[-2], keys))
+
+    def rotate_at(self, keys: Tensor, places: Tensor) -> Tensor:
+        """Keys rotated each at its own position.  # (..., slots, head_dim), (..., slots)"""
+        cos, sin = self.at(0, int(places.max()) + 1, keys)
+        return _turned(keys, cos[places], sin[places])
+
+
+def _turned(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    wide = keys.float()
+    a, b = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-b, a), dim=-1) * sin).to(keys.dtype)
 
 
 @dataclass(eq=False)

@@ -19,6 +19,7 @@ from beacon_memory.errors import AdapterError, ConfigError, InputError, Training
 from beacon_memory.model import BeaconModel
 from beacon_memory.testing import tiny_model
 from beacon_memory.testing.models import tiny_tokenizer
+from beacon_memory.training import gates
 from beacon_memory.training import trainer as trainer_module
 from beacon_memory.training.data import Corpus, read_corpus
 from beacon_memory.training.examples import Examples, Mixture
@@ -65,7 +66,7 @@ def test_the_papers_objective_is_the_authors_training_loss(name: str) -> None:
     example = Example(
         ids[:, : count * window].split(window, dim=1), (model.config.ratio,) * count, tail, torch.ones_like(tail).bool()
     )
-    weights = Weights(next_token=1, teacher=0, hidden=0, first_window=True)
+    weights = Weights(next_token=1, teacher=0, hidden=0, context=None, first_window=True)
     loss = Objective(model.beacons, config=model.config, weights=weights)(example)
     torch.testing.assert_close(loss, expected["train_loss"][0], rtol=1e-6, atol=1e-6)
 
@@ -75,6 +76,22 @@ def objective(config: BeaconConfig, weights: Weights, **changes: Any) -> tuple[B
     for parameter in model.lm.parameters():
         parameter.requires_grad_(False)
     return model, Objective(model.beacons, config=config, weights=weights)
+
+
+def scored_model(anchors: str) -> BeaconModel:
+    """Beacons and a scorer, all of random weights."""
+    model = tiny_model(config=CONFIG.replace(anchors="last"), num_hidden_layers=3)
+    random = torch.Generator().manual_seed(5)
+    for wrapped in model.beacons.layers:
+        wrapped["k"].make_scorer(2)
+        wrapped["k"].make_low_rank(4, reach=1)
+        wrapped["v"].make_full()
+    for name, parameter in model.beacons.parameters().items():
+        with torch.no_grad():
+            parameter.copy_(torch.randn(parameter.shape, generator=random) * (1 if ".scorer." in name else 0.1))
+        parameter.requires_grad_(False)
+    model.adapted(model.config.replace(anchors=anchors))
+    return model
 
 
 def example(ratio: int, *, batch: int = 2, tails: int = 2) -> Example:
@@ -95,12 +112,72 @@ def test_nothing_folded_is_nothing_to_learn() -> None:
 
 
 def test_the_next_token_loss_at_ratio_1_is_the_models_own() -> None:
-    model, loss = objective(CONFIG, Weights(next_token=1, teacher=0, hidden=0))
     one = example(1, batch=1, tails=1)
     ids = torch.cat([*one.windows, one.tails[:, 0]], dim=1)
-    losses = torch.nn.functional.cross_entropy(model.lm(ids).logits[0, :-1], ids[0, 1:], reduction="none")
-    counted = torch.cat([losses[17:33], losses[34:39]])  # the second window, and what the tail scores
-    assert float(loss(one)) == pytest.approx(float(counted.mean()), rel=1e-5)
+    for context in (None, 0.25):
+        model, loss = objective(CONFIG, Weights(next_token=1, teacher=0, hidden=0, context=context))
+        losses = torch.nn.functional.cross_entropy(model.lm(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+        window, tail = losses[17:33], losses[34:39]  # the second window, and what the tail scores
+        counted = torch.cat([window, tail]).mean() if context is None else tail.mean() + context * window.mean()
+        assert float(loss(one)) == pytest.approx(float(counted), rel=1e-5)
+
+
+@pytest.mark.parametrize("anchors", ["learned", "spread"])
+def test_what_is_read_through_gates_is_the_fold_where_nothing_leaks(
+    anchors: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = scored_model(anchors)
+    one, weights = example(4), Weights()
+    hard, soft = (
+        Objective(model.beacons, config=model.config, weights=weights, gated=gated) for gated in (False, True)
+    )
+    with torch.no_grad():
+        assert abs(float(hard(one)) - float(soft(one))) > 1e-4
+        monkeypatch.setattr(gates, "LEAK", 1e4)
+        assert float(hard(one)) == pytest.approx(float(soft(one)), rel=1e-5)
+
+
+@pytest.mark.parametrize("learn", ["beacons", "anchors", "both"])
+def test_a_run_learns_what_it_is_asked_to_and_nothing_else(learn: str) -> None:
+    model = scored_model("spread")
+    with trained(model, Plan(learn=learn)):
+        Objective(model.beacons, config=model.config, weights=Weights(), gated=learn != "beacons")(
+            example(4)
+        ).backward()
+        for name, parameter in model.lm.named_parameters():
+            part = "anchors" if name.endswith(".scorer.weight") else "beacons" if ".base." not in name else ""
+            wanted = any(end in name for end in (".scorer.weight", ".down.", ".up.", ".full.weight"))
+            if wanted and learn in (part, "both"):
+                assert parameter.grad is not None, name
+                assert parameter.grad.abs().max() > 0, name
+            else:
+                assert parameter.grad is None, name
+
+
+def test_a_token_that_is_missed_is_scored_higher() -> None:
+    """One token is asked for and not kept: going down the gradient of the scorer alone must bring it in."""
+    model = scored_model("learned")
+    one = example(4)
+    with trained(model, Plan(learn="anchors")) as scorers:
+        loss = Objective(model.beacons, config=model.config, weights=Weights(), gated=True)
+        hard = Objective(model.beacons, config=model.config, weights=Weights())
+        before = hard(one).item()
+        steps = torch.optim.Adam(scorers, lr=0.03)
+        for _ in range(60):
+            steps.zero_grad()
+            loss(one).backward()
+            steps.step()
+        assert hard(one).item() < before - 0.05
+
+
+def test_anchors_that_no_scorer_chooses_cannot_be_learned() -> None:
+    with pytest.raises(ConfigError, match="fit one"), trained(tiny_model(config=CONFIG), Plan(learn="anchors")):
+        pass
+    model = scored_model("learned+last")
+    with pytest.raises(ConfigError, match="only anchors 'learned' and 'spread'"):
+        Objective(model.beacons, config=model.config, weights=Weights(), gated=True)(example(4))
+    with pytest.raises(ConfigError, match="beacons, anchors, both"):
+        Plan(learn="all")
 
 
 @pytest.mark.parametrize("weights", [Weights(1, 0, 0), Weights(0, 1, 0), Weights(0, 0, 1)])

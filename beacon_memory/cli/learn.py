@@ -53,6 +53,7 @@ def train(
     ] = None,
     anchors: Annotated[str | None, typer.Option(help="as for add", show_default="the adapter's, else learned")] = None,
     steps: Annotated[int, typer.Option(help="optimizer steps")] = 1000,
+    learn: Annotated[str, typer.Option(help="beacons, anchors (the scorer) or both")] = "beacons",
     learning_rate: Annotated[float, typer.Option("--lr", help="the highest learning rate")] = 3e-3,
     schedule: Annotated[str, typer.Option(help="cosine, linear, constant_with_warmup, …")] = "cosine",
     rank: Annotated[int, typer.Option(help="of the low-rank deltas; 0 trains full projections")] = 32,
@@ -73,6 +74,7 @@ def train(
     next_token: Annotated[float, typer.Option(help="weight of the next-token loss")] = 0.2,
     teacher: Annotated[float, typer.Option(help="weight of the KL from the full context")] = 1.0,
     hidden: Annotated[float, typer.Option(help="weight of the states' cosine to the full context's")] = 0.0,
+    context: Annotated[float, typer.Option(help="weight of the tokens of later windows; tails have 1")] = 0.25,
     save_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 50,
     checkpointing: Annotated[bool, typer.Option(help="less memory, more time")] = False,
     seed: Annotated[int, typer.Option(help="which examples, in which order")] = 0,
@@ -109,6 +111,7 @@ def train(
         loaded.adapted(settings(loaded, layout=layout, anchors=anchors, window=max(mixture.windows)))
     plan = Plan(
         steps=steps,
+        learn=learn,
         learning_rate=learning_rate,
         schedule=schedule,
         rank=rank,
@@ -118,7 +121,7 @@ def train(
         checkpointing=checkpointing,
         seed=seed,
     )
-    weights = Weights(next_token=next_token, teacher=teacher, hidden=hidden)
+    weights = Weights(next_token=next_token, teacher=teacher, hidden=hidden, context=context)
     say(f"training on {corpus}")
     with steps_bar(steps) as moved:
         try:

@@ -2,6 +2,7 @@
 
 The windows of an example are folded in turn by `fold`, the same code that serves, each at its own ratio; then the tails
 are read raw behind the slots, each by itself. Gradients flow through all windows into the beacons; the base is frozen.
+Where anchors are learned too, tails read the newest window through `gates`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from beacon_memory.attention import Beacons
+from beacon_memory.attention import Beacons, Pass
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.fold import Folded, embed, fold, read
 from beacon_memory.passes import TailPass
 from beacon_memory.prefix import Prefix
+from beacon_memory.training.gates import Gated, GatedPass, gate
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,17 @@ class Weights:
     next_token: float = 0.2  # cross entropy of the tokens that follow (paper, section 3.3)
     teacher: float = 1.0  # KL divergence from what the model predicts with the full context
     hidden: float = 0.0  # one minus the cosine of each layer's states and those it has with the full context
+    # What tokens of later windows count together, those of tails being 1: the few of an answer would drown among
+    # hundreds. None: every token counts alike (the paper).
+    context: float | None = 0.25
     first_window: bool = False  # its own tokens count too: so in the authors' code, not in the paper
 
     def __post_init__(self) -> None:
         values = (self.next_token, self.teacher, self.hidden)
         if min(values) < 0 or max(values) <= 0:
             raise ConfigError(f"loss weights are 0 or more and one is above, not {values}")
+        if self.context is not None and self.context < 0:
+            raise ConfigError(f"the weight of the context's tokens is 0 or more, or None, not {self.context}")
 
     @property
     def taught(self) -> bool:
@@ -68,11 +75,13 @@ class Example:
 class Objective(nn.Module):
     """The loss of an example, as a module that transformers' Trainer can train: its weights are the beacons'."""
 
-    def __init__(self, beacons: Beacons, *, config: BeaconConfig, weights: Weights) -> None:
+    def __init__(self, beacons: Beacons, *, config: BeaconConfig, weights: Weights, gated: bool = False) -> None:
+        """`gated`: the scorer of the anchors is trained too."""
         super().__init__()
         self.lm = beacons.lm
         self._config = config
         self._weights = weights
+        self._gated = gated
         self.embedding, self.offset = beacons.embedding, beacons.offset
         self._beacons = beacons
 
@@ -81,18 +90,24 @@ class Objective(nn.Module):
 
         Tokens of a window behind another count too: the very pass that folds them predicts them.
         """
-        past = self._empty
+        past: Prefix | Gated = self._empty
         folds: list[Folded] = []
         for window, ratio in zip(example.windows, example.ratios, strict=True):
+            assert isinstance(past, Prefix)
             sink = 0 if folds else self._config.sink
-            folds.append(fold(self._beacons, past, window, ratio=ratio, sink=sink, config=self._config))
-            past = past.append(folds[-1].keys, folds[-1].values)
+            if self._gated and len(folds) == len(example.windows) - 1:
+                folded, past = gate(self._beacons, past, window, ratio=ratio, sink=sink, config=self._config)
+            else:
+                folded = fold(self._beacons, past, window, ratio=ratio, sink=sink, config=self._config)
+                past = past.append(folded.keys, folded.values)
+            folds.append(folded)
         hidden = torch.cat([folded.hidden for folded in folds], dim=1)
         states = self._read(past, example.tails)
         logits: Tensor = self.lm.lm_head(self._predicting(example, hidden, states[-1])).float()
         loss = logits.new_zeros(())
         if self._weights.next_token:
-            loss = loss + self._weights.next_token * nn.functional.cross_entropy(logits, self._targets(example))
+            missed = nn.functional.cross_entropy(logits, self._targets(example), reduction="none")
+            loss = loss + self._weights.next_token * self._mean(missed, example)
         if not self._weights.taught:
             return loss
         with torch.no_grad():
@@ -100,8 +115,8 @@ class Objective(nn.Module):
             full = self._read(whole, example.tails)
             told = self.lm.lm_head(self._predicting(example, hidden, full[-1])).float().log_softmax(dim=-1)
         if self._weights.teacher:
-            apart = nn.functional.kl_div(logits.log_softmax(dim=-1), told, reduction="batchmean", log_target=True)
-            loss = loss + self._weights.teacher * apart
+            apart = nn.functional.kl_div(logits.log_softmax(dim=-1), told, reduction="none", log_target=True)
+            loss = loss + self._weights.teacher * self._mean(apart.sum(dim=-1), example)
         if self._weights.hidden:
             pairs = zip(states, full, strict=True)
             turned = [1 - nn.functional.cosine_similarity(a.float(), b.float(), dim=-1).mean() for a, b in pairs]
@@ -121,6 +136,13 @@ class Objective(nn.Module):
         tails: Tensor = example.tails[example.scored]
         return torch.cat([context.flatten(), tails])
 
+    def _mean(self, losses: Tensor, example: Example) -> Tensor:
+        """Of losses of scored tokens, those of the windows first, as `Weights.context` counts them.  # (tokens,)"""
+        context = losses[: len(losses) - int(example.scored.sum())]
+        if self._weights.context is None or not len(context) or len(context) == len(losses):
+            return losses.mean()
+        return losses[len(context) :].mean() + self._weights.context * context.mean()
+
     def _unscored(self, example: Example) -> int:
         """How many tokens at the front of the context are not scored."""
         return 1 if self._weights.first_window else int(example.windows[0].shape[1])
@@ -136,7 +158,7 @@ class Objective(nn.Module):
         raw = fold(self._beacons, self._empty, context, ratio=1, sink=0, config=self._config)
         return self._empty.append(raw.keys, raw.values), raw.hidden
 
-    def _read(self, past: Prefix, tails: Tensor) -> list[Tensor]:
+    def _read(self, past: Prefix | Gated, tails: Tensor) -> list[Tensor]:
         """The states of tails read raw behind a past, after each layer.  # layers x (batch * tails, rows, hidden)"""
         batch, count, rows = tails.shape
         states: list[Tensor] = []
@@ -144,7 +166,11 @@ class Objective(nn.Module):
         hooks = [layer.register_forward_hook(lambda _, __, out: states.append(_rows(out))) for layer in layers]
         try:
             embedded = embed(self.lm, tails.reshape(batch * count, rows))
-            states.append(read(self.lm, TailPass(past.repeat(count), rows), embedded, torch.arange(rows) + past.slots))
+            if isinstance(past, Gated):
+                behind: Pass = GatedPass(past, rows, count=count)
+            else:
+                behind = TailPass(past.repeat(count), rows)
+            states.append(read(self.lm, behind, embedded, torch.arange(rows) + past.slots))
         finally:
             for hook in hooks:
                 hook.remove()

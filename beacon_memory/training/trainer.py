@@ -33,6 +33,7 @@ from beacon_memory.training.objective import Example, Objective, Weights
 
 RUN_FILE, LOSSES_FILE, PLOT_FILE, CHECKPOINTS = "run.json", "losses.jsonl", "loss.png", "checkpoints"
 STATE_FILE = "trainer_state.json"  # what Trainer writes last
+LEARNED = ("beacons", "anchors", "both")
 COUNTED = 256  # scored tokens from which an example counts in full; below, by the root of their share
 
 
@@ -41,6 +42,7 @@ class Plan:
     """A run's settings. Raises ConfigError."""
 
     steps: int = 1000
+    learn: str = "beacons"  # the projections of the beacons, the scorer of the anchors, or both
     learning_rate: float = 3e-3
     schedule: str = "cosine"  # transformers' names: cosine, linear, constant_with_warmup, …
     warmup: int = 20
@@ -55,6 +57,8 @@ class Plan:
         for name in ("steps", "accumulate", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is 1 or more, not {getattr(self, name)}")
+        if self.learn not in LEARNED:
+            raise ConfigError(f"what is learned is one of {', '.join(LEARNED)}, not {self.learn!r}")
         if self.rank < 0 or self.reach < 0 or self.warmup < 0 or self.learning_rate <= 0:
             raise ConfigError("rank, reach and warmup are 0 or more, the learning rate is above 0")
         if self.schedule not in (known := [kind.value for kind in SchedulerType]):
@@ -126,7 +130,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     (out / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n")
     with trained(model, plan) as weights_trained:
-        objective = Objective(model.beacons, config=model.config, weights=weights)
+        gated = plan.learn != "beacons"
+        objective = Objective(model.beacons, config=model.config, weights=weights, gated=gated)
         trainer = _Trainer(model, objective, arguments, examples, out)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Watch(out, plan.steps, progress))
@@ -154,7 +159,7 @@ def settings(model: BeaconModel, *, layout: str | None, anchors: str | None, win
 
 @contextmanager
 def trained(model: BeaconModel, plan: Plan) -> Iterator[list[torch.nn.Parameter]]:
-    """The weights a run trains, made where the model does not carry them: all of the beacons' but the scorer.
+    """The weights a run trains; those of the beacons are made where the model does not carry them.
 
     Inside, gradients flow into them and nothing else.
     """
@@ -182,6 +187,12 @@ def trained(model: BeaconModel, plan: Plan) -> Iterator[list[torch.nn.Parameter]
 
 def _made(model: BeaconModel, plan: Plan) -> list[torch.nn.Parameter]:
     beacons, layout = model.beacons, model.config.layout
+    # A scorer's bias changes no choice.
+    scorers = [parameter for name, parameter in beacons.parameters().items() if name.endswith(".scorer.weight")]
+    if plan.learn != "beacons" and len(scorers) < len(beacons.layers):
+        raise ConfigError("anchors are learned from a scorer: fit one, and begin with it")
+    if plan.learn == "anchors":
+        return scorers
     if plan.reach and layout != "select":
         raise ConfigError(f"layout {layout!r} has beacon rows, which see by attention: set reach to 0")
     # A slot of `select` is a raw token's key and value: it asks nothing.
@@ -199,7 +210,8 @@ def _made(model: BeaconModel, plan: Plan) -> list[torch.nn.Parameter]:
         beacons.embedding = torch.nn.Parameter(beacon_start(beacons).detach().clone())
     if layout == "shadow" and beacons.offset is None:
         beacons.offset = torch.nn.Parameter(torch.zeros_like(table[0]))
-    return [parameter for name, parameter in beacons.parameters().items() if ".scorer." not in name]
+    found = [parameter for name, parameter in beacons.parameters().items() if ".scorer." not in name]
+    return found + scorers if plan.learn == "both" else found
 
 
 def whole_checkpoint(out: Path) -> Path | None:

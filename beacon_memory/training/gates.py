@@ -1,0 +1,110 @@
+"""Anchors that learn: a choice of tokens through which the loss reaches the scorer.
+
+To keep a token or not is a hard choice, and has no gradient. Here a tail reads *all* tokens of a window as slots: those
+that are kept as they are, the others where they would stand and LEAK nats further away. Backwards the choice is a
+smooth one (straight-through, 1308.3432): what a tail would have read had it been kept raises that token's score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from beacon_memory.anchors import Spread, pick, standard
+from beacon_memory.attention import Attend, BeaconProjection, Beacons, heads, heads_last
+from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import ConfigError
+from beacon_memory.fold import Folded, scored
+from beacon_memory.layout import slot_count
+from beacon_memory.prefix import Prefix
+
+LEAK = 4.0  # nats: a token that is not kept has e^-4 of its attention, enough to be missed by
+WIDTH = 0.5  # standard deviations of a head's scores over which the smooth choice turns
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A window whose tokens are all there, and how far away those are that a fold would not keep."""
+
+    past: Prefix
+    slots: int  # of the past, and of this window were it folded
+    keys: list[Tensor]  # by layer: (batch, kv_heads, sink + tokens, head_dim), rotated
+    values: list[Tensor]  # by layer: (batch, kv_heads, sink + tokens, head_dim)
+    bias: list[Tensor]  # by layer: (batch, kv_heads, sink + tokens), added to what attention makes of a key
+
+
+def gate(
+    beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig
+) -> tuple[Folded, Gated]:
+    """A window behind `past` as `fold` reads it, all of its tokens kept.
+
+    ids: (batch, sink + tokens). Raises ConfigError for anchors that a scorer does not choose alone.
+    """
+    rule = config.anchors
+    if rule not in ("learned", "spread") or config.layout != "select":
+        raise ConfigError(f"only anchors 'learned' and 'spread' of layout 'select' can be trained, not {rule!r}")
+    raw, hidden, scores = scored(beacons, past, ids, config=config)
+    tokens, spread = ids.shape[1] - sink, Spread()
+    choose = spread.pick if rule == "spread" else pick
+    keys, values, bias = [], [], []
+    for layer, projections in enumerate(beacons.layers):
+        own = standard(scores[rule][layer][..., sink:])
+        anchors = choose(config.shares, {rule: own}, tokens=tokens, ratio=ratio, device=ids.device)
+        kept = torch.zeros_like(own, dtype=torch.bool).scatter(-1, anchors, True)
+        above = own if spread.costs is None else own - spread.costs
+        # Halfway between the last that is kept and the first that is not.
+        edge = torch.stack([above.masked_fill(~kept, torch.inf).amin(-1), above.masked_fill(kept, -torch.inf).amax(-1)])
+        edge = edge.mean(dim=0).detach()[..., None]
+        soft = nn.functional.logsigmoid((above - edge.nan_to_num(neginf=0)) / WIDTH)
+        hard = torch.zeros_like(soft).masked_fill(~kept, -LEAK)
+        bias.append(nn.functional.pad(soft + (hard - soft).detach(), (sink, 0)))
+        # One that is not kept stands where it would push the others back from.
+        places = kept.long().cumsum(-1) - kept.long() + sink
+        front = torch.arange(sink, device=places.device).expand(*places.shape[:2], -1)
+        places = torch.cat([front, places], dim=-1) + past.slots
+        module, made = beacons.attention(layer), {}
+        for name, shape, rows in (("k", heads_last, raw.keys), ("v", heads, raw.values)):
+            made[name] = rows[layer]
+            if projections[name].trained:
+                own_rows = projections[name].beacon(raw.hidden[layer], based=raw.based[layer, name])
+                made[name] = torch.cat([rows[layer][:, :, :sink], shape(own_rows, module)[:, :, sink:]], dim=2)
+        keys.append(past.rope.rotate_at(made["k"], places))
+        values.append(made["v"])
+    slots = past.slots + sink + slot_count(tokens, ratio)
+    raw_keys, raw_values = (torch.stack([rows[i] for i in range(len(keys))]) for rows in (raw.keys, raw.values))
+    return Folded(raw_keys, raw_values, hidden, raw), Gated(past, slots, keys, values, bias)
+
+
+class GatedPass:
+    """Raw rows behind gated windows, `count` texts behind each; nothing of them is kept."""
+
+    def __init__(self, gated: Gated, rows: int, *, count: int) -> None:
+        self._gated = gated
+        self.past = gated.past.repeat(count)
+        self._count = count
+        self._own = torch.full((rows, rows), float("-inf"), device=self.past.device).triu(1)
+
+    def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
+        projected: Tensor = projection.base(hidden)
+        return projected
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
+        layer, gated = int(module.layer_idx), self._gated
+        window = (t[layer].repeat_interleave(self._count, dim=0) for t in (gated.keys, gated.values, gated.bias))
+        keys, values, bias = window
+        keys, values = self.past.join(layer, torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2))
+        bias = nn.functional.pad(bias, (self.past.slots, 0)).repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        rows = query.shape[2]
+        mask = [bias[:, :, None].expand(-1, -1, rows, -1), self._own.expand(*bias.shape[:2], -1, -1)]
+        attended = nn.functional.scaled_dot_product_attention(
+            query,
+            keys,
+            values,
+            attn_mask=torch.cat(mask, dim=-1).to(query.dtype),
+            scale=module.scaling,
+            enable_gqa=True,
+        )
+        return attended.transpose(1, 2)
