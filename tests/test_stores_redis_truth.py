@@ -416,6 +416,25 @@ def test_a_turn_costs_the_same_whatever_the_sessions_length(client: redis.Redis)
     assert commands(client) - before < 10 * 80
 
 
+def test_a_head_changed_in_two_places_is_not_sent_whole(client: redis.Redis) -> None:
+    """A turn that folds an old window again changes that entry, and adds one at the end."""
+    store = RedisStore(client=client)
+    lines = [f'["{digest(b"%d" % i)}",512,64,8,""]' for i in range(400)]
+    old = ",".join(lines).encode()
+    lines[7] = lines[7].replace(",64,8", ",32,16").replace(lines[7][2:66], digest(b"again"))
+    new = ",".join([*lines, f'["{digest(b"new")}",512,64,8,""]']).encode()
+    assert shared(old, new, start=0).new < 400
+    assert shared(old, new, start=0).applied(old) == new
+    names = [b"%d" % i for i in range(400)]
+    version = store.commit("alice", Head(old, tuple(map(digest, names))), {digest(n): n for n in names}, expected=0)
+    names[7:8] = [b"again"]
+    moved = client.info("stats")["total_net_input_bytes"]
+    head = Head(new, tuple(map(digest, [*names, b"new"])))
+    version = store.commit("alice", head, {digest(n): n for n in (b"again", b"new")}, expected=version)
+    assert client.info("stats")["total_net_input_bytes"] - moved < 3000
+    assert RedisStore(client=client).load("alice") == (head, version)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=40), st.binary(max_size=40), st.binary(max_size=40), st.integers(0, 64))
 def test_a_patch_gives_the_new_bytes(front: bytes, old: bytes, new: bytes, start: int) -> None:
@@ -425,5 +444,7 @@ def test_a_patch_gives_the_new_bytes(front: bytes, old: bytes, new: bytes, start
     within = shared(same + old + same, same + new + same, start=start)
     assert within.applied(same + old + same) == same + new + same
     if start < len(same) > 1024:
-        assert len(within.rest) <= max(len(old), len(new))
+        assert within.new <= start + max(len(old), len(new))
+    twice = shared(same + old + same + new + same, same + new + same + old + same, start=start)
+    assert twice.applied(same + old + same + new + same) == same + new + same + old + same
     assert shared(same, same, start=start).applied(same) == same

@@ -149,8 +149,7 @@ class RedisStore(StateStore):
             body, names = shared(old.head.body, head.body), shared(old.digests, encoded, start=0)
             status, detail = self._run(
                 self._commit, session, order, expected, self._ttl, version, tag, mark,
-                body.start, body.first, body.last, body.rest, names.first, names.last, names.start + names.rest,
-                len(inline), len(inline) + len(added), *self._quotas, body.again, names.again, *inline.values(),
+                *body.flat, *names.flat, len(inline), len(inline) + len(added), *self._quotas, *inline.values(),
             )  # fmt: skip
             if status == b"moved":
                 self._held.put(session, Held(version, head, encoded))

@@ -129,14 +129,20 @@ local fields = redis.call('HMGET', head, 'tag', 'digests', 'body')
 return {{'moved', version, renew, mark, fields[1], fields[2], fields[3]}}
 """
 
-# ARGV: name, expected, ttl, version, tag, mark; body as start, from, to, rest; digests as from, to, rest; how many
-# blobs are written and how many named anew; the budgets of the session and of the namespace, or ''; from where the old
-# body and the old digests stand again at the end; then the blobs.
-# The blobs come in order: written now, in the store already, of the old head only. Body and digests are given as what
-# they share with the old head's, so that a turn sends what is new.
+# ARGV: name, expected, ttl, version, tag, mark; the body and the digests, each as three pieces of new bytes and a range
+# of the old ones (patch.py); how many blobs are written and how many named anew; the budgets of the session and of the
+# namespace, or ''; then the blobs, in order: written now, in the store already, of the old head only.
 COMMIT = f"""{_SHARED}
 local expected, ttl, version, tag, mark = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local written, named, most, most_in_all = tonumber(ARGV[14]), tonumber(ARGV[15]), ARGV[16], ARGV[17]
+local written, named, most, most_in_all = tonumber(ARGV[25]), tonumber(ARGV[26]), ARGV[27], ARGV[28]
+local BLOBS = 28
+
+local function patched(old, at)
+  local whole = {{}}
+  for i = at, at + 6, 3 do whole[#whole + 1] = ARGV[i] .. string.sub(old or '', ARGV[i + 1], ARGV[i + 2]) end
+  return table.concat(whole)
+end
+
 local old = redis.call('HMGET', head, 'version', 'tag', 'body', 'digests', 'bytes')
 local found = old[1] or '0'
 if found ~= expected then
@@ -150,7 +156,7 @@ if found ~= '0' and due(ttl) then return {{'renew'}} end
 local bytes, more = tonumber(old[5] or 0), 0
 for i = 1, named do
   local key, refs = KEYS[FIRST + 2 * i - 2], KEYS[FIRST + 2 * i - 1]
-  local size = i <= written and #ARGV[19 + i] or redis.call('STRLEN', key)
+  local size = i <= written and #ARGV[BLOBS + i] or redis.call('STRLEN', key)
   if size == 0 then return {{'missing', i}} end
   -- A name from an earlier life of the session counts for nothing.
   if found == '0' or not redis.call('ZSCORE', refs, name) then bytes = bytes + size end
@@ -172,9 +178,8 @@ if most_in_all ~= '' and more > 0 then
 end
 
 local death = life() or (ttl == '' and 'inf' or text(now + ttl))
-for i = 1, written do redis.call('SET', KEYS[FIRST + 2 * i - 2], ARGV[19 + i]) end
-local body = ARGV[7] .. string.sub(old[3] or '', ARGV[8], ARGV[9]) .. ARGV[10] .. string.sub(old[3] or '', ARGV[18])
-local digests = string.sub(old[4] or '', ARGV[11], ARGV[12]) .. ARGV[13] .. string.sub(old[4] or '', ARGV[19])
+for i = 1, written do redis.call('SET', KEYS[FIRST + 2 * i - 2], ARGV[BLOBS + i]) end
+local body, digests = patched(old[3], 7), patched(old[4], 16)
 redis.call('HSET', head, 'version', version, 'tag', tag, 'body', body, 'digests', digests, 'bytes', text(bytes))
 redis.call('HSET', ledger, 'v:' .. name, mark)
 expire(head, death)
