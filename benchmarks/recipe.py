@@ -1,10 +1,12 @@
 """Which training recipe buys most: variants at equal tokens, side by side, on held-out prose and exact recall.
 
-Each variant trains on the same examples (a context of 192 tokens of a novel, the 128 that follow, and 128 of it again)
-and is then measured: `prose`, the next-token loss behind 256 folded tokens; `copy`, the same behind 128 folded tokens
-that are said again.
+Each variant begins with the same scorer and no beacons, trains on the same examples (a context of 192 tokens of a
+novel, the 128 that follow, and 128 of it again) and is then measured: `prose`, the next-token loss behind 256 folded
+tokens; `copy`, the same behind 128 folded tokens that are said again.
 
-    python benchmarks/recipe.py --texts DIR_OF_TXT --variants base,interleave --out benchmarks/results/recipe.jsonl
+    beacon-memory fit-anchors NOVELS --tokens 40000 --out SCORER
+    python benchmarks/recipe.py --texts DIR_OF_TXT --scorer SCORER --variants base,interleave \
+        --out benchmarks/results/recipe.jsonl
 """
 
 from __future__ import annotations
@@ -30,10 +32,14 @@ from beacon_memory.training.objective import Weights
 from beacon_memory.training.trainer import Plan, settings, train
 
 BASE = {"rank": 32, "reach": 2, "learning_rate": 3e-3, "schedule": "linear"}
-MIXTURE = Mixture(text=1, question=0, dialogue=0, windows=(192,), depth=1, tail=128)
+MIXTURE = Mixture(text=1, question=0, dialogue=0, windows=(192,), depth=1, tail=128, batch=2)
 VARIANTS: dict[str, dict[str, Any]] = {
     "untrained": {"steps": 0},
+    "untrained-learned": {"steps": 0, "anchors": "learned"},
     "base": {},
+    "learned": {"anchors": "learned"},
+    "both": {"learn": "both"},
+    "anchors": {"learn": "anchors"},
     "reach0": {"reach": 0},
     "reach1": {"reach": 1},
     "full": {"rank": 0, "reach": 0, "learning_rate": 1e-3},
@@ -44,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hidden": {"weights": Weights(hidden=1)},
     "no-copy": {"again": False},
     "last": {"anchors": "last"},
-    "learned:3+last:1": {"anchors": "learned:3+last:1"},
+    "spread:3+last:1": {"anchors": "spread:3+last:1"},
     "shadow": {"layout": "shadow", "anchors": "last", "reach": 0},
     # The paper's own: full projections, next-token loss on what follows.
     "interleave": {
@@ -63,8 +69,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--texts", type=Path, required=True, help="a folder of .txt files")
+    parser.add_argument("--scorer", required=True, help="what all variants begin with: an adapter of fit-anchors")
     parser.add_argument("--held-out", type=int, default=10, help="how many of them, the last by name")
-    parser.add_argument("--steps", type=int, default=55)
+    parser.add_argument("--tokens", type=int, default=50_000, help="of contexts and tails, for each variant")
     parser.add_argument("--places", type=int, default=10)
     parser.add_argument("--variants", default="untrained,base")
     parser.add_argument("--out", type=Path)
@@ -73,13 +80,14 @@ def main() -> None:
     corpus = Corpus(texts=[file.read_text("utf-8") for file in sorted(args.texts.glob("*.txt"))[: -args.held_out]])
     for name in args.variants.split(","):
         how = BASE | VARIANTS[name]
-        layout, anchors = how.pop("layout", None), how.pop("anchors", None)
+        layout, anchors = how.pop("layout", None), how.pop("anchors", "spread")
         weights, again = how.pop("weights", Weights()), how.pop("again", True)
-        model = BeaconModel.from_pretrained(args.model)
+        model = BeaconModel.from_pretrained(args.model, adapter=args.scorer)
         model.adapted(settings(model, layout=layout, anchors=anchors, window=256))
         found = places(model, args.texts, held_out=args.held_out, count=args.places)
         began = time.perf_counter()
-        if how.setdefault("steps", args.steps):
+        example = MIXTURE.batch * (sum(MIXTURE.windows) + MIXTURE.tail * (1 + again))
+        if how.setdefault("steps", args.tokens // example):
             with tempfile.TemporaryDirectory() as folder:
                 mixture = replace(MIXTURE, again=again)
                 train(model, corpus, folder, plan=Plan(**how, save_every=10_000), mixture=mixture, weights=weights)
