@@ -38,7 +38,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "untrained-learned": {"steps": 0, "anchors": "learned"},
     "base": {},
     "learned": {"anchors": "learned"},
-    "both": {"learn": "both"},
     "anchors": {"learn": "anchors"},
     "reach0": {"reach": 0},
     "reach1": {"reach": 1},

@@ -53,7 +53,7 @@ def train(
     ] = None,
     anchors: Annotated[str | None, typer.Option(help="as for add", show_default="the adapter's, else learned")] = None,
     steps: Annotated[int, typer.Option(help="optimizer steps")] = 1000,
-    learn: Annotated[str, typer.Option(help="beacons, anchors (the scorer) or both")] = "beacons",
+    learn: Annotated[str, typer.Option(help="beacons, or anchors: the scorer")] = "beacons",
     learning_rate: Annotated[float, typer.Option("--lr", help="the highest learning rate")] = 3e-3,
     schedule: Annotated[str, typer.Option(help="cosine, linear, constant_with_warmup, …")] = "cosine",
     rank: Annotated[int, typer.Option(help="of the low-rank deltas; 0 trains full projections")] = 32,

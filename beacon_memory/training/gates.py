@@ -19,6 +19,7 @@ from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.fold import Folded, scored
 from beacon_memory.layout import slot_count
+from beacon_memory.passes import RawPass
 from beacon_memory.prefix import Prefix
 
 LEAK = 4.0  # nats: a token that is not kept has e^-4 of its attention, enough to be missed by
@@ -50,32 +51,41 @@ def gate(
     tokens, spread = ids.shape[1] - sink, Spread()
     choose = spread.pick if rule == "spread" else pick
     keys, values, bias = [], [], []
-    for layer, projections in enumerate(beacons.layers):
+    for layer in range(len(beacons.layers)):
         own = standard(scores[rule][layer][..., sink:])
         anchors = choose(config.shares, {rule: own}, tokens=tokens, ratio=ratio, device=ids.device)
         kept = torch.zeros_like(own, dtype=torch.bool).scatter(-1, anchors, True)
-        above = own if spread.costs is None else own - spread.costs
-        # Halfway between the last that is kept and the first that is not.
-        edge = torch.stack([above.masked_fill(~kept, torch.inf).amin(-1), above.masked_fill(kept, -torch.inf).amax(-1)])
-        edge = edge.mean(dim=0).detach()[..., None]
-        soft = nn.functional.logsigmoid((above - edge.nan_to_num(neginf=0)) / WIDTH)
-        hard = torch.zeros_like(soft).masked_fill(~kept, -LEAK)
-        bias.append(nn.functional.pad(soft + (hard - soft).detach(), (sink, 0)))
-        # One that is not kept stands where it would push the others back from.
+        chosen = _choice(own if spread.costs is None else own - spread.costs, kept)
+        bias.append(nn.functional.pad(chosen, (sink, 0)))
+        # One that is not kept stands where the next that is kept stands.
         places = kept.long().cumsum(-1) - kept.long() + sink
         front = torch.arange(sink, device=places.device).expand(*places.shape[:2], -1)
         places = torch.cat([front, places], dim=-1) + past.slots
-        module, made = beacons.attention(layer), {}
-        for name, shape, rows in (("k", heads_last, raw.keys), ("v", heads, raw.values)):
-            made[name] = rows[layer]
-            if projections[name].trained:
-                own_rows = projections[name].beacon(raw.hidden[layer], based=raw.based[layer, name])
-                made[name] = torch.cat([rows[layer][:, :, :sink], shape(own_rows, module)[:, :, sink:]], dim=2)
-        keys.append(past.rope.rotate_at(made["k"], places))
-        values.append(made["v"])
+        keys.append(past.rope.rotate_at(_all_rows(beacons, raw, layer, "k", sink=sink), places))
+        values.append(_all_rows(beacons, raw, layer, "v", sink=sink))
     slots = past.slots + sink + slot_count(tokens, ratio)
-    raw_keys, raw_values = (torch.stack([rows[i] for i in range(len(keys))]) for rows in (raw.keys, raw.values))
-    return Folded(raw_keys, raw_values, hidden, raw), Gated(past, slots, keys, values, bias)
+    whole = [torch.stack([rows[i] for i in range(len(keys))]) for rows in (raw.keys, raw.values)]
+    return Folded(whole[0], whole[1], hidden, raw), Gated(past, slots, keys, values, bias)
+
+
+def _choice(scores: Tensor, kept: Tensor) -> Tensor:
+    """Nothing for what is kept, -LEAK for the rest; backwards, how the score stands to the last one that is kept."""
+    last, next_best = scores.masked_fill(~kept, torch.inf).amin(-1), scores.masked_fill(kept, -torch.inf).amax(-1)
+    edge = ((last + next_best) / 2).detach().nan_to_num(neginf=0)[..., None]
+    soft = nn.functional.logsigmoid((scores - edge) / WIDTH)
+    hard = torch.zeros_like(soft).masked_fill(~kept, -LEAK)
+    return soft + (hard - soft).detach()
+
+
+def _all_rows(beacons: Beacons, raw: RawPass, layer: int, name: str, *, sink: int) -> Tensor:
+    """A layer's keys or values, those of all tokens as slots.  # (batch, kv_heads, sink + tokens, head_dim)"""
+    projection = beacons.layers[layer][name]
+    rows = raw.keys[layer] if name == "k" else raw.values[layer]
+    if not projection.trained:
+        return rows
+    made = projection.beacon(raw.hidden[layer], based=raw.based[layer, name])
+    by_head = (heads_last if name == "k" else heads)(made, beacons.attention(layer))
+    return torch.cat([rows[:, :, :sink], by_head[:, :, sink:]], dim=2)
 
 
 class GatedPass:

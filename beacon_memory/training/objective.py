@@ -2,7 +2,7 @@
 
 The windows of an example are folded in turn by `fold`, the same code that serves, each at its own ratio; then the tails
 are read raw behind the slots, each by itself. Gradients flow through all windows into the beacons; the base is frozen.
-Where anchors are learned too, tails read the newest window through `gates`.
+Where anchors are learned, tails read the newest window through `gates`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Objective(nn.Module):
     """The loss of an example, as a module that transformers' Trainer can train: its weights are the beacons'."""
 
     def __init__(self, beacons: Beacons, *, config: BeaconConfig, weights: Weights, gated: bool = False) -> None:
-        """`gated`: the scorer of the anchors is trained too."""
+        """`gated`: for training the scorer of the anchors."""
         super().__init__()
         self.lm = beacons.lm
         self._config = config

@@ -33,7 +33,7 @@ from beacon_memory.training.objective import Example, Objective, Weights
 
 RUN_FILE, LOSSES_FILE, PLOT_FILE, CHECKPOINTS = "run.json", "losses.jsonl", "loss.png", "checkpoints"
 STATE_FILE = "trainer_state.json"  # what Trainer writes last
-LEARNED = ("beacons", "anchors", "both")
+LEARNED = ("beacons", "anchors")
 COUNTED = 256  # scored tokens from which an example counts in full; below, by the root of their share
 
 
@@ -42,7 +42,7 @@ class Plan:
     """A run's settings. Raises ConfigError."""
 
     steps: int = 1000
-    learn: str = "beacons"  # the projections of the beacons, the scorer of the anchors, or both
+    learn: str = "beacons"  # or "anchors", the scorer; never both: what gates leak, beacons would not carry
     learning_rate: float = 3e-3
     schedule: str = "cosine"  # transformers' names: cosine, linear, constant_with_warmup, …
     warmup: int = 20
@@ -130,7 +130,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     (out / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n")
     with trained(model, plan) as weights_trained:
-        gated = plan.learn != "beacons"
+        gated = plan.learn == "anchors"
         objective = Objective(model.beacons, config=model.config, weights=weights, gated=gated)
         trainer = _Trainer(model, objective, arguments, examples, out)
         trainer.remove_callback(PrinterCallback)
@@ -189,9 +189,9 @@ def _made(model: BeaconModel, plan: Plan) -> list[torch.nn.Parameter]:
     beacons, layout = model.beacons, model.config.layout
     # A scorer's bias changes no choice.
     scorers = [parameter for name, parameter in beacons.parameters().items() if name.endswith(".scorer.weight")]
-    if plan.learn != "beacons" and len(scorers) < len(beacons.layers):
-        raise ConfigError("anchors are learned from a scorer: fit one, and begin with it")
     if plan.learn == "anchors":
+        if len(scorers) < len(beacons.layers):
+            raise ConfigError("anchors are learned from a scorer: fit one, and begin with it")
         return scorers
     if plan.reach and layout != "select":
         raise ConfigError(f"layout {layout!r} has beacon rows, which see by attention: set reach to 0")
@@ -210,8 +210,7 @@ def _made(model: BeaconModel, plan: Plan) -> list[torch.nn.Parameter]:
         beacons.embedding = torch.nn.Parameter(beacon_start(beacons).detach().clone())
     if layout == "shadow" and beacons.offset is None:
         beacons.offset = torch.nn.Parameter(torch.zeros_like(table[0]))
-    found = [parameter for name, parameter in beacons.parameters().items() if ".scorer." not in name]
-    return found + scorers if plan.learn == "both" else found
+    return [parameter for name, parameter in beacons.parameters().items() if ".scorer." not in name]
 
 
 def whole_checkpoint(out: Path) -> Path | None:
