@@ -23,7 +23,7 @@ from beacon_memory.training import gates
 from beacon_memory.training import trainer as trainer_module
 from beacon_memory.training.data import Corpus, read_corpus
 from beacon_memory.training.examples import Examples, Mixture
-from beacon_memory.training.facts import draw_own
+from beacon_memory.training.facts import draw_facts, draw_own
 from beacon_memory.training.objective import Example, Objective, Weights
 from beacon_memory.training.trainer import Plan, train, trained
 
@@ -324,6 +324,18 @@ def test_what_people_tell_of_themselves_answers_the_question() -> None:
         assert value.lower() in fact.told.lower()
         assert value.lower() not in fact.ask.lower()
     assert len(draw_own(draw, 5)) == 5
+
+
+def test_facts_of_many_owners_are_of_many_things_or_of_one() -> None:
+    """Of one, so that a question is not answered by the kind of its answer."""
+    kinds = []
+    for seed in range(40):
+        facts = draw_facts(random.Random(seed), 8)
+        assert len({fact.told for fact in facts}) == 8
+        kinds.append(len({fact.told.split(" is ")[0].split("'s ")[1] for fact in facts}))
+    assert 10 < kinds.count(1) < 30
+    assert max(kinds) > 4
+    assert len(draw_facts(random.Random(1), 999)) >= 30
 
 
 # Runs

@@ -136,9 +136,12 @@ class Fact:
 
 
 def draw_facts(draw: random.Random, count: int) -> list[Fact]:
-    """So many facts, no two about the same thing of the same person."""
-    pairs = [(owner, thing) for owner in _OWNERS for thing in _THINGS]
-    return [_fact(draw, owner, thing) for owner, thing in draw.sample(pairs, count)]
+    """So many facts, no two about the same thing of the same person; half of the time all of them about one thing, so
+    that whose it is must be remembered with it.
+    """
+    things = list(_THINGS) if draw.random() < 0.5 else [draw.choice(list(_THINGS))]
+    pairs = [(owner, thing) for owner in _OWNERS for thing in things]
+    return [_fact(draw, owner, thing) for owner, thing in draw.sample(pairs, min(count, len(pairs)))]
 
 
 def draw_own(draw: random.Random, count: int) -> list[Fact]:
