@@ -53,7 +53,7 @@ class Spread:
     """
 
     def __init__(self) -> None:
-        self.costs: Tensor | None = None  # (batch, heads, tokens): what the tokens cost the heads that picked last
+        self._costs: list[Tensor] = []  # of the heads that picked last
         self._kept: Tensor | None = None  # (batch, tokens)
         self._heads = 0.0
 
@@ -79,8 +79,13 @@ class Spread:
             found.append(places)
             kept = (kept * forget).scatter_add_(1, places, torch.ones_like(places, dtype=kept.dtype))
             self._heads = self._heads * forget + 1
-        self._kept, self.costs = kept, torch.stack(costs, dim=1)
+        self._kept, self._costs = kept, costs
         return torch.stack(found, dim=1)
+
+    @property
+    def costs(self) -> Tensor:
+        """What the tokens cost the heads that picked last.  # (batch, heads, tokens)"""
+        return torch.stack(self._costs, dim=1)
 
 
 def standard(scores: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def fold(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, 
     if ratio == 1:
         raw = RawPass(past, ids.shape[1])
         hidden = read(beacons.lm, raw, embed(beacons.lm, ids), torch.arange(ids.shape[1]) + past.slots)
-        return Folded(_stack(raw.keys), _stack(raw.values), hidden, raw)
+        return Folded(stacked(raw.keys), stacked(raw.values), hidden, raw)
     return _LAYOUTS[config.layout](beacons, past, ids, ratio=ratio, sink=sink, config=config)
 
 
@@ -162,11 +162,12 @@ def beacon_start(beacons: Beacons) -> Tensor:
     return table[first or 0]
 
 
-def _stack(by_layer: dict[int, Tensor]) -> Tensor:
+def stacked(by_layer: dict[int, Tensor]) -> Tensor:
+    """What was kept by layer, as one tensor on the first one's device.  # (layers, …)"""
     return torch.stack([by_layer[layer].to(by_layer[0].device) for layer in range(len(by_layer))])
 
 
 def _kept(by_layer: dict[int, Tensor], sink: int, raw: int) -> Tensor:
     """The sinks of the raw block and the whole beacon block."""
-    rows = _stack(by_layer)
+    rows = stacked(by_layer)
     return torch.cat([rows[..., :sink, :], rows[..., raw:, :]], dim=-2)

@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lr3e-4": {"learning_rate": 3e-4},
     "lr1e-3": {"learning_rate": 1e-3},
     "lr6e-3": {"learning_rate": 6e-3},
-    "next-token": {"weights": Weights(next_token=1, teacher=0, hidden=0)},
+    "next-token": {"weights": Weights(next_token=1, teacher=0, hidden=0, context=None)},
     "hidden": {"weights": Weights(hidden=1)},
     "no-copy": {"again": False},
     "last": {"anchors": "last"},
@@ -58,7 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "rank": 0,
         "reach": 0,
         "learning_rate": 1e-3,
-        "weights": Weights(next_token=1, teacher=0, hidden=0),
+        "weights": Weights(next_token=1, teacher=0, hidden=0, context=None),
         "again": False,
     },
 }

@@ -48,9 +48,8 @@ async def test_the_text_model_batches_streams_and_counts(shared):
     usage = result.llm_output["token_usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert "".join(llm.stream("Rex1")) == await llm.ainvoke("Rex1") == "I know Rex1"
-    pieces = [piece async for piece in llm.astream("Rex1", stop=["Rex"])]  # words, or from transformers 5.24 on letters
-    assert "".join(pieces) == "I know "
-    assert len(pieces) > 2
+    words, letters = ["I ", "know ", ""], [*"I know ", ""]  # transformers before 5.24, and from it on
+    assert [piece async for piece in llm.astream("Rex1", stop=["Rex"])] in (words, letters)
     assert llm.get_num_tokens("Rex1") == len(shared.memory.model.encode("Rex1"))
     assert (await llm.agenerate(["Rex1"])).generations[0][0].generation_info == {"finish_reason": "stop"}
 

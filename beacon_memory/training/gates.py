@@ -17,8 +17,8 @@ from beacon_memory.anchors import Spread, pick, standard
 from beacon_memory.attention import Attend, BeaconProjection, Beacons, heads, heads_last
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
-from beacon_memory.fold import Folded, scored
-from beacon_memory.layout import slot_count
+from beacon_memory.fold import Folded, scored, stacked
+from beacon_memory.layout import causal, slot_count
 from beacon_memory.passes import RawPass
 from beacon_memory.prefix import Prefix
 
@@ -55,7 +55,7 @@ def gate(
         own = standard(scores[rule][layer][..., sink:])
         anchors = choose(config.shares, {rule: own}, tokens=tokens, ratio=ratio, device=ids.device)
         kept = torch.zeros_like(own, dtype=torch.bool).scatter(-1, anchors, True)
-        chosen = _choice(own if spread.costs is None else own - spread.costs, kept)
+        chosen = _choice(own - spread.costs if rule == "spread" else own, kept)
         bias.append(nn.functional.pad(chosen, (sink, 0)))
         # One that is not kept stands where the next that is kept stands.
         places = kept.long().cumsum(-1) - kept.long() + sink
@@ -64,8 +64,7 @@ def gate(
         keys.append(past.rope.rotate_at(_all_rows(beacons, raw, layer, "k", sink=sink), places))
         values.append(_all_rows(beacons, raw, layer, "v", sink=sink))
     slots = past.slots + sink + slot_count(tokens, ratio)
-    whole = [torch.stack([rows[i] for i in range(len(keys))]) for rows in (raw.keys, raw.values)]
-    return Folded(whole[0], whole[1], hidden, raw), Gated(past, slots, keys, values, bias)
+    return Folded(stacked(raw.keys), stacked(raw.values), hidden, raw), Gated(past, slots, keys, values, bias)
 
 
 def _choice(scores: Tensor, kept: Tensor) -> Tensor:
@@ -95,7 +94,8 @@ class GatedPass:
         self._gated = gated
         self.past = gated.past.repeat(count)
         self._count = count
-        self._own = torch.full((rows, rows), float("-inf"), device=self.past.device).triu(1)
+        places = torch.arange(rows)
+        self._own = causal(places, places, past=0, dtype=self.past.dtype).to(self.past.device)
 
     def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
         projected: Tensor = projection.base(hidden)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from beacon_memory.attention import Beacons, Pass
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
-from beacon_memory.fold import Folded, embed, fold, read
+from beacon_memory.fold import Folded, embed, fold, read, stacked
 from beacon_memory.passes import TailPass
 from beacon_memory.prefix import Prefix
 from beacon_memory.training.gates import Gated, GatedPass, gate
@@ -27,7 +27,7 @@ from beacon_memory.training.gates import Gated, GatedPass, gate
 class Weights:
     """How much each loss counts. Raises ConfigError.
 
-    >>> Weights(next_token=1, teacher=0, hidden=0).taught  # the paper's own objective: no teacher
+    >>> Weights(next_token=1, teacher=0, hidden=0, context=None).taught  # the paper's own objective: no teacher
     False
     """
 
@@ -90,19 +90,18 @@ class Objective(nn.Module):
 
         Tokens of a window behind another count too: the very pass that folds them predicts them.
         """
-        past: Prefix | Gated = self._empty
+        past, gated = self._empty, None
         folds: list[Folded] = []
         for window, ratio in zip(example.windows, example.ratios, strict=True):
-            assert isinstance(past, Prefix)
             sink = 0 if folds else self._config.sink
             if self._gated and len(folds) == len(example.windows) - 1:
-                folded, past = gate(self._beacons, past, window, ratio=ratio, sink=sink, config=self._config)
+                folded, gated = gate(self._beacons, past, window, ratio=ratio, sink=sink, config=self._config)
             else:
                 folded = fold(self._beacons, past, window, ratio=ratio, sink=sink, config=self._config)
                 past = past.append(folded.keys, folded.values)
             folds.append(folded)
         hidden = torch.cat([folded.hidden for folded in folds], dim=1)
-        states = self._read(past, example.tails)
+        states = self._read(gated or past, example.tails)
         logits: Tensor = self.lm.lm_head(self._predicting(example, hidden, states[-1])).float()
         loss = logits.new_zeros(())
         if self._weights.next_token:
@@ -151,9 +150,7 @@ class Objective(nn.Module):
         """The context as the model itself keeps it, and its last states.  # (batch, tokens, hidden)"""
         first = folds[0]
         if len(folds) == 1 and first.raw is not None:  # the fold's own raw pass has read it
-            layers = range(len(first.raw.keys))
-            keys, values = (torch.stack([kept[i] for i in layers]) for kept in (first.raw.keys, first.raw.values))
-            return self._empty.append(keys, values), first.hidden
+            return self._empty.append(stacked(first.raw.keys), stacked(first.raw.values)), first.hidden
         context = torch.cat(example.windows, dim=1)
         raw = fold(self._beacons, self._empty, context, ratio=1, sink=0, config=self._config)
         return self._empty.append(raw.keys, raw.values), raw.hidden
