@@ -180,6 +180,12 @@ class Prefix:
         self.room.filled = end
         return replace(self, keys=self.room.keys[..., :end, :], values=self.room.values[..., :end, :])
 
+    def detached(self) -> Self:
+        """The same slots, through which no gradient flows back."""
+        if self.keys is None or self.values is None:
+            return self
+        return replace(self, keys=self.keys.detach(), values=self.values.detach())
+
     def repeat(self, times: int) -> Self:
         """Each past of the batch so many times, one after another."""
         if self.keys is None or self.values is None:

@@ -196,6 +196,23 @@ def test_each_loss_reaches_every_beacon_weight_through_all_windows(layout: str, 
         assert all(p.grad is None for n, p in model.lm.named_parameters() if ".base." in n or "_proj" not in n)
 
 
+@pytest.mark.parametrize("layout", ["select", "shadow", "interleave"])
+def test_older_windows_teach_by_the_slots_they_leave_and_not_by_how_they_were_read(layout: str) -> None:
+    config = CONFIG.replace(layout=layout)
+    model = tiny_model(config=config, num_hidden_layers=3)
+    told = example(4)
+    losses, slopes = {}, {}
+    for through in (None, 1, 0):
+        with trained(model, Plan(rank=0, reach=0)) as found:
+            loss = Objective(model.beacons, config=config, weights=Weights(context=0), through=through)(told)
+            slopes[through] = torch.autograd.grad(loss, found)[0]
+            losses[through] = loss.item()
+    assert losses[None] == losses[1] == losses[0]  # tails read the same slots
+    assert torch.equal(slopes[None], slopes[1])  # the first window is read behind nothing
+    assert slopes[0].abs().max() > 0
+    assert not torch.equal(slopes[None], slopes[0])
+
+
 def test_scored_tokens_alone_count_in_the_next_token_loss() -> None:
     _, loss = objective(CONFIG, Weights(next_token=1, teacher=0, hidden=0))
     one, other = example(4), example(4)

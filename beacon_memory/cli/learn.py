@@ -60,6 +60,9 @@ def train(
     reach: Annotated[int, typer.Option(help="rows around its anchor that a slot sees (layout select)")] = 2,
     windows: Annotated[str, typer.Option(help="tokens of a window, one drawn per example")] = "64,128,256",
     depth: Annotated[int, typer.Option(help="windows of an example, at most")] = 2,
+    through: Annotated[
+        int | None, typer.Option(help="newest windows through whose reading gradients flow", show_default="all")
+    ] = None,
     tail: Annotated[int, typer.Option(help="tokens read behind a context, at most")] = 128,
     ratios: Annotated[str, typer.Option(help="ratios, one drawn per window")] = "2,4,8",
     batch: Annotated[int, typer.Option(help="contexts of an example")] = 1,
@@ -116,6 +119,7 @@ def train(
         schedule=schedule,
         rank=rank,
         reach=reach if loaded.config.layout == "select" else 0,
+        through=through,
         accumulate=accumulate,
         save_every=save_every,
         checkpointing=checkpointing,

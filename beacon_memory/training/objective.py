@@ -75,29 +75,43 @@ class Example:
 class Objective(nn.Module):
     """The loss of an example, as a module that transformers' Trainer can train: its weights are the beacons'."""
 
-    def __init__(self, beacons: Beacons, *, config: BeaconConfig, weights: Weights, gated: bool = False) -> None:
-        """`gated`: for training the scorer of the anchors."""
+    def __init__(
+        self,
+        beacons: Beacons,
+        *,
+        config: BeaconConfig,
+        weights: Weights,
+        gated: bool = False,
+        through: int | None = None,
+    ) -> None:
+        """`gated`: for training the scorer of the anchors. `through`: the newest windows, through whose reading
+        gradients flow back into the slots they were read behind; None for all of them.
+        """
         super().__init__()
         self.lm = beacons.lm
         self._config = config
         self._weights = weights
         self._gated = gated
+        self._through = through
         self.embedding, self.offset = beacons.embedding, beacons.offset
         self._beacons = beacons
 
     def forward(self, example: Example) -> Tensor:
         """The weighted loss, in nats per scored token.  # ()
 
-        Tokens of a window behind another count too: the very pass that folds them predicts them.
+        Tokens of a window behind another count too: the very pass that folds them predicts them. The windows before
+        the newest `through` are read without gradients, the slots they leave are made with them: of a long context
+        every slot learns from what is read behind all of them, for little more than a forward pass.
         """
         past, gated = self._empty, None
         folds: list[Folded] = []
-        for window, ratio in zip(example.windows, example.ratios, strict=True):
+        for number, (window, ratio) in enumerate(zip(example.windows, example.ratios, strict=True)):
             sink = 0 if folds else self._config.sink
-            if self._gated and len(folds) == len(example.windows) - 1:
-                folded, gated = gate(self._beacons, past, window, ratio=ratio, sink=sink, config=self._config)
+            behind = past.detached() if number < self._older(example) else past
+            if self._gated and number == len(example.windows) - 1:
+                folded, gated = gate(self._beacons, behind, window, ratio=ratio, sink=sink, config=self._config)
             else:
-                folded = fold(self._beacons, past, window, ratio=ratio, sink=sink, config=self._config)
+                folded = fold(self._beacons, behind, window, ratio=ratio, sink=sink, config=self._config)
                 past = past.append(folded.keys, folded.values)
             folds.append(folded)
         hidden = torch.cat([folded.hidden for folded in folds], dim=1)
@@ -144,7 +158,13 @@ class Objective(nn.Module):
 
     def _unscored(self, example: Example) -> int:
         """How many tokens at the front of the context are not scored."""
-        return 1 if self._weights.first_window else int(example.windows[0].shape[1])
+        if self._weights.first_window:
+            return 1
+        return sum(int(window.shape[1]) for window in example.windows[: max(self._older(example), 1)])
+
+    def _older(self, example: Example) -> int:
+        """How many windows are read without gradients."""
+        return 0 if self._through is None else max(len(example.windows) - self._through, 0)
 
     def _whole(self, example: Example, folds: list[Folded]) -> tuple[Prefix, Tensor]:
         """The context as the model itself keeps it, and its last states.  # (batch, tokens, hidden)"""

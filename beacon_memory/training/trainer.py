@@ -48,6 +48,7 @@ class Plan:
     warmup: int = 20
     rank: int = 32  # of the low-rank deltas; 0 trains full projections
     reach: int = 2  # rows before and behind its anchor that a slot sees; layout select only
+    through: int | None = None  # newest windows through whose reading gradients flow; None: all
     accumulate: int = 1  # examples a step
     save_every: int = 50  # steps between checkpoints
     checkpointing: bool = False  # recompute activations: less memory, more time
@@ -63,6 +64,8 @@ class Plan:
             raise ConfigError("rank, reach and warmup are 0 or more, the learning rate is above 0")
         if self.schedule not in (known := [kind.value for kind in SchedulerType]):
             raise ConfigError(f"schedule is one of {', '.join(known)}, not {self.schedule!r}")
+        if self.through is not None and self.through < 0:
+            raise ConfigError(f"windows that gradients flow through are 0 or more, or None for all, not {self.through}")
         if self.reach and not self.rank:
             raise ConfigError("full projections see their own row alone: set reach to 0, or give a rank")
 
@@ -131,7 +134,7 @@ def train(
     (out / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n")
     with trained(model, plan) as weights_trained:
         gated = plan.learn == "anchors"
-        objective = Objective(model.beacons, config=model.config, weights=weights, gated=gated)
+        objective = Objective(model.beacons, config=model.config, weights=weights, gated=gated, through=plan.through)
         trainer = _Trainer(model, objective, arguments, examples, out)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Watch(out, plan.steps, progress))
