@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _OWNERS = (
     *("Agnes", "Bruno", "Clara", "Dmitri", "Elif", "Farid", "Greta", "Hugo", "Irene", "Jonas", "Kenji", "Lena"),
@@ -46,76 +47,83 @@ _THINGS: dict[str, tuple[str, ...] | int] = {
     "year of birth": 4,
     "ticket number": 5,
 }
-# What people tell of themselves, how it is asked for, and the answer.
-_OWN: dict[str, tuple[tuple[str, ...], tuple[str, ...], str, tuple[str, ...] | int]] = {
-    "name": (
+
+
+class _Kind(NamedTuple):
+    """What people tell of themselves, how it is asked for, and the answer."""
+
+    told: tuple[str, ...]
+    asked: tuple[str, ...]
+    answer: str
+    values: tuple[str, ...] | int = ()  # words to choose from, those of people if none, or a number of so many digits
+
+
+_OWN = {
+    "name": _Kind(
         ("My name is {}.", "I am {}.", "I'm called {}."),
         ("What is my name?", "Who am I?"),
         "Your name is {}.",
-        (),
     ),
-    "home": (
+    "home": _Kind(
         ("I live in {}.", "My home is in {}.", "I moved to {} last year."),
         ("Where do I live?", "Which city do I live in?"),
         "You live in {}.",
         _CITIES,
     ),
-    "work": (
+    "work": _Kind(
         ("I work as a {}.", "I am a {}.", "By trade I am a {}."),
         ("What do I do for a living?", "What is my job?"),
         "You work as a {}.",
         ("barber", "carpenter", "cook", "driver", "gardener", "librarian", "mechanic", "painter", "surgeon", "welder"),
     ),
-    "pet": (
+    "pet": _Kind(
         ("I have a dog called {}.", "My dog is called {}.", "My dog's name is {}."),
         ("What is my dog called?", "What is the name of my dog?"),
         "Your dog is called {}.",
         _NAMES,
     ),
-    "cat": (
+    "cat": _Kind(
         ("I have a cat named {}.", "My cat is called {}."),
         ("What is my cat called?", "What is my cat's name?"),
         "Your cat is called {}.",
         _NAMES,
     ),
-    "sister": (
+    "sister": _Kind(
         ("My sister is called {}.", "I have a sister, {}."),
         ("What is my sister's name?",),
         "Your sister is called {}.",
-        (),
     ),
-    "friend": (
+    "friend": _Kind(
         ("My best friend is {}.", "My best friend's name is {}."),
         ("Who is my best friend?",),
         "Your best friend is {}.",
-        (),
     ),
-    "colour": (
+    "colour": _Kind(
         ("My favourite colour is {}.", "I like {} best of all colours."),
         ("What is my favourite colour?", "Which colour do I like best?"),
         "Your favourite colour is {}.",
         _COLOURS,
     ),
-    "food": (
+    "food": _Kind(
         ("My favourite food is {}.", "I love {}."),
         ("What do I like to eat?", "What is my favourite food?"),
         "You like {}.",
         _FOODS,
     ),
-    "trip": (
+    "trip": _Kind(
         ("I am going to {} on holiday.", "Next month I travel to {}."),
         ("Where am I travelling to?",),
         "You are travelling to {}.",
         _CITIES,
     ),
-    "day": (("My day off is {}.",), ("When is my day off?",), "Your day off is {}.", _DAYS),
-    "code": (
+    "day": _Kind(("My day off is {}.",), ("When is my day off?",), "Your day off is {}.", _DAYS),
+    "code": _Kind(
         ("My door code is {}.", "The code of my door is {}."),
         ("What is my door code?",),
         "Your door code is {}.",
         5,
     ),
-    "flat": (("I live in flat {}.",), ("Which flat do I live in?",), "You live in flat {}.", 2),
+    "flat": _Kind(("I live in flat {}.",), ("Which flat do I live in?",), "You live in flat {}.", 2),
 }
 _ASKED = ("What is {whose} {thing}?", "Tell me {whose} {thing}.", "Do you remember {whose} {thing}?")
 REPLIES = ("Noted.", "Nice to meet you!", "Thank you for telling me.", "Good to know. How can I help you?", "I see.")
@@ -149,10 +157,10 @@ def draw_own(draw: random.Random, count: int) -> list[Fact]:
     people = [owner for owner in _OWNERS if owner[0].isupper()]
     found = []
     for thing in draw.sample(list(_OWN), min(count, len(_OWN))):
-        told, asked, answer, values = _OWN[thing]
-        value = _value(draw, values or people)
-        said = answer if draw.random() < 0.5 else "{}."
-        found.append(Fact(draw.choice(told).format(value), draw.choice(asked), _capital(said.format(value))))
+        kind = _OWN[thing]
+        value = _value(draw, kind.values or people)
+        said = kind.answer if draw.random() < 0.5 else "{}."
+        found.append(Fact(draw.choice(kind.told).format(value), draw.choice(kind.asked), _capital(said.format(value))))
     return found
 
 
