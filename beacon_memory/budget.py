@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from beacon_memory.config import RATIOS
+from beacon_memory.config import RATIOS, BeaconConfig
 from beacon_memory.errors import BudgetExceeded, ConfigError
 from beacon_memory.layout import slot_count
 from beacon_memory.state import Segment
 
 
-def default_budget(positions: int, *, window: int, keep_last: int) -> int:
-    """The slots that leave room, in a model of so many positions, for the tail and a quarter for prompt and answer.
+def default_budget(positions: int, config: BeaconConfig) -> int:
+    """The slots that leave room, in a model of so many positions, for the tail and a quarter for prompt and answer, or
+    for a document's window.
 
-    Raises ConfigError when the window does not fit the model.
+    Raises ConfigError when a window does not fit the model.
     """
-    budget = positions - positions // 4 - window - keep_last
-    if budget < window:
+    budget = positions - max(positions // 4 + config.window + config.keep_last, config.document_window)
+    if budget < config.window:
         raise ConfigError(
-            f"a window of {window} and a tail of {keep_last} tokens leave no room in a model of {positions} positions: "
-            f"choose a smaller window or keep_last"
+            f"a window of {config.window} tokens, {config.document_window} of a document, and a tail of "
+            f"{config.keep_last} leave no room in a model of {positions} positions: choose a smaller window, "
+            f"document_windows or keep_last"
         )
     return budget
 

@@ -34,6 +34,7 @@ class BeaconConfig:
     sink: int = 4  # first tokens of a stream, kept raw for ever
     keep_last: int = 128  # newest tokens, never folded
     slot_dtype: str = "bfloat16"  # what slots are kept in, in memory and in every store
+    document_windows: int = 1  # windows of a document that are folded as one: all of it is there at once
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio, self.window)
@@ -45,6 +46,8 @@ class BeaconConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
                 raise ConfigError(f"{name} is a number of tokens, 0 or more, not {value!r}")
+        if not isinstance(self.document_windows, int) or self.document_windows < 1:
+            raise ConfigError(f"document_windows is a number of windows, 1 or more, not {self.document_windows!r}")
         rules = [rule for rule, _ in self.shares]
         if self.layout != "select" and "spread" in rules:
             raise ConfigError(f"anchors 'spread' differ between heads: layout must be 'select', not {self.layout!r}")
@@ -52,6 +55,11 @@ class BeaconConfig:
             raise ConfigError(
                 f"layout 'interleave' puts a beacon after each unit: anchors must be 'last', not {self.anchors!r}"
             )
+
+    @property
+    def document_window(self) -> int:
+        """The tokens of a document that are folded at once."""
+        return self.window * self.document_windows
 
     @property
     def shares(self) -> tuple[tuple[str, float], ...]:

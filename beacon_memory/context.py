@@ -37,7 +37,7 @@ def read_apart(memory: BeaconMemory, texts: Iterable[str], *, ratio: int | None 
     state, model = BeaconState(), memory.model
     for text in texts:
         ids = [*memory.transcript.start, *model.encode(check_text(text))]
-        read = model.compress(ids, ratio=ratio, close=True, known=memory.known)
+        read = model.compress(ids, ratio=ratio, document=True, known=memory.known)
         memory.keep(read.segments)
         state = state.join(read.segments)
     fitted = tuple(model.fit(state.segments, known=memory.known))

@@ -208,7 +208,7 @@ class _Shelf:
             read = model.compress(
                 ids,
                 ratio=head.ratio,
-                close=True,
+                document=True,
                 budget=head.budget,
                 known=self._known,
                 slot_dtype=head.slot_dtype,

@@ -79,7 +79,7 @@ class BeaconEngine:
         from beacon_memory.budget import default_budget
 
         config = self._weights.config() or self._settings["config"] or BeaconConfig()
-        slots = default_budget(positions, window=config.window, keep_last=config.keep_last)
+        slots = default_budget(positions, config)
         return slots * (ratio or config.ratio)
 
     def session(self, session_id: str, *, ratio: int | None = None, budget: int | None = None) -> Session:

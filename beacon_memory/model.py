@@ -125,7 +125,7 @@ class BeaconModel:
         trained = self.beacons.parameters()
         adapter = hash_tensors(dict(trained), samples=4096) if trained else "none"
         self.config = config
-        self.budget = default_budget(self.positions, window=config.window, keep_last=config.keep_last)
+        self.budget = default_budget(self.positions, config)
         self.fingerprint = replace(self.fingerprint, adapter=adapter, layout=config.layout)
 
     @property
@@ -156,6 +156,7 @@ class BeaconModel:
         *,
         ratio: int | None = None,
         close: bool = False,
+        document: bool = False,
         budget: int | None = None,
         known: Known | None = None,
         slot_dtype: str | None = None,
@@ -165,12 +166,14 @@ class BeaconModel:
         """The state after reading `ids` behind `state`, which stays as it is (paper, section 3.1).
 
         Windows are folded where the stream alone says, so feeding it in pieces gives the same segments. `close` folds
-        the tail too: the stream ends here. Above `budget` slots (default: the model's) the oldest segments are folded
+        the tail too: the stream ends here. A `document` is all there: it is closed, and folded in larger windows where
+        the config says so. Above `budget` slots (default: the model's) the oldest segments are folded
         again at the next ratio. `known` may give a segment by its digest, which is then not folded. `slot_dtype` is
         what new slots are kept in (default: the config's). `progress` gets the number of tokens after each window.
         `front` is what an earlier call left on the device. Raises ConfigError, InputError, BudgetExceeded.
         """
         ratio = check_ratio(self.config.ratio if ratio is None else ratio, self.config.window)
+        at_once, close = (self.config.document_window, True) if document else (self.config.window, close)
         state = state or BeaconState()
         how: dict[str, Any] = {"known": known, "slot_dtype": slot_dtype}
         # A budget may be smaller than the last one was, and nothing be folded below.
@@ -178,13 +181,13 @@ class BeaconModel:
         front, standing = front or Front(self.empty), False
         while tail:
             sink = 0 if segments else self.config.sink
-            size = sink + self.config.window
+            size = sink + at_once
             if len(tail) < size + self.config.keep_last and not close:
                 break
             window, tail = tail[:size], tail[size:]
             if not standing:
-                windows = len(tail) // self.config.window + 1
-                ahead = windows * (self.config.window // ratio) + 2 * size
+                windows = len(tail) // at_once + 1
+                ahead = windows * (at_once // ratio) + 2 * size
                 front.stand(segments, room=min(ahead, max(budget or self.budget, size) + 2 * size))
             segment = self._fold(window, front.past, chain(s.digest for s in segments), ratio=ratio, sink=sink, **how)
             segments.append(segment)

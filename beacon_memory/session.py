@@ -119,7 +119,7 @@ class Session:
         def change(head: SessionHead, state: BeaconState) -> Changed:
             # Folded by itself, in no context: every session that reads it shares its segments.
             how: dict[str, Any] = {"known": self._memory.known, "slot_dtype": head.slot_dtype}
-            read = model.compress(ids, ratio=head.ratio, close=True, budget=head.budget, progress=progress, **how)
+            read = model.compress(ids, ratio=head.ratio, document=True, budget=head.budget, progress=progress, **how)
             self._memory.keep(read.segments)
             document = chain(segment.digest for segment in read.segments)[:16]
             if any(entry.document == document for entry in head.entries):

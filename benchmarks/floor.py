@@ -13,11 +13,11 @@ from beacon_memory.layout import slot_count
 
 
 def windows(model: BeaconModel, tokens: int, *, ratio: int) -> list[tuple[int, int]]:
-    """What folding a closed text of so many tokens reads: the rows of each window, and the slots in front of it."""
+    """What folding a document of so many tokens reads: the rows of each window, and the slots in front of it."""
     config, found, past = model.config, [], 0
     while tokens:
         sink = 0 if found else min(config.sink, tokens)
-        rows = min(tokens, sink + config.window)
+        rows = min(tokens, sink + config.document_window)
         found.append((rows, past))
         tokens, past = tokens - rows, past + sink + slot_count(rows - sink, ratio)
     return found

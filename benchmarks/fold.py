@@ -25,7 +25,7 @@ def lines(bench: Bench) -> Iterator[Result]:
         slots = floor.slots(model, length, ratio=RATIO)
 
         def folded(_: object, ids: list[int] = ids) -> object:
-            return bench.model.compress(ids, close=True)
+            return bench.model.compress(ids, document=True)
 
         def read(_: object, ids: list[int] = ids) -> object:
             return prefill(bench.plain, ids)

@@ -64,7 +64,7 @@ def rows(model: BeaconModel, lengths: list[int], slots: list[int], *, new: int, 
     asked, ends = model.encode(QUESTION), end_ids(model.lm)
     for length in lengths:
         ids = (text * -(-length // len(text)))[:length]
-        ours = seconds(lambda ids=ids: model.compress(ids, close=True), device=device)
+        ours = seconds(lambda ids=ids: model.compress(ids, document=True), device=device)
         plain = seconds(lambda ids=ids: prefill(model.lm, ids), device=device)
         yield {"what": f"fold {length} tokens", "ours": ours, "rival": plain, "against": "plain prefill"}
     for count in slots:

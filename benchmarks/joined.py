@@ -47,7 +47,7 @@ def memories(model: BeaconModel, tale: Tale, others: Sequence[str]) -> Iterator[
 
 def folded(model: BeaconModel, tale: Tale, text: str) -> Sequence[Segment]:
     """A text's segments, folded by itself."""
-    return model.compress([*tale.reader.start, *model.encode(text)], close=True).segments
+    return model.compress([*tale.reader.start, *model.encode(text)], document=True).segments
 
 
 def joined(model: BeaconModel, documents: Sequence[Sequence[Segment]], *, left_out: int) -> Prefix:

@@ -24,7 +24,7 @@ MESSAGE = 60  # tokens
 
 
 def state(
-    model: BeaconModel, ids: Sequence[int], *, ratio: int, close: bool, slot_dtype: str = "bfloat16"
+    model: BeaconModel, ids: Sequence[int], *, ratio: int, document: bool, slot_dtype: str = "bfloat16"
 ) -> BeaconState:
     """What `model.compress` would give, old memories coarser where the budget asks, but for the slots' numbers."""
     config = model.config.replace(slot_dtype=slot_dtype)
@@ -32,8 +32,8 @@ def state(
     rest = list(ids)
     while rest:
         sink = 0 if planned else min(config.sink, len(rest))
-        size = sink + config.window
-        if not close and len(rest) < size + config.keep_last:
+        size = sink + (config.document_window if document else config.window)
+        if not document and len(rest) < size + config.keep_last:
             break
         planned.append(_empty(rest[:size], ratio, sink))
         rest = rest[size:]
@@ -78,7 +78,7 @@ def document(memory: BeaconMemory, name: str, ids: Sequence[int], *, ratio: int,
     """A session that has read one document."""
     session = memory.session(name, ratio=ratio, slot_dtype=slot_dtype)
     head, _, _ = session.opened()
-    read = state(memory.model, ids, ratio=ratio, close=True, slot_dtype=slot_dtype)
+    read = state(memory.model, ids, ratio=ratio, document=True, slot_dtype=slot_dtype)
     address = read.digest[:16]
     note = {"role": DOCUMENT, "content": name, "tokens": read.tokens, "document": address}
     changed, pages = head.with_state(read, document=address).with_messages([note])
@@ -119,6 +119,6 @@ def keep(
     session = memory.session(name, ratio=ratio, slot_dtype=slot_dtype)
     head, _, _ = session.opened()
     ids = [i for message in said for i in memory.transcript.turn(message)]
-    after = state(memory.model, [*memory.transcript.start, *ids], ratio=ratio, close=False, slot_dtype=slot_dtype)
+    after = state(memory.model, [*memory.transcript.start, *ids], ratio=ratio, document=False, slot_dtype=slot_dtype)
     changed, pages = head.with_state(after).with_messages(list(said))
     session.write(head, changed, after, pages, expected=0)

@@ -68,7 +68,7 @@ def main() -> None:
     if lm is not None:
         prefill(lm, ids)
     else:
-        slots = model.compress(ids, ratio=RATIO, close=True).nbytes
+        slots = model.compress(ids, ratio=RATIO, document=True).nbytes
     peak = resident("VmHWM")
     print(json.dumps({"loaded": before, "peak": peak, "above": peak - before, "slots_bytes": slots}))
 

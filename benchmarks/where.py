@@ -33,9 +33,9 @@ def lines(bench: Bench) -> Iterator[Result]:
     past = made.slots(model, slots, seed=0)
     asked, ends = model.encode(QUESTION), end_ids(model.lm)
     states = [made.slots(model, slots, seed=seed) for seed in range(bench.form.together)]
-    rows, questions = bench.ids(model.config.window), turn.questions()
+    rows, questions, read = bench.ids(model.config.window), turn.questions(), min(bench.form.fold)
     acts: dict[str, Callable[[], object]] = {
-        f"fold of {min(bench.form.fold)} tokens": lambda: model.compress(bench.ids(min(bench.form.fold)), close=True),
+        f"fold of {read} tokens": lambda: model.compress(bench.ids(read), document=True),
         f"a window folded behind {slots} slots": lambda: model.compress(rows, past, close=True),
         f"{len(states)} sessions of {slots} slots in one batch": lambda: model.answers(
             [asked] * len(states), states, max_new_tokens=bench.form.new, constraint=Ticks(ends)

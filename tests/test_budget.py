@@ -27,12 +27,14 @@ def read(state: BeaconState) -> list[int]:
 
 
 def test_the_default_budget_leaves_room_for_the_tail_and_a_quarter_for_the_answer() -> None:
-    assert default_budget(8192, window=512, keep_last=128) == 8192 - 2048 - 512 - 128
+    assert default_budget(8192, BeaconConfig()) == 8192 - 2048 - 512 - 128
+    assert default_budget(8192, BeaconConfig(document_windows=5)) == 8192 - 2048 - 512 - 128
+    assert default_budget(8192, BeaconConfig(document_windows=8)) == 8192 - 8 * 512
 
 
 def test_a_window_that_does_not_fit_the_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="no room in a model of 1024 positions"):
-        default_budget(1024, window=512, keep_last=128)
+        default_budget(1024, BeaconConfig())
 
 
 def test_the_oldest_segment_of_the_ratio_that_holds_most_is_folded_again() -> None:

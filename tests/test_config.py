@@ -50,6 +50,7 @@ def test_every_ratio_of_the_paper_and_raw_are_accepted() -> None:
     "setting",
     [
         {"ratio": 3},
+        {"document_windows": 0},
         {"ratio": 0},
         {"ratio": True},
         {"ratio": "4"},

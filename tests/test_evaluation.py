@@ -87,11 +87,13 @@ def test_an_interval_is_that_of_a_mean():
     ratio=st.sampled_from([1, 2, 4, 8, 16]),
     closed=st.booleans(),
     budget=st.sampled_from([30, 1000]),
+    windows=st.integers(1, 3),
 )
-def test_a_plan_is_what_compress_keeps(tokens, ratio, closed, budget):
-    model = _model()
-    state = model.compress(drawn(1, tokens), ratio=ratio, close=closed, budget=budget)
-    planned = plan(tokens, ratio=ratio, config=CONFIG, budget=budget, closed=closed)
+def test_a_plan_is_what_compress_keeps(tokens, ratio, closed, budget, windows):
+    config = CONFIG.replace(document_windows=windows)
+    model = _MADE.setdefault(f"{windows} windows", tiny_model(config=config))
+    state = model.compress(drawn(1, tokens), ratio=ratio, document=closed, budget=budget)
+    planned = plan(tokens, ratio=ratio, config=config, budget=budget, closed=closed)
     assert (planned.slots, planned.tail) == (state.slots, len(state.tail))
 
 

@@ -125,6 +125,20 @@ def test_closing_folds_the_tail_and_the_stream_may_go_on(
     assert [(s.ratio, s.sink, s.slots) for s in model.compress(ids[:1], close=True).segments] == [(1, 1, 1)]
 
 
+def test_a_document_is_closed_and_folded_in_its_own_windows(
+    config: BeaconConfig, ids: list[int], model_of: Callable[..., BeaconModel]
+) -> None:
+    assert model_of(config).compress(ids[:60], document=True).equals(model_of(config).compress(ids[:60], close=True))
+    wide, large = config.replace(document_windows=3), config.replace(window=3 * config.window)
+    document = model_of(wide).compress(ids[:60], document=True)
+    assert [len(s.ids) for s in document.segments] == [50, 10]
+    assert document.equals(model_of(large).compress(ids[:60], close=True))
+    assert model_of(wide).compress(ids[:60]).equals(model_of(config).compress(ids[:60]))  # a talk stays as it is
+    within = model_of(wide).compress(ids[:60], document=True, budget=12)
+    assert within.slots <= 12
+    assert [i for segment in within.segments for i in segment.ids] == ids[:60]
+
+
 def test_known_segments_are_not_folded_again(config: BeaconConfig, ids: list[int]) -> None:
     model = tiny_model(config=config)
     state = model.compress(ids)

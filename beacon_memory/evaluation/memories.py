@@ -46,7 +46,7 @@ def plan(tokens: int, *, ratio: int, config: BeaconConfig, budget: int, closed: 
         sink = 0 if segments else config.sink
         if left < sink + config.window + config.keep_last and not closed:
             break
-        taken = min(left, sink + config.window)
+        taken = min(left, sink + (config.document_window if closed else config.window))
         left -= taken
         segments.append(_sketch(taken, ratio=ratio, sink=min(sink, taken)))
         while sum(segment.slots for segment in segments) > budget:
@@ -91,7 +91,7 @@ class Memories:
         if not planned.slots:  # too short to be folded: all of it is tail
             return read_raw(self.model, self.empty, ids)
         if kind == "beacon":
-            state = self.model.compress(ids, ratio=ratio, close=self.closed)
+            state = self.model.compress(ids, ratio=ratio, document=self.closed)
             return read_raw(self.model, self.empty.extend(state.segments), state.tail)
         if kind == "last-window":
             newest = ids[len(self.item.start) :][-(planned.entries - len(self.item.start)) :]
