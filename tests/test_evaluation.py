@@ -85,24 +85,26 @@ def test_an_interval_is_that_of_a_mean():
 @given(
     tokens=st.integers(1, 150),
     ratio=st.sampled_from([1, 2, 4, 8, 16]),
-    closed=st.booleans(),
+    raw=st.sampled_from([0, 7]),
     budget=st.sampled_from([30, 1000]),
     windows=st.integers(1, 3),
 )
-def test_a_plan_is_what_compress_keeps(tokens, ratio, closed, budget, windows):
+def test_a_plan_is_what_compress_keeps(tokens, ratio, raw, budget, windows):
     config = CONFIG.replace(document_windows=windows)
     model = _MADE.setdefault(f"{windows} windows", tiny_model(config=config))
-    state = model.compress(drawn(1, tokens), ratio=ratio, document=closed, budget=budget)
-    planned = plan(tokens, ratio=ratio, config=config, budget=budget, closed=closed)
-    assert (planned.slots, planned.tail) == (state.slots, len(state.tail))
+    state = model.compress(drawn(1, max(tokens - raw, 0)), ratio=ratio, document=True, budget=budget)
+    planned = plan(tokens, ratio=ratio, config=config, budget=budget, raw=raw)
+    assert (planned.slots, planned.tail) == (state.slots, min(tokens, raw))
 
 
 @settings(max_examples=10, deadline=None)
-@given(tokens=st.integers(20, 200), ratio=st.sampled_from([2, 4, 8, 16]), closed=st.booleans(), long=st.booleans())
-def test_every_method_keeps_the_same_number_of_entries(tokens, ratio, closed, long):
+@given(
+    tokens=st.integers(20, 200), ratio=st.sampled_from([2, 4, 8, 16]), raw=st.sampled_from([0, 9]), long=st.booleans()
+)
+def test_every_method_keeps_the_same_number_of_entries(tokens, ratio, raw, long):
     model = _short() if long else _model()  # in the short one, long texts are more than it has positions
     asked = item(drawn(2, tokens))
-    memories = Memories(model, asked, closed=closed)
+    memories = Memories(model, asked, raw=raw)
     kept = {
         kind: memory.slots
         for kind in (*BASELINES, "beacon")
@@ -126,8 +128,8 @@ def _short() -> BeaconModel:
 
 def test_answers_read_side_by_side_are_worth_what_each_is_alone(model):
     asked = item(drawn(3, 30))
-    state = model.compress(asked.context, ratio=2)
-    memory = Memories(model, asked, closed=False).make("beacon", 2)
+    state = dataclasses.replace(model.compress(asked.context[:-9], ratio=2, document=True), tail=asked.context[-9:])
+    memory = Memories(model, asked, raw=9).make("beacon", 2)
     question = asked.questions[0]
     losses = answer_losses(model, memory, asked, question)
     for answer, found in zip(question.answers, losses, strict=True):
@@ -139,7 +141,7 @@ def test_answers_read_side_by_side_are_worth_what_each_is_alone(model):
 def test_answers_written_side_by_side_are_those_of_generate(model):
     asked = item(drawn(4, 30))
     state = model.compress(asked.context, ratio=2, close=True)
-    memory = Memories(model, asked, closed=True).make("beacon", 2)
+    memory = Memories(model, asked, raw=0).make("beacon", 2)
     questions = [Question(tuple(drawn(n, n)), ()) for n in (5, 2, 9)]
     written = greedy(model, memory, asked, questions, limit=6)
     alone = [model.generate([question.prompt], [state], max_new_tokens=6)[0] for question in questions]
@@ -149,7 +151,7 @@ def test_answers_written_side_by_side_are_those_of_generate(model):
 def test_a_beacon_memory_of_every_token_is_the_full_context(model):
     task = task_of(3)
     for one in task.items:
-        memories = Memories(model, one, closed=True)
+        memories = Memories(model, one, raw=0)
         full, all_of_it = memories.make("full", 1), memories.make("beacon", 1)
         losses = [answer_losses(model, memory, one, one.questions[0])[0] for memory in (full, all_of_it)]
         torch.testing.assert_close(*losses, atol=1e-3, rtol=1e-3)
@@ -157,7 +159,7 @@ def test_a_beacon_memory_of_every_token_is_the_full_context(model):
 
 def test_eviction_and_subsampling_keep_sinks_and_tail(model):
     asked = item(drawn(5, 80))
-    memories = Memories(model, asked, closed=False)
+    memories = Memories(model, asked, raw=9)
     whole = read_raw(model, memories.empty, asked.context)
     planned = memories.plan(4)
     for kind in ("eviction", "kv-subsample"):
@@ -171,7 +173,7 @@ def test_eviction_block_by_block_in_one_block_is_eviction_at_once():
     asked = item(drawn(6, 58))
     from beacon_memory.evaluation.eviction import Kept, evict, most_expected
 
-    empty = Memories(short, asked, closed=True).empty
+    empty = Memories(short, asked, raw=0).empty
     blocks = evict(short, empty, asked.context, 20, most_expected, sink=2, tail=7)
     once = Kept.read(short, empty, asked.context).keep(empty, 20, most_expected, sink=2, tail=7)
     assert blocks.slots == once.slots == 27
@@ -250,7 +252,7 @@ def test_the_memory_of_another_document_is_worth_nothing_and_ones_own_is(tmp_pat
     for seed in range(12):
         ids = drawn(seed, 60)
         bare = Item(str(seed), (1,), (1, *ids), ())
-        memory = Memories(model, bare, closed=True).make("full", 1)
+        memory = Memories(model, bare, raw=0).make("full", 1)
         prompt = Question((5, 6), ())
         answer = tuple(greedy(model, memory, bare, [prompt], limit=3)[0])
         if len(answer) == 3:

@@ -36,10 +36,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """A named set of items, what its headline figure is, and whether the newest tokens stay raw."""
+    """A named set of items, what its headline figure is, and how many of the newest tokens stay raw."""
 
     name: str
     about: str
     metric: str  # "kept", "loss" or "accuracy"
     items: tuple[Item, ...]
-    closed: bool = True  # the whole context is folded; else the product's own raw tail stays
+    raw: int = 0  # newest tokens that are read as they are; what stands before them is folded as a document

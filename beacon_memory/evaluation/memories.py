@@ -38,22 +38,20 @@ class Plan:
         return self.slots + self.tail
 
 
-def plan(tokens: int, *, ratio: int, config: BeaconConfig, budget: int, closed: bool) -> Plan:
-    """The entries that `compress` will keep, by counting alone: windows, tail, and old windows folded coarser."""
+def plan(tokens: int, *, ratio: int, config: BeaconConfig, budget: int, raw: int) -> Plan:
+    """The entries that are kept, by counting alone: windows of a document, old ones folded coarser, and a raw tail."""
     segments: list[Segment] = []
-    left = tokens
+    left = max(tokens - raw, 0)
     while left:
         sink = 0 if segments else config.sink
-        if left < sink + config.window + config.keep_last and not closed:
-            break
-        taken = min(left, sink + (config.document_window if closed else config.window))
+        taken = min(left, sink + config.document_window)
         left -= taken
         segments.append(_sketch(taken, ratio=ratio, sink=min(sink, taken)))
         while sum(segment.slots for segment in segments) > budget:
             index, coarser = next_refold(segments, budget)
             old = segments[index]
             segments[index] = _sketch(len(old.ids), ratio=coarser, sink=old.sink)
-    return Plan(sum(segment.slots for segment in segments), left)
+    return Plan(sum(segment.slots for segment in segments), min(tokens, raw))
 
 
 def _sketch(tokens: int, *, ratio: int, sink: int) -> Segment:
@@ -65,10 +63,10 @@ def _sketch(tokens: int, *, ratio: int, sink: int) -> Segment:
 class Memories:
     """Memories of one item by method and ratio, on one attached model; the raw pass that several need is made once."""
 
-    def __init__(self, model: BeaconModel, item: Item, *, closed: bool) -> None:
+    def __init__(self, model: BeaconModel, item: Item, *, raw: int) -> None:
         self.model = model
         self.item = item
-        self.closed = closed
+        self.raw = raw
         self.empty = model.empty
         self._kept: Kept | None = None
 
@@ -76,7 +74,7 @@ class Memories:
         """What a beacon memory of this item keeps at this ratio."""
         model = self.model
         length = len(self.item.context)
-        return plan(length, ratio=ratio, config=model.config, budget=model.budget, closed=self.closed)
+        return plan(length, ratio=ratio, config=model.config, budget=model.budget, raw=self.raw)
 
     def make(self, kind: str, ratio: int, question: Question | None = None) -> Prefix | None:
         """The memory; None where it does not fit the model's window. `bm25` needs the question."""
@@ -91,8 +89,9 @@ class Memories:
         if not planned.slots:  # too short to be folded: all of it is tail
             return read_raw(self.model, self.empty, ids)
         if kind == "beacon":
-            state = self.model.compress(ids, ratio=ratio, document=self.closed)
-            return read_raw(self.model, self.empty.extend(state.segments), state.tail)
+            end = len(ids) - planned.tail
+            state = self.model.compress(ids[:end], ratio=ratio, document=True)
+            return read_raw(self.model, self.empty.extend(state.segments), ids[end:])
         if kind == "last-window":
             newest = ids[len(self.item.start) :][-(planned.entries - len(self.item.start)) :]
             return read_raw(self.model, self.empty, (*self.item.start, *newest))

@@ -60,12 +60,12 @@ def chosen(names: Sequence[str], adapters: Mapping[str, Path]) -> list[Method]:
 
 
 def common_settings(adapters: Mapping[str, Path]) -> BeaconConfig:
-    """The window, sinks and tail that all methods are measured with: the first adapter's, else the defaults."""
+    """The windows and sinks that all methods are measured with: the first adapter's, else the defaults."""
     return adapter_config(next(iter(adapters.values())))[0] if adapters else BeaconConfig()
 
 
 def attach(lm: Any, tokenizer: Any, method: Method, common: BeaconConfig) -> BeaconModel:
     """The base model with what a method needs; `detach` gives it back."""
     config = adapter_config(method.adapter)[0] if method.adapter else BeaconConfig(anchors=method.anchors or "last")
-    config = config.replace(window=common.window, sink=common.sink, keep_last=common.keep_last)
+    config = config.replace(window=common.window, document_windows=common.document_windows, sink=common.sink)
     return BeaconModel(lm, tokenizer, config, adapter=method.adapter)

@@ -62,20 +62,20 @@ def _measure(
     progress: Progress | None,
 ) -> list[Cell]:
     planned = [
-        (method, Cell(task.name, method.name, ratio, str(model.fingerprint)))
+        (method, Cell(task.name, method.name, ratio, f"{model.fingerprint}/{model.config.document_window}"))
         for method in methods
         for ratio in method.ratios(ratios)
     ]
     spent = {cell: sum(row.seconds for row in results.rows.values() if row.cell == cell) for _, cell in planned}
     for index, item in enumerate(task.items):
-        memories = Memories(model, item, closed=task.closed)
+        memories = Memories(model, item, raw=task.raw)
         for method, cell in planned:
             if (cell, item.digest) not in results.rows and spent[cell] < seconds:
                 other = _another(task, index) if method.foreign else item
                 if other is None:
                     continue
                 began = time.perf_counter()
-                made = Memories(model, other, closed=task.closed) if method.foreign else memories
+                made = Memories(model, other, raw=task.raw) if method.foreign else memories
                 entries, scores = _score(made, method, cell.ratio, item)
                 row = Row(cell, item.digest, entries, round(time.perf_counter() - began, 3), scores)
                 results.add(row)

@@ -6,7 +6,7 @@
             answers of its length to questions about other stories, which no knowledge of how answers sound tells apart
 `dialogue`  a conversation is folded, then the user's own words asked for, among values other people gave
 `needle`    facts in 1K to 16K tokens of a novel, asked for among wrong ones
-`long`      the same 256 tokens of a novel after 2K, 4K, ... of it, with the product's own raw tail
+`long`      the same 256 tokens of a novel after 2K, 4K, ... of it, the newest 512 raw, the rest read as a document
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ CHOICES = 8  # answers to choose from, in a dialogue or about a story
 NEAR = 40  # answers about other stories, the nearest in length, from which those to choose from are drawn
 LENGTHS = (1024, 2048, 4096, 8192, 16384)  # of a needle's text
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
+RAW = 512  # newest tokens of `long` that stay raw
 LONG = (2048, 4096, 8192, 16384, 32768)
 BACK = ((2, "1-2 back"), (5, "3-5 back"), (10, "6-10 back"), (10**9, "11 and more back"))
 THINGS = (
@@ -206,19 +207,19 @@ def needle(reader: Reader, data: Data, seed: int, lengths: Sequence[int] = LENGT
 
 
 Maker = Callable[..., Iterator[Item]]
-# name -> makes items, headline figure, whether all is folded, what it is
-TASKS: dict[str, tuple[Maker, str, bool, str]] = {
-    "prose": (prose, "kept", True, "share of the context's worth kept, next 128 tokens after 256"),
-    "copy": (copying, "loss", True, "loss on the same 128 tokens again, in nats"),
+# name -> makes items, headline figure, how many tokens stay raw, what it is
+TASKS: dict[str, tuple[Maker, str, int, str]] = {
+    "prose": (prose, "kept", 0, "share of the context's worth kept, next 128 tokens after 256"),
+    "copy": (copying, "loss", 0, "loss on the same 128 tokens again, in nats"),
     "qa": (
         qa,
         "kept",
-        True,
+        0,
         f"share of the log-likelihood gap of right answers kept; accuracy among {CHOICES}",
     ),
-    "dialogue": (dialogue, "accuracy", True, f"the user's own words among {CHOICES} choices"),
-    "needle": (needle, "accuracy", True, f"a fact in a novel among {2 * len(DEPTHS)} choices"),
-    "long": (long, "loss", False, "loss on the next 256 tokens of a novel, raw tail kept"),
+    "dialogue": (dialogue, "accuracy", 0, f"the user's own words among {CHOICES} choices"),
+    "needle": (needle, "accuracy", 0, f"a fact in a novel among {2 * len(DEPTHS)} choices"),
+    "long": (long, "loss", RAW, f"loss on the next {LONG_SCORED} tokens of a novel, the newest {RAW} raw"),
 }
 
 
@@ -227,7 +228,7 @@ def make_task(name: str, model: BeaconModel, data: Data, *, items: int, seed: in
 
     `options`: `lengths` of needle and long.
     """
-    make, metric, closed, about = TASKS[name]
+    make, metric, raw, about = TASKS[name]
     found: list[Item] = []
     questions = 0
     for item in make(Reader(model), data, seed, **options):
@@ -237,7 +238,7 @@ def make_task(name: str, model: BeaconModel, data: Data, *, items: int, seed: in
             break
     if not found:
         raise InputError(f"task {name} finds nothing to ask in the data")
-    return Task(name, about, metric, tuple(found), closed)
+    return Task(name, about, metric, tuple(found), raw)
 
 
 def _places(reader: Reader, data: Data, seed: int, *, length: int) -> Iterator[tuple[str, list[int], int]]:
