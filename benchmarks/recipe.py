@@ -82,7 +82,7 @@ def main() -> None:
         layout, anchors = how.pop("layout", None), how.pop("anchors", "spread")
         weights, again = how.pop("weights", Weights()), how.pop("again", True)
         model = BeaconModel.from_pretrained(args.model, adapter=args.scorer)
-        model.adapted(settings(model, layout=layout, anchors=anchors, window=256))
+        model.adapted(settings(model, layout=layout, anchors=anchors))
         found = places(model, args.texts, held_out=args.held_out, count=args.places)
         began = time.perf_counter()
         example = MIXTURE.batch * (sum(MIXTURE.windows) + MIXTURE.tail * (1 + again))

@@ -174,7 +174,7 @@ def test_an_adapter_is_trained_resumed_and_used(run, tmp_path):
         "--anchors",
         "last",
         "--windows",
-        "16",
+        "16,640",
         "--tail",
         "8",
         "--rank",
@@ -190,6 +190,8 @@ def test_an_adapter_is_trained_resumed_and_used(run, tmp_path):
     assert run("train", "book.txt", "talk.jsonl", *how, "--steps", "3")[0] == 2
     assert run("train", "book.txt", "talk.jsonl", *how, "--steps", "4", "--resume")[0] == 0
     assert (tmp_path / "adapter" / "losses.jsonl").read_text().count("\n") == 4
+    # Whatever windows it was trained on, a talk is folded in those it was folded in.
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["config"]["window"] == 512
     assert run("add", "alice", "book.txt", "--adapter", "adapter")[0] == 0
 
 

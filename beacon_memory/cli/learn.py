@@ -111,7 +111,7 @@ def train(
         except ValueError as exc:
             raise ConfigError(f"--windows and --ratios are numbers with commas between them: {exc}") from exc
         loaded = BeaconModel.from_pretrained(model, adapter=None if start == "none" else start)
-        loaded.adapted(settings(loaded, layout=layout, anchors=anchors, window=max(mixture.windows)))
+        loaded.adapted(settings(loaded, layout=layout, anchors=anchors))
     plan = Plan(
         steps=steps,
         learn=learn,

@@ -151,13 +151,16 @@ def train(
     model.adapted(model.config)
 
 
-def settings(model: BeaconModel, *, layout: str | None, anchors: str | None, window: int) -> BeaconConfig:
-    """The fold settings to train with: what is asked for, else the adapter's, by its scorer if it has one."""
+def settings(model: BeaconModel, *, layout: str | None, anchors: str | None) -> BeaconConfig:
+    """The fold settings to train with: what is asked for, else the adapter's, by its scorer if it has one.
+
+    Whatever windows it is trained on, a talk is folded in the windows it was folded in.
+    """
     config, scorer = model.config, any(wrapped["k"].scorer is not None for wrapped in model.beacons.layers)
     layout = layout or config.layout
     if anchors is None:
         anchors = {"interleave": "last", config.layout: config.anchors}.get(layout, "learned" if scorer else "last")
-    return config.replace(layout=layout, anchors=anchors, window=max(window, config.window))
+    return config.replace(layout=layout, anchors=anchors)
 
 
 @contextmanager
