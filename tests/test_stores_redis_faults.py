@@ -160,10 +160,12 @@ def test_a_server_that_starts_again_is_found_again_without_anyones_help() -> Non
         store = RedisStore(server.url)
         version = put(store, "alice", b"one")
         server.kill()
-        threading.Timer(0.5, server.start).start()
+        again = threading.Timer(0.5, server.start)
+        again.start()
         # The retries of the store's own client outlive the restart.
         assert put(store, "alice", b"one", b"two", expected=version) == store.version("alice")
         assert store.read([digest(b"two")]) == [b"two"]
+        again.join()  # it may still be waiting for the server's first answer, which the store has already
         store.close()
 
 
