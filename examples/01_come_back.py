@@ -108,7 +108,7 @@ def report(info, back: float, again: float) -> None:  # type: ignore[no-untyped-
     console.print()
     console.print(table)
     console.print(
-        "A 135M model, and beacons trained for minutes: it forgets and invents. What it knows of the above it has "
+        "A 135M model, and beacons trained for hours: it forgets and invents. What it knows of the above it has "
         "from the slots; nothing was searched."
     )
 
