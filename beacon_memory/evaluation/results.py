@@ -22,7 +22,7 @@ class Cell:
     task: str
     method: str
     ratio: int
-    weights: str  # fingerprint of base model, beacons, tokenizer and layout
+    weights: str  # fingerprint of base model, beacons, tokenizer and layout, and a document's window
 
 
 @dataclass(frozen=True)

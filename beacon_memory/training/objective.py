@@ -103,11 +103,11 @@ class Objective(nn.Module):
         the newest `through` are read without gradients, the slots they leave are made with them: of a long context
         every slot learns from what is read behind all of them, for little more than a forward pass.
         """
-        past, gated = self._empty, None
+        past, gated, older = self._empty, None, self._older(example)
         folds: list[Folded] = []
         for number, (window, ratio) in enumerate(zip(example.windows, example.ratios, strict=True)):
             sink = 0 if folds else self._config.sink
-            behind = past.detached() if number < self._older(example) else past
+            behind = past.detached() if number < older else past
             if self._gated and number == len(example.windows) - 1:
                 folded, gated = gate(self._beacons, behind, window, ratio=ratio, sink=sink, config=self._config)
             else:
@@ -172,7 +172,7 @@ class Objective(nn.Module):
         if len(folds) == 1 and first.raw is not None:  # the fold's own raw pass has read it
             return self._empty.append(stacked(first.raw.keys), stacked(first.raw.values)), first.hidden
         whole, hidden = self._empty, []
-        for window in example.windows:  # in pieces: one call of thousands of rows takes twice as long
+        for window in example.windows:  # in pieces: one call of thousands of rows takes longer (benchmarks/LOG.md)
             raw = fold(self._beacons, whole, window, ratio=1, sink=0, config=self._config)
             whole = whole.append(raw.keys, raw.values)
             hidden.append(raw.hidden)
