@@ -16,7 +16,7 @@ def default_budget(positions: int, config: BeaconConfig) -> int:
 
     Raises ConfigError when a window does not fit the model.
     """
-    budget = positions - max(positions // 4 + config.window + config.keep_last, config.document_window)
+    budget = positions - max(positions // 4 + config.window + config.keep_last, config.overlap + config.document_window)
     if budget < config.window:
         raise ConfigError(
             f"a window of {config.window} tokens, {config.document_window} of a document, and a tail of "

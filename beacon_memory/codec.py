@@ -24,8 +24,8 @@ from beacon_memory.layout import slot_count
 from beacon_memory.quantise import BITS, SCALES, Packed, pack, shapes, unpack
 from beacon_memory.state import Fingerprint, Segment, segment_digest
 
-VERSION = 2  # newest that is read
-PLAIN, PACKED = 1, 2  # what is written: a blob names the oldest version that knows its form
+VERSION = 3  # newest that is read
+PLAIN, PACKED, OVERLAPPED = 1, 2, 3  # what is written: a blob names the oldest version that knows its form
 MAGIC = b"BCNM"
 SEGMENT, HEAD, PAGE, SOURCE, NOTE = b"SEGM", b"HEAD", b"PAGE", b"TEXT", b"NOTE"
 
@@ -84,7 +84,7 @@ def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: Beacon
         "parent": segment.parent,
         "ratio": segment.ratio,
         "sink": segment.sink,
-    }
+    } | ({"overlap": segment.overlap} if segment.overlap else {})
     tensors = {
         "ids": torch.tensor(segment.ids, dtype=torch.int32),
         "keys": segment.keys.cpu().contiguous(),
@@ -95,7 +95,8 @@ def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: Beacon
         tensors |= packed.tensors
     # One metadata entry: safetensors writes several in any order, and equal segments should be equal bytes.
     payload = save_tensors(tensors, metadata={"beacon": json.dumps(about, sort_keys=True)})
-    return seal(SEGMENT, payload, version=PACKED if config.slot_dtype in BITS else PLAIN)
+    version = PACKED if config.slot_dtype in BITS else PLAIN
+    return seal(SEGMENT, payload, version=OVERLAPPED if segment.overlap else version)
 
 
 def decode_segment(blob: bytes, *, fingerprint: Fingerprint, digest: str | None = None) -> Segment:
@@ -112,15 +113,18 @@ def decode_segment(blob: bytes, *, fingerprint: Fingerprint, digest: str | None 
         config = BeaconConfig(layout=theirs.layout, anchors=about["anchors"], slot_dtype=about["slot_dtype"])
         tensors = load_tensors(payload)
         ids, ratio, sink = tensors.pop("ids"), int(about["ratio"]), int(about["sink"])
-        if ids.dtype != torch.int32 or ids.ndim != 1 or ratio not in RATIOS or not 0 <= sink <= len(ids):
-            raise ValueError(f"{tuple(ids.shape)} ids of {ids.dtype}, ratio {ratio}, sink {sink}")
+        overlap = int(about.get("overlap", 0))
+        if ids.dtype != torch.int32 or ids.ndim != 1 or ratio not in RATIOS or not 0 <= sink <= len(ids) or overlap < 0:
+            raise ValueError(f"{tuple(ids.shape)} ids of {ids.dtype}, ratio {ratio}, sink {sink}, overlap {overlap}")
         slots = sink + slot_count(len(ids) - sink, ratio)
         digest_, parent = str(about["digest"]), str(about["parent"])
-        segment = Segment(digest_, parent, tuple(ids.tolist()), ratio, sink, *_slots(tensors, slots, sink, config))
+        kept = _slots(tensors, slots, sink, config)
+        segment = Segment(digest_, parent, tuple(ids.tolist()), ratio, sink, *kept, overlap)
         address = segment_digest(
             segment.ids,
             ratio=segment.ratio,
             sink=segment.sink,
+            overlap=segment.overlap,
             parent=segment.parent,
             config=config,
             fingerprint=theirs,

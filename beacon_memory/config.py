@@ -34,6 +34,8 @@ class BeaconConfig:
     sink: int = 4  # first tokens of a stream, kept raw for ever
     keep_last: int = 128  # newest tokens, never folded
     slot_dtype: str = "bfloat16"  # what slots are kept in, in memory and in every store
+    # Tokens of the window before that are read again in front of a window: what its edge cuts in two is read whole.
+    overlap: int = 0
     document_windows: int = 1  # windows of a document that are folded as one: all of it is there at once
 
     def __post_init__(self) -> None:
@@ -42,7 +44,7 @@ class BeaconConfig:
             raise ConfigError(f"layout is one of {', '.join(LAYOUTS)}, not {self.layout!r}")
         if self.slot_dtype not in SLOT_DTYPES:
             raise ConfigError(f"slot_dtype is one of {', '.join(SLOT_DTYPES)}, not {self.slot_dtype!r}")
-        for name in ("sink", "keep_last"):
+        for name in ("sink", "keep_last", "overlap"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
                 raise ConfigError(f"{name} is a number of tokens, 0 or more, not {value!r}")

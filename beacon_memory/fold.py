@@ -26,16 +26,22 @@ class Folded(NamedTuple):
     raw: RawPass | None = None  # where the layout reads the window as it is: its raw keys and values
 
 
-def fold(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Folded:
+def fold(
+    beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig, overlap: int = 0
+) -> Folded:
     """The slots of a window behind `past`; at ratio 1 every token is one.
 
-    ids: (batch, sink + tokens).
+    ids: (batch, overlap + sink + tokens); the first `overlap` of them are of the window before, and leave nothing.
     """
     if ratio == 1:
         raw = RawPass(past, ids.shape[1])
         hidden = read(beacons.lm, raw, embed(beacons.lm, ids), torch.arange(ids.shape[1]) + past.slots)
-        return Folded(stacked(raw.keys), stacked(raw.values), hidden, raw)
-    return _LAYOUTS[config.layout](beacons, past, ids, ratio=ratio, sink=sink, config=config)
+        folded = Folded(stacked(raw.keys), stacked(raw.values), hidden, raw)
+    else:
+        folded = _LAYOUTS[config.layout](beacons, past, ids, ratio=ratio, sink=overlap + sink, config=config)
+    if not overlap:
+        return folded
+    return Folded(folded.keys[..., overlap:, :], folded.values[..., overlap:, :], folded.hidden[:, overlap:])
 
 
 def _select(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Folded:

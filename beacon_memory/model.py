@@ -34,7 +34,7 @@ from beacon_memory.loading import (
 )
 from beacon_memory.prefix import Prefix
 from beacon_memory.quantise import BITS, pack, unpack
-from beacon_memory.state import BeaconState, Fingerprint, Segment, chain, segment_digest
+from beacon_memory.state import BeaconState, Fingerprint, Segment, chain, overlapped, segment_digest
 
 Known = Callable[[str], "Segment | None"]
 
@@ -187,9 +187,10 @@ class BeaconModel:
             window, tail = tail[:size], tail[size:]
             if not standing:
                 windows = len(tail) // at_once + 1
-                ahead = windows * (at_once // ratio) + 2 * size
-                front.stand(segments, room=min(ahead, max(budget or self.budget, size) + 2 * size))
-            segment = self._fold(window, front.past, chain(s.digest for s in segments), ratio=ratio, sink=sink, **how)
+                rows = 2 * (self.config.overlap + size)
+                ahead = windows * (at_once // ratio) + rows
+                front.stand(segments, room=min(ahead, max(budget or self.budget, size) + rows))
+            segment = self._fold(window, front.past, segments, ratio=ratio, sink=sink, **how)
             segments.append(segment)
             front.folded(segment)
             fitted = self.fit(segments, budget=budget, **how)
@@ -229,9 +230,9 @@ class BeaconModel:
         slot_dtype: str | None = None,
     ) -> Segment:
         """One window folded behind these segments, whatever was folded behind it."""
-        front, parent = Front(self.empty), chain(segment.digest for segment in before)
-        front.stand(before, room=len(ids))
-        return self._fold(ids, front.past, parent, ratio=ratio, sink=sink, known=known, slot_dtype=slot_dtype)
+        front = Front(self.empty)
+        front.stand(before, room=self.config.overlap + len(ids))
+        return self._fold(ids, front.past, before, ratio=ratio, sink=sink, known=known, slot_dtype=slot_dtype)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState] | None = None, **sampling: Any
@@ -298,7 +299,7 @@ class BeaconModel:
         self,
         ids: Sequence[int],
         past: Prefix,
-        parent: str,
+        before: Sequence[Segment],
         *,
         ratio: int,
         sink: int,
@@ -308,20 +309,22 @@ class BeaconModel:
         sink = min(sink, len(ids))
         ratio = 1 if len(ids) == sink else ratio
         config = self.config if slot_dtype is None else self.config.replace(slot_dtype=slot_dtype)
-        digest = segment_digest(ids, ratio=ratio, sink=sink, parent=parent, config=config, fingerprint=self.fingerprint)
+        parent, again = chain(segment.digest for segment in before), overlapped(before, config=config)
+        named: dict[str, Any] = {"ratio": ratio, "sink": sink, "overlap": len(again)}
+        digest = segment_digest(ids, **named, parent=parent, config=config, fingerprint=self.fingerprint)
         if known is not None and (segment := known(digest)) is not None:
             return segment
-        rows = torch.tensor([list(ids)], device=self.lm.device)
+        rows = torch.tensor([[*again, *ids]], device=self.lm.device)
         with torch.inference_mode():
-            folded = fold(self.beacons, past, rows, ratio=ratio, sink=sink, config=self.config)
+            folded = fold(self.beacons, past, rows, config=self.config, **named)
         if config.slot_dtype in BITS:
             # What is kept is what is read back: a hot segment and a stored one answer the same.
             packed = pack(folded.keys[:, 0], folded.values[:, 0], sink=sink, dtype=config.slot_dtype)
-            return Segment(digest, parent, tuple(ids), ratio, sink, *unpack(packed), packed)
+            return Segment(digest, parent, tuple(ids), ratio, sink, *unpack(packed), packed, len(again))
         dtype = getattr(torch, config.slot_dtype)
         # Copies: a view would keep the whole forward's memory alive as long as the state.
         kept = [t[:, 0].to(dtype).clone().contiguous() for t in (folded.keys, folded.values)]
-        return Segment(digest, parent, tuple(ids), ratio, sink, kept[0], kept[1])
+        return Segment(digest, parent, tuple(ids), ratio, sink, kept[0], kept[1], overlap=len(again))
 
     def _batch(
         self,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from beacon_memory.codec import decode_ids, encode_ids, encode_segment
 from beacon_memory.errors import CodecError, IntegrityError, SegmentMissing, TranscriptError
 from beacon_memory.head import DOCUMENT, Entry, SessionHead, check_entry, read_note, read_page
 from beacon_memory.layout import slot_count
-from beacon_memory.state import BeaconState, Segment, chain, segment_digest
+from beacon_memory.state import BeaconState, Segment, chain, overlapped, segment_digest
 from beacon_memory.stores.base import retrying
 
 if TYPE_CHECKING:
@@ -130,10 +130,9 @@ def _folded(
     contexts = [own, list(before)] if entry.document else [list(before)]
     for context in contexts:
         for sink in sinks:
-            parent = chain(segment.digest for segment in context)
-            digest = segment_digest(
-                ids, ratio=entry.ratio, sink=sink, parent=parent, config=config, fingerprint=model.fingerprint
-            )
+            parent, overlap = chain(s.digest for s in context), len(overlapped(context, config=config))
+            how: dict[str, Any] = {"ratio": entry.ratio, "sink": sink, "overlap": overlap}
+            digest = segment_digest(ids, **how, parent=parent, config=config, fingerprint=model.fingerprint)
             if digest == entry.digest:
                 return model.refold(ids, context, ratio=entry.ratio, sink=sink, slot_dtype=config.slot_dtype)
     sink = config.sink if not contexts[0] and config.sink in sinks else (sinks or [0])[0]

@@ -51,6 +51,7 @@ class Segment:
     keys: Tensor  # (layers, kv_heads, slots, head_dim), before RoPE
     values: Tensor  # (layers, kv_heads, slots, head_dim)
     packed: Packed | None = None  # what keys and values were made of, where slots are kept in 8 or 4 bits
+    overlap: int = 0  # tokens of the segment in front of it that were read again before its own
 
     @cached_property
     def slots(self) -> int:
@@ -67,8 +68,8 @@ class Segment:
         import torch
 
         return (
-            (self.digest, self.parent, self.ids, self.ratio, self.sink)
-            == (other.digest, other.parent, other.ids, other.ratio, other.sink)
+            (self.digest, self.parent, self.ids, self.ratio, self.sink, self.overlap)
+            == (other.digest, other.parent, other.ids, other.ratio, other.sink, other.overlap)
             and torch.equal(self.keys, other.keys)
             and torch.equal(self.values, other.values)
         )
@@ -125,12 +126,29 @@ def chain(digests: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def overlapped(before: Sequence[Segment], *, config: BeaconConfig) -> tuple[int, ...]:
+    """The ids that what follows these segments is read behind once more; none where the newest ends its stream, which
+    one of less than a window does.
+    """
+    if not before or not config.overlap or len(before[-1].ids) - before[-1].sink < config.window:
+        return ()
+    return before[-1].ids[-config.overlap :]
+
+
 def segment_digest(
-    ids: Sequence[int], *, ratio: int, sink: int, parent: str, config: BeaconConfig, fingerprint: Fingerprint
+    ids: Sequence[int],
+    *,
+    ratio: int,
+    sink: int,
+    parent: str,
+    config: BeaconConfig,
+    fingerprint: Fingerprint,
+    overlap: int = 0,
 ) -> str:
     """A segment's address, known before it is folded: equal inputs give equal slots, so they are folded once."""
     digest = hashlib.sha256(b"beacon-segment-1")
     settings = f"{fingerprint}|{config.anchors}|{config.slot_dtype}|{ratio}|{sink}|{parent}|"
-    digest.update(settings.encode())
+    # Which ids they are, the parent says. Without any, the address is that of older versions.
+    digest.update((settings + (f"overlap {overlap}|" if overlap else "")).encode())
     digest.update(struct.pack(f"<{len(ids)}q", *ids))
     return digest.hexdigest()

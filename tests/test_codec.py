@@ -46,6 +46,18 @@ def test_every_layout_and_dtype_comes_back(layout, dtype):
         assert decode_segment(blob, fingerprint=model.fingerprint).equals(segment)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_segment_that_was_read_behind_an_overlap_says_so(dtype):
+    model = tiny_model(config=CONFIG.replace(overlap=3, slot_dtype=dtype))
+    first, second = model.compress(range(40)).segments
+    blobs = [encode_segment(one, fingerprint=model.fingerprint, config=model.config) for one in (first, second)]
+    assert [int.from_bytes(blob[8:12], "little") for blob in blobs] == [2 if dtype == "int8" else 1, 3]
+    found = decode_segment(blobs[1], fingerprint=model.fingerprint, digest=second.digest)
+    assert found.overlap == 3
+    assert found.equals(second)
+    assert not found.equals(dataclasses.replace(second, overlap=0))
+
+
 def test_equal_segments_are_equal_bytes(model, blob):
     again = model.compress(range(40)).segments[0]
     assert encode_segment(again, fingerprint=model.fingerprint, config=model.config) == blob
@@ -92,6 +104,7 @@ def test_a_blob_under_anothers_digest_raises_codec_error(model, blob):
         {"sink": 1},
         {"parent": "0" * 64},
         {"digest": "1" * 64},
+        {"overlap": 2},
     ],
 )
 def test_a_segment_that_does_not_match_its_address_raises_codec_error(model, segment, change):
@@ -125,9 +138,9 @@ def test_a_newer_format_says_so(model, blob):
     import hashlib
     import struct
 
-    start = struct.pack("<4s4sII", b"BCNM", b"SEGM", 3, 0)
+    start = struct.pack("<4s4sII", b"BCNM", b"SEGM", 4, 0)
     newer = start + hashlib.sha256(start + blob[48:]).digest() + blob[48:]
-    with pytest.raises(CodecError, match="version 3"):
+    with pytest.raises(CodecError, match="version 4"):
         decode_segment(newer, fingerprint=model.fingerprint)
 
 

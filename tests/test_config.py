@@ -51,6 +51,7 @@ def test_every_ratio_of_the_paper_and_raw_are_accepted() -> None:
     [
         {"ratio": 3},
         {"document_windows": 0},
+        {"overlap": -1},
         {"ratio": 0},
         {"ratio": True},
         {"ratio": "4"},

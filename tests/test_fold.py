@@ -210,6 +210,20 @@ def test_a_window_at_ratio_one_equals_plain_transformers(
     assert model.generate([ids[100:130]], [state], max_new_tokens=40) == [answer]
 
 
+@pytest.mark.parametrize("ratio", [1, 4])
+def test_a_window_behind_an_overlap_leaves_what_its_tokens_have_behind_those(
+    ratio: int, config: BeaconConfig, ids: list[int]
+) -> None:
+    model = tiny_model(config=config)
+    raw, rows = Plain("llama", ids[:19]), torch.tensor([ids[:19]])
+    with torch.inference_mode():
+        folded = fold(model.beacons, model.empty, rows, ratio=ratio, sink=0, overlap=3, config=config)
+    places = list(range(3, 19)) if ratio == 1 else [6, 10, 14, 18]
+    torch.testing.assert_close(folded.keys[:, 0], raw.keys[:, :, places])
+    torch.testing.assert_close(folded.values[:, 0], raw.values[:, :, places])
+    assert folded.hidden.shape[1] == 16
+
+
 @pytest.mark.parametrize("rope", [YARN, LLAMA3], ids=["yarn", "llama3"])
 def test_slots_are_kept_without_what_rope_does_to_them(
     rope: dict[str, Any], config: BeaconConfig, ids: list[int], family: str

@@ -42,6 +42,7 @@ def configs(draw: st.DrawFn) -> BeaconConfig:
         ratio=draw(st.sampled_from([1, 2, 4, 8, 16])),
         sink=draw(st.integers(0, 3)),
         keep_last=draw(st.sampled_from([0, 1, 7, 20])),
+        overlap=draw(st.sampled_from([0, 0, 3, 40])),
         slot_dtype=draw(st.sampled_from(["float32", "bfloat16"])),
     )
 
@@ -137,6 +138,26 @@ def test_a_document_is_closed_and_folded_in_its_own_windows(
     within = model_of(wide).compress(ids[:60], document=True, budget=12)
     assert within.slots <= 12
     assert [i for segment in within.segments for i in segment.ids] == ids[:60]
+
+
+def test_a_window_is_read_behind_the_end_of_the_one_before(
+    config: BeaconConfig, ids: list[int], model_of: Callable[..., BeaconModel]
+) -> None:
+    model, apart = model_of(config.replace(overlap=3)), model_of(config)
+    state, without = model.compress(ids[:60], close=True), apart.compress(ids[:60], close=True)
+    assert [segment.overlap for segment in state.segments] == [0, 3, 3, 3]
+    assert [segment.ids for segment in state.segments] == [segment.ids for segment in without.segments]
+    assert [segment.slots for segment in state.segments] == [segment.slots for segment in without.segments]
+    assert state.segments[0].equals(without.segments[0])  # nothing is before it: the address of every version
+    assert state.segments[1].digest != without.segments[1].digest
+    assert not torch.equal(state.segments[1].keys, without.segments[1].keys)
+    # The last of these is less than a window: its stream has ended.
+    assert [segment.overlap for segment in model.compress(ids[60:120], state).segments[4:]] == [0, 3, 3]
+    # All of them are what was asked for, where a window is shorter.
+    longer = model_of(config.replace(overlap=50)).compress(ids[:60])
+    assert [segment.overlap for segment in longer.segments] == [0, 18, 16]
+    again = model.refold(state.segments[2].ids, state.segments[:2], ratio=config.ratio, sink=0)
+    assert again.equals(state.segments[2])
 
 
 def test_known_segments_are_not_folded_again(config: BeaconConfig, ids: list[int]) -> None:

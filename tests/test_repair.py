@@ -10,7 +10,7 @@ from beacon_memory.errors import CodecError, SegmentMissing, SessionNotFound
 from beacon_memory.stores.memory import MemoryStore
 from beacon_memory.testing import tiny_model
 
-CONFIG = BeaconConfig(window=32, keep_last=8, sink=2, anchors="last")
+CONFIG = BeaconConfig(window=32, keep_last=8, sink=2, anchors="last", overlap=5)
 LEASE = "The lease ends in May, and the rent is due on the first. " * 6
 
 

@@ -122,11 +122,13 @@ def test_the_next_token_loss_at_ratio_1_is_the_models_own() -> None:
         assert float(loss(one)) == pytest.approx(float(counted), rel=1e-5)
 
 
+@pytest.mark.parametrize("overlap", [0, 5])
 @pytest.mark.parametrize("anchors", ["learned", "spread"])
 def test_what_is_read_through_gates_is_the_fold_where_nothing_leaks(
-    anchors: str, monkeypatch: pytest.MonkeyPatch
+    anchors: str, overlap: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = scored_model(anchors)
+    model.adapted(model.config.replace(overlap=overlap))
     one, weights = example(4), Weights()
     hard, soft = (
         Objective(model.beacons, config=model.config, weights=weights, gated=gated) for gated in (False, True)
@@ -211,6 +213,20 @@ def test_older_windows_teach_by_the_slots_they_leave_and_not_by_how_they_were_re
     assert torch.equal(slopes[None], slopes[1])  # the first window is read behind nothing
     assert slopes[0].abs().max() > 0
     assert not torch.equal(slopes[None], slopes[0])
+
+
+def test_windows_are_read_in_training_as_a_session_reads_them() -> None:
+    config = CONFIG.replace(window=16, overlap=5, slot_dtype="float32")
+    model, one = tiny_model(config=config), example(4, batch=1, tails=1)
+    ids = torch.cat(one.windows, dim=1)[0].tolist()
+    slots: list[torch.Tensor] = []
+    loss = Objective(model.beacons, config=config, weights=Weights(next_token=1, teacher=0, context=0))
+    read = loss._read
+    loss._read = lambda past, tails: (slots.append(past.values), read(past, tails))[1]  # type: ignore[method-assign]
+    loss(one)
+    state = model.compress(ids, close=True, ratio=4)
+    assert [segment.overlap for segment in state.segments] == [0, 5]
+    torch.testing.assert_close(slots[0][:, 0], torch.cat([segment.values for segment in state.segments], dim=2))
 
 
 def test_scored_tokens_alone_count_in_the_next_token_loss() -> None:

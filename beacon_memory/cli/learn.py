@@ -60,6 +60,9 @@ def train(
     reach: Annotated[int, typer.Option(help="rows around its anchor that a slot sees (layout select)")] = 2,
     windows: Annotated[str, typer.Option(help="tokens of a window, one drawn per example")] = "64,128,256",
     depth: Annotated[int, typer.Option(help="windows of an example, at most")] = 2,
+    overlap: Annotated[
+        int | None, typer.Option(help="tokens of the window before read again", show_default="the adapter's")
+    ] = None,
     through: Annotated[
         int | None, typer.Option(help="newest windows through whose reading gradients flow", show_default="all")
     ] = None,
@@ -111,7 +114,7 @@ def train(
         except ValueError as exc:
             raise ConfigError(f"--windows and --ratios are numbers with commas between them: {exc}") from exc
         loaded = BeaconModel.from_pretrained(model, adapter=None if start == "none" else start)
-        loaded.adapted(settings(loaded, layout=layout, anchors=anchors))
+        loaded.adapted(settings(loaded, layout=layout, anchors=anchors, overlap=overlap))
     plan = Plan(
         steps=steps,
         learn=learn,

@@ -62,7 +62,7 @@ def _measure(
     progress: Progress | None,
 ) -> list[Cell]:
     planned = [
-        (method, Cell(task.name, method.name, ratio, f"{model.fingerprint}/{model.config.document_window}"))
+        (method, Cell(task.name, method.name, ratio, _weights(model)))
         for method in methods
         for ratio in method.ratios(ratios)
     ]
@@ -83,6 +83,12 @@ def _measure(
             if progress:
                 progress(f"{task.name}, {method.name}", 1)
     return [cell for _, cell in planned]
+
+
+def _weights(model: BeaconModel) -> str:
+    """Whose figures they are: another one's, or those of other windows, are other figures."""
+    overlap = f"+{model.config.overlap}" if model.config.overlap else ""
+    return f"{model.fingerprint}/{model.config.document_window}{overlap}"
 
 
 def _score(memories: Memories, method: Method, ratio: int, item: Item) -> tuple[int, tuple[Score, ...]]:

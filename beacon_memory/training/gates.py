@@ -38,21 +38,21 @@ class Gated:
 
 
 def gate(
-    beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig
+    beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig, overlap: int = 0
 ) -> tuple[Folded, Gated]:
     """A window behind `past` as `fold` reads it, all of its tokens kept.
 
-    ids: (batch, sink + tokens). Raises ConfigError for anchors that a scorer does not choose alone.
+    ids: (batch, overlap + sink + tokens). Raises ConfigError for anchors that a scorer does not choose alone.
     """
     rule = config.anchors
     if rule not in ("learned", "spread") or config.layout != "select":
         raise ConfigError(f"only anchors 'learned' and 'spread' of layout 'select' can be trained, not {rule!r}")
     raw, hidden, scores = scored(beacons, past, ids, config=config)
-    tokens, spread = ids.shape[1] - sink, Spread()
+    lead, tokens, spread = overlap + sink, ids.shape[1] - overlap - sink, Spread()
     choose = spread.pick if rule == "spread" else pick
     keys, values, bias = [], [], []
     for layer in range(len(beacons.layers)):
-        own = standard(scores[rule][layer][..., sink:])
+        own = standard(scores[rule][layer][..., lead:])
         anchors = choose(config.shares, {rule: own}, tokens=tokens, ratio=ratio, device=ids.device)
         kept = torch.zeros_like(own, dtype=torch.bool).scatter(-1, anchors, True)
         chosen = _choice(own - spread.costs if rule == "spread" else own, kept)
@@ -61,10 +61,11 @@ def gate(
         places = kept.long().cumsum(-1) - kept.long() + sink
         front = torch.arange(sink, device=places.device).expand(*places.shape[:2], -1)
         places = torch.cat([front, places], dim=-1) + past.slots
-        keys.append(past.rope.rotate_at(_all_rows(beacons, raw, layer, "k", sink=sink), places))
-        values.append(_all_rows(beacons, raw, layer, "v", sink=sink))
+        keys.append(past.rope.rotate_at(_all_rows(beacons, raw, layer, "k", sink=lead)[:, :, overlap:], places))
+        values.append(_all_rows(beacons, raw, layer, "v", sink=lead)[:, :, overlap:])
     slots = past.slots + sink + slot_count(tokens, ratio)
-    return Folded(stacked(raw.keys), stacked(raw.values), hidden, raw), Gated(past, slots, keys, values, bias)
+    whole = Folded(stacked(raw.keys), stacked(raw.values), hidden[:, overlap:], None if overlap else raw)
+    return whole, Gated(past, slots, keys, values, bias)
 
 
 def _choice(scores: Tensor, kept: Tensor) -> Tensor:

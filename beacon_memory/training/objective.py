@@ -106,12 +106,14 @@ class Objective(nn.Module):
         past, gated, older = self._empty, None, self._older(example)
         folds: list[Folded] = []
         for number, (window, ratio) in enumerate(zip(example.windows, example.ratios, strict=True)):
-            sink = 0 if folds else self._config.sink
+            again = self._again(example, number)
+            rows, sink = torch.cat([again, window], dim=1), 0 if folds else self._config.sink
+            how: dict[str, Any] = {"ratio": ratio, "sink": sink, "overlap": again.shape[1], "config": self._config}
             behind = past.detached() if number < older else past
             if self._gated and number == len(example.windows) - 1:
-                folded, gated = gate(self._beacons, behind, window, ratio=ratio, sink=sink, config=self._config)
+                folded, gated = gate(self._beacons, behind, rows, **how)
             else:
-                folded = fold(self._beacons, behind, window, ratio=ratio, sink=sink, config=self._config)
+                folded = fold(self._beacons, behind, rows, **how)
                 past = past.append(folded.keys, folded.values)
             folds.append(folded)
         hidden = torch.cat([folded.hidden for folded in folds], dim=1)
@@ -135,6 +137,11 @@ class Objective(nn.Module):
             turned = [1 - nn.functional.cosine_similarity(a.float(), b.float(), dim=-1).mean() for a, b in pairs]
             loss = loss + self._weights.hidden * torch.stack(turned).mean()
         return loss
+
+    def _again(self, example: Example, number: int) -> Tensor:
+        """The tokens of the window before that a window is read behind once more.  # (batch, overlap)"""
+        before = example.windows[number - 1] if number else example.windows[0][:, :0]
+        return before[:, max(before.shape[1] - self._config.overlap, 0) :]
 
     def _predicting(self, example: Example, context: Tensor, tails: Tensor) -> Tensor:
         """The last states from which scored tokens are predicted, those of the windows first.  # (tokens, hidden)"""

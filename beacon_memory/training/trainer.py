@@ -151,7 +151,9 @@ def train(
     model.adapted(model.config)
 
 
-def settings(model: BeaconModel, *, layout: str | None, anchors: str | None) -> BeaconConfig:
+def settings(
+    model: BeaconModel, *, layout: str | None = None, anchors: str | None = None, overlap: int | None = None
+) -> BeaconConfig:
     """The fold settings to train with: what is asked for, else the adapter's, by its scorer if it has one.
 
     Whatever windows it is trained on, a talk is folded in the windows it was folded in.
@@ -160,7 +162,8 @@ def settings(model: BeaconModel, *, layout: str | None, anchors: str | None) -> 
     layout = layout or config.layout
     if anchors is None:
         anchors = {"interleave": "last", config.layout: config.anchors}.get(layout, "learned" if scorer else "last")
-    return config.replace(layout=layout, anchors=anchors)
+    overlap = config.overlap if overlap is None else overlap
+    return config.replace(layout=layout, anchors=anchors, overlap=overlap)
 
 
 @contextmanager
