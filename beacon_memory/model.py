@@ -219,6 +219,10 @@ class BeaconModel:
             )
         return fitted
 
+    def tail(self, state: BeaconState) -> list[int]:
+        """The ids that are read raw behind a state's slots: its tail, and in front of it what overlaps it."""
+        return [*overlapped(state.segments, config=self.config), *state.tail] if state.tail else []
+
     def refold(
         self,
         ids: Sequence[int],
@@ -283,7 +287,7 @@ class BeaconModel:
         if not ids:
             raise InputError("logits are asked of at least one token id")
         state = state or BeaconState()
-        rows = [*state.tail, *self._checked(ids)]
+        rows = [*self.tail(state), *self._checked(ids)]
         one = batch(self.lm, self.empty, [state.segments], [rows], new=0)
         with torch.inference_mode():
             output = self.lm(**one.inputs, use_cache=True, logits_to_keep=len(ids))
@@ -335,7 +339,7 @@ class BeaconModel:
     ) -> Batch:
         if not prompts or len(prompts) != len(states):
             raise InputError(f"one state per prompt, at least one: got {len(prompts)} prompts and {len(states)} states")
-        rows = [[*state.tail, *self._checked(prompt)] for prompt, state in zip(prompts, states, strict=True)]
+        rows = [[*self.tail(state), *self._checked(prompt)] for prompt, state in zip(prompts, states, strict=True)]
         for row, state in zip(rows, states, strict=True):
             if not row:
                 raise InputError("nothing to answer: the prompt and the state's tail are both empty")

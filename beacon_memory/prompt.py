@@ -30,4 +30,4 @@ def read_prompt(
     folded = model.compress([*start, *ids], ratio=ratio, known=memory.known)
     joined = tuple(model.fit([*segments, *folded.segments], known=memory.known))
     memory.keep(joined)
-    return list(folded.tail), BeaconState(joined)
+    return model.tail(folded), BeaconState(joined)

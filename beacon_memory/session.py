@@ -343,8 +343,9 @@ class Session:
         self, question: str, head: SessionHead, state: BeaconState, *, system: str | None
     ) -> tuple[list[int], BeaconState]:
         """The ids that ask a question, and what stands in front of them."""
-        asked, behind = [{"role": "user", "content": question}], bool(state.segments)
+        asked, opens = [{"role": "user", "content": question}], head.unfolded
+        tail = state.tail if opens else self._memory.model.tail(state)
         prompt = self._memory.transcript.prompt(
-            state.tail, behind=behind, opens=head.unfolded, asked=asked, system=system
+            tail, behind=bool(state.segments), opens=opens, asked=asked, system=system
         )
         return prompt, replace(state, tail=())

@@ -222,7 +222,8 @@ class Turn(Iterator[str]):
         if not self._writes:
             whole, segments = replace(state, tail=(*state.tail, *ids)), context.join(state.segments).segments
             opens = head.unfolded and not closed
-            prompt = transcript.prompt(whole.tail, behind=bool(segments), opens=opens, **about)
+            tail = whole.tail if opens else model.tail(whole)
+            prompt = transcript.prompt(tail, behind=bool(segments), opens=opens, **about)
             room = model.positions - Sampling(**self._sampling).max_new_tokens
             if sum(segment.slots for segment in segments) + len(prompt) <= room:
                 return whole, segments, prompt  # it fits as it is
@@ -234,7 +235,8 @@ class Turn(Iterator[str]):
             segments = tuple(model.fit(segments, budget=max(model.budget, context.slots), **how))
             memory.keep(segments)
         opens = head.unfolded and len(state.segments) == len(head.entries)
-        return state, segments, transcript.prompt(state.tail, behind=bool(segments), opens=opens, **about)
+        tail = state.tail if opens else model.tail(state)
+        return state, segments, transcript.prompt(tail, behind=bool(segments), opens=opens, **about)
 
     def _front(self) -> Front | None:
         """What the last turn with the same in front left on the device."""

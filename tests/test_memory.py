@@ -55,6 +55,20 @@ def turns(n: int) -> list[dict[str, str]]:
     ]
 
 
+def test_a_question_is_asked_behind_a_tail_and_what_overlaps_it():
+    model = tiny_model(config=CONFIG.replace(overlap=5))
+    memory = BeaconMemory(model, MemoryStore())
+    alice, asked = memory.session("alice"), [{"role": "user", "content": "Where do I live?"}]
+    alice.add_document("The lease ends in May. " * 40)
+    alice.add(TALK[:1])
+    tail = alice.state().tail  # all of the talk: it is no part of the document
+    assert alice.prompt("Where do I live?")[0] == memory.transcript.prompt(tail, behind=True, opens=True, asked=asked)
+    alice.add(turns(3))
+    state = alice.state()
+    tail = (*state.segments[-1].ids[-5:], *state.tail)
+    assert alice.prompt("Where do I live?")[0] == memory.transcript.prompt(tail, behind=True, opens=False, asked=asked)
+
+
 def stored(store: StateStore, session: str) -> tuple[bytes, list[bytes]]:
     head, _ = store.load(session)
     return head.body, store.read(head.digests)

@@ -237,6 +237,25 @@ def test_a_tail_is_read_before_the_prompt(
     assert model.generate([[]], [state], max_new_tokens=9) == model.generate([state.tail], [bare], max_new_tokens=9)
 
 
+def test_a_tail_is_read_behind_the_end_of_the_window_before(
+    config: BeaconConfig, ids: list[int], model_of: Callable[..., BeaconModel]
+) -> None:
+    model = model_of(config.replace(overlap=3))
+    state = model.compress(ids[:50])
+    bare, raw = BeaconState(state.segments), [*state.segments[-1].ids[-3:], *state.tail]
+    assert model.tail(state) == raw
+    torch.testing.assert_close(
+        model.logits(ids[50:53], state), model.logits([*raw, *ids[50:53]], bare)[-3:], rtol=1e-4, atol=1e-4
+    )
+    assert model.generate([ids[50:53]], [state], max_new_tokens=9) == model.generate(
+        [[*raw, *ids[50:53]]], [bare], max_new_tokens=9
+    )
+    # What has ended is not gone on with, and nothing stands behind nothing.
+    assert model.tail(bare) == model.tail(BeaconState()) == []
+    closed = model.compress(ids[:45], close=True)
+    assert model.tail(model.compress(ids[45:50], closed)) == ids[45:50]
+
+
 def test_two_threads_fold_and_answer_on_one_model_as_each_alone(config: BeaconConfig, ids: list[int]) -> None:
     config = config.replace(anchors="reconstruct+last")
 

@@ -17,6 +17,7 @@ from beacon_memory.turn import Turn
 # Every token is kept, in full precision, and no system prompt stands between what is folded and what is raw: a
 # session's answer must be the one of reading the whole list anew.
 EXACT = BeaconConfig(ratio=1, window=16, keep_last=6, sink=2, anchors="last", slot_dtype="float32")
+CONFIG = BeaconConfig(window=16, keep_last=6, sink=2, anchors="last")
 PLAIN = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -40,7 +41,7 @@ def exact() -> BeaconModel:
 
 @pytest.fixture(scope="module")
 def model() -> BeaconModel:
-    return tiny_model(config=BeaconConfig(window=16, keep_last=6, sink=2, anchors="last"))
+    return tiny_model(config=CONFIG)
 
 
 @pytest.fixture
@@ -104,6 +105,21 @@ def test_usage_counts_what_was_read_from_memory_and_what_was_folded(memory):
     assert second.usage.answer == second.answer.tokens
     info = memory.session("ada").info()
     assert second.usage.slots <= info.slots
+
+
+@pytest.mark.parametrize("how", [{}, {"keep": 1}, {"behind": 2}])
+def test_a_turn_reads_its_tail_behind_what_overlaps_it(how, monkeypatch):
+    memory = BeaconMemory(tiny_model(config=CONFIG.replace(overlap=3)), MemoryStore())
+    say(memory, [user("Rex is my dog, and he lives in Lyon by the river.")], "ada")
+    asked, stream = [], memory.model.stream
+    monkeypatch.setattr(
+        memory.model, "stream", lambda *args, **kwargs: (asked.append(args), stream(*args, **kwargs))[1]
+    )
+    say(memory, [user("Yes?")], "ada", **how)
+    ((prompt, state),) = asked
+    front = memory.transcript.system(None)
+    assert state.segments
+    assert prompt[: len(front) + 3] == [*front, *state.segments[-1].ids[-3:]]
 
 
 def test_without_a_session_what_fits_is_read_raw_and_the_rest_folded(memory, model):

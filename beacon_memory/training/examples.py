@@ -21,6 +21,7 @@ from beacon_memory.transcript import Transcript
 KINDS = ("text", "question", "dialogue", "fact")
 APART = 64  # tokens of text for each fact that is put into it, at least
 ASKED = 4  # questions of a context, at most
+RECALLED = 12  # made-up facts that are asked for, at most: short answers, so many of them for one context
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Examples(Dataset[Example]):
         context = run[: cuts[0]]
         for ids, cut, end in zip(told, cuts, [*cuts[1:], room], strict=True):
             context += [*ids, *run[cut:end]]
-        asked = draw.sample(facts, min(ASKED, len(facts)))
+        asked = draw.sample(facts, min(RECALLED, len(facts)))
         return context[:length], [self._asked(Question(fact.ask, fact.answer)) for fact in asked]
 
     def _talks(self, draw: random.Random, facts: Sequence[Fact]) -> list[list[int]]:
