@@ -13,7 +13,7 @@ from beacon_memory.attention import Beacons, Pass, normed, rows_at
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
 from beacon_memory.layout import interleaved
-from beacon_memory.passes import InterleavePass, LookBackPass, RawPass, ShadowPass
+from beacon_memory.passes import Enough, InterleavePass, LookBackPass, RawPass, ShadowPass
 from beacon_memory.prefix import Prefix
 
 
@@ -27,26 +27,39 @@ class Folded(NamedTuple):
 
 
 def fold(
-    beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig, overlap: int = 0
+    beacons: Beacons,
+    past: Prefix,
+    ids: Tensor,
+    *,
+    ratio: int,
+    sink: int,
+    config: BeaconConfig,
+    overlap: int = 0,
+    states: bool = True,
 ) -> Folded:
     """The slots of a window behind `past`; at ratio 1 every token is one.
 
     ids: (batch, overlap + sink + tokens); the first `overlap` of them are of the window before, and leave nothing.
+    Without `states` there may be no `hidden`: a slot asks nothing of the last layer but its keys and values.
     """
     if ratio == 1:
-        raw = RawPass(past, ids.shape[1])
+        raw = RawPass(past, ids.shape[1], last=None if states else len(beacons.layers) - 1)
         hidden = read(beacons.lm, raw, embed(beacons.lm, ids), torch.arange(ids.shape[1]) + past.slots)
         folded = Folded(stacked(raw.keys), stacked(raw.values), hidden, raw)
     else:
-        folded = _LAYOUTS[config.layout](beacons, past, ids, ratio=ratio, sink=overlap + sink, config=config)
+        how: dict[str, Any] = {"ratio": ratio, "sink": overlap + sink, "config": config}
+        how |= {"states": states} if config.layout == "select" else {}
+        folded = _LAYOUTS[config.layout](beacons, past, ids, **how)
     if not overlap:
         return folded
     return Folded(folded.keys[..., overlap:, :], folded.values[..., overlap:, :], folded.hidden[:, overlap:])
 
 
-def _select(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Folded:
+def _select(
+    beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig, states: bool
+) -> Folded:
     """Each head's anchors, through the beacon k and v projections."""
-    raw, hidden, scores = scored(beacons, past, ids, config=config)
+    raw, hidden, scores = scored(beacons, past, ids, config=config, states=states)
     window = ids.shape[1] - sink
     keys: list[Tensor] = []
     values: list[Tensor] = []
@@ -100,18 +113,19 @@ _LAYOUTS: dict[str, Callable[..., Folded]] = {"select": _select, "shadow": _shad
 
 
 def scored(
-    beacons: Beacons, past: Prefix, ids: Tensor, *, config: BeaconConfig
+    beacons: Beacons, past: Prefix, ids: Tensor, *, config: BeaconConfig, states: bool = True
 ) -> tuple[RawPass, Tensor, dict[str, list[Tensor]]]:
-    """A raw pass, its last states, and for each scored rule its scores by layer.
+    """A raw pass, its last states where they are wanted, and for each scored rule its scores by layer.
 
     # (batch, rows, hidden), rule -> layers x (batch, heads, rows)
     """
     rules = {rule for rule, _ in config.shares}
     lm, rows = beacons.lm, ids.shape[1]
     embedded = embed(lm, ids)
-    raw = RawPass(past, rows, rotated="reconstruct" in rules)
-    hidden = read(lm, raw, embedded, torch.arange(rows) + past.slots)
     layers = len(beacons.layers)
+    last = None if states or "surprise" in rules else layers - 1
+    raw = RawPass(past, rows, rotated="reconstruct" in rules, last=last)
+    hidden = read(lm, raw, embedded, torch.arange(rows) + past.slots)
     scores: dict[str, list[Tensor]] = {}
     if "surprise" in rules:
         with torch.no_grad():
@@ -138,16 +152,22 @@ def look_back(lm: Any, raw: RawPass, embedded: Tensor, *, mean: bool = False) ->
 
 
 def read(lm: Any, rows: Pass, embedded: Tensor, places: Tensor) -> Tensor:
-    """One stock forward of the decoder under a pass; gives the last hidden states.  # (batch, rows, hidden)"""
+    """One stock forward of the decoder under a pass; gives the last hidden states, or none where the pass ended it.
+
+    # (batch, rows, hidden)
+    """
     places = places.to(embedded.device)
-    output: Any = lm.model(
-        inputs_embeds=embedded,
-        position_ids=places if places.ndim == 2 else places[None],
-        # A four-dimensional mask is taken as it is, so none is built; the pass brings its own.
-        attention_mask=torch.zeros(1, 1, 1, 1, dtype=embedded.dtype, device=embedded.device),
-        use_cache=False,
-        beacon_pass=rows,
-    )
+    try:
+        output: Any = lm.model(
+            inputs_embeds=embedded,
+            position_ids=places if places.ndim == 2 else places[None],
+            # A four-dimensional mask is taken as it is, so none is built; the pass brings its own.
+            attention_mask=torch.zeros(1, 1, 1, 1, dtype=embedded.dtype, device=embedded.device),
+            use_cache=False,
+            beacon_pass=rows,
+        )
+    except Enough:
+        return embedded[:, :0]
     hidden: Tensor = output.last_hidden_state
     return hidden
 

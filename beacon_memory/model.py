@@ -320,7 +320,7 @@ class BeaconModel:
             return segment
         rows = torch.tensor([[*again, *ids]], device=self.lm.device)
         with torch.inference_mode():
-            folded = fold(self.beacons, past, rows, config=self.config, **named)
+            folded = fold(self.beacons, past, rows, config=self.config, states=False, **named)
         if config.slot_dtype in BITS:
             # What is kept is what is read back: a hot segment and a stored one answer the same.
             packed = pack(folded.keys[:, 0], folded.values[:, 0], sink=sink, dtype=config.slot_dtype)

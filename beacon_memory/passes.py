@@ -19,6 +19,10 @@ QUERY_BLOCK = 128  # rows of a look-back pass scored at once
 FRONT = 16  # slots at the front of the past that it sees
 
 
+class Enough(Exception):
+    """All that a pass was made for is there: raised within a forward, whose last states nobody wants."""
+
+
 class RawPass:
     """The window's tokens as they are, plain causal behind the past; their keys and values by layer.
 
@@ -26,8 +30,10 @@ class RawPass:
     projected from them once it is known which tokens they are.
     """
 
-    def __init__(self, past: Prefix, rows: int, *, rotated: bool = False) -> None:
+    def __init__(self, past: Prefix, rows: int, *, rotated: bool = False, last: int | None = None) -> None:
+        """`last`: the layer that is read no further than its keys and values."""
         self.past = past
+        self._last = last
         self.keys: dict[int, Tensor] = {}  # layer -> (batch, kv_heads, rows, head_dim), before RoPE
         self.values: dict[int, Tensor] = {}
         self.hidden: dict[int, Tensor] = {}  # layer -> (batch, rows, hidden)
@@ -55,6 +61,8 @@ class RawPass:
         self.values[layer] = heads(self.values[layer], module)
         if self.rotated is not None:
             self.rotated[layer] = (key, value)
+        if layer == self._last:
+            raise Enough
         return attend(query, *self.past.join(layer, key, value), self._mask)
 
 
@@ -120,6 +128,8 @@ class LookBackPass:
             mixed = weights.view(batch, kv_heads, -1, seen).to(values.dtype) @ values[:, :, :seen]
             outputs.append(mixed.view(batch, heads, end - start, width))
         self.scores[layer] = scores
+        if len(self.scores) == len(self.first.rotated):
+            raise Enough
         return torch.cat(outputs, dim=2).transpose(1, 2)
 
 

@@ -11,9 +11,12 @@ from torch import Tensor
 from beacon_memory import BeaconModel
 from beacon_memory.layout import slot_count
 
+# The layers a token goes through once it is known what it attends to.
+AFTER = (("self_attn", "o_proj"), ("mlp", "gate_proj"), ("mlp", "up_proj"), ("mlp", "down_proj"))
+
 
 def windows(model: BeaconModel, tokens: int, *, ratio: int) -> list[tuple[int, int]]:
-    """What folding a document of so many tokens reads: the rows of each window, and the slots in front of it."""
+    """The windows of a document of so many tokens: the tokens of each, and the slots in front of it."""
     config, found, past = model.config, [], 0
     while tokens:
         sink = 0 if found else min(config.sink, tokens)
@@ -35,13 +38,16 @@ def fold(model: BeaconModel, tokens: int, *, ratio: int) -> tuple[Callable[[], N
     """Every matrix product that the fold is, with its own weights, and nothing else; and its number of FLOPs.
 
     Counted are the projections and the feed-forward of each token, its beacon weights, and the attention that causality
-    leaves: half of the window, all of the slots in front. Not counted: norms, RoPE, softmax, choosing and gathering.
+    leaves: half of the window, all of the slots in front; of the last layer, keys and values. Not counted: norms, RoPE,
+    softmax, choosing and gathering.
     """
-    layers = [_weights(layer) for layer in model.lm.model.layers]
+    *layers, last = [_weights(layer) for layer in model.lm.model.layers]
+    last = last[: -len(AFTER)]
     config = model.lm.config
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    found = windows(model, tokens, ratio=ratio)
+    overlap = model.config.overlap
+    found = [(rows + (overlap if past else 0), past) for rows, past in windows(model, tokens, ratio=ratio)]
     most = max(rows for rows, _ in found)
     features = {weight.shape[1] for weights in layers for weight in weights}
     inputs = {size: torch.randn(most, size) for size in features}
@@ -53,16 +59,18 @@ def fold(model: BeaconModel, tokens: int, *, ratio: int) -> tuple[Callable[[], N
     mixed = torch.empty_like(queries)
     flops = 0.0
     for rows, past in found:
-        flops += 2 * rows * sum(weight.numel() for weights in layers for weight in weights)
+        flops += 2 * rows * sum(weight.numel() for weights in (*layers, last) for weight in weights)
         flops += 4 * len(layers) * heads * rows * (past + rows // 2) * width
 
     def run() -> None:
         for rows, past in found:
             seen = past + rows // 2
             paid = scores[: kv_heads * group * rows * seen].view(kv_heads, group * rows, seen)
-            for weights in layers:
+            for weights in (*layers, last):
                 for weight in weights:
                     torch.mm(inputs[weight.shape[1]][:rows], weight.t(), out=outputs[weight.shape[0]][:rows])
+                if weights is last:
+                    break
                 torch.bmm(queries[:, : group * rows], keys[:, :seen].transpose(1, 2), out=paid)
                 torch.bmm(paid, keys[:, :seen], out=mixed[:, : group * rows])
 
@@ -82,8 +90,7 @@ def _weights(layer: Any) -> list[Tensor]:
         for part in ("down", "scorer"):
             if (linear := getattr(projection, part)) is not None:
                 found.append(linear.weight)
-    found.append(layer.self_attn.o_proj.weight)
-    found += [getattr(layer.mlp, name).weight for name in ("gate_proj", "up_proj", "down_proj")]
+    found += [getattr(layer, part).get_submodule(name).weight for part, name in AFTER]
     return [weight.detach() for weight in found]
 
 

@@ -210,6 +210,28 @@ def test_a_window_at_ratio_one_equals_plain_transformers(
     assert model.generate([ids[100:130]], [state], max_new_tokens=40) == [answer]
 
 
+@pytest.mark.parametrize("anchors", ["last", "surprise", "reconstruct", "reconstruct+last"])
+@pytest.mark.parametrize("ratio", [1, 4])
+def test_slots_are_the_same_bits_whether_or_not_the_last_states_are_wanted(
+    ratio: int, anchors: str, config: BeaconConfig, ids: list[int]
+) -> None:
+    model, rows = tiny_model(config=config.replace(anchors=anchors)), torch.tensor([ids[:18]])
+    read: list[int] = []
+    hook = model.lm.model.layers[-1].mlp.register_forward_hook(lambda *_: read.append(1))
+    how: dict[str, Any] = {"ratio": ratio, "sink": 2, "config": model.config}
+    with torch.inference_mode():
+        whole, enough = (fold(model.beacons, model.empty, rows, **how, states=states) for states in (True, False))
+    hook.remove()
+    assert torch.equal(whole.keys, enough.keys)
+    assert torch.equal(whole.values, enough.values)
+    assert whole.hidden.shape[1] == 18
+    assert len(read) == (2 if ratio == 4 and anchors == "surprise" else 1)  # it asks how each token was predicted
+    # The model is as it was.
+    assert model.generate([ids[:9]], max_new_tokens=4) == tiny_model(config=config).generate(
+        [ids[:9]], max_new_tokens=4
+    )
+
+
 @pytest.mark.parametrize("ratio", [1, 4])
 def test_a_window_behind_an_overlap_leaves_what_its_tokens_have_behind_those(
     ratio: int, config: BeaconConfig, ids: list[int]
