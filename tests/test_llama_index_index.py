@@ -174,7 +174,7 @@ def test_a_new_process_opens_an_index_and_folds_nothing(tmp_path):
         engine=BeaconEngine(tiny_model(config=config, max_position_embeddings=4096), url), max_new_tokens=12
     )
     passes: list[int] = []
-    counting = again.opened.memory.model.lm.register_forward_hook(lambda *_: passes.append(1))
+    counting = again.opened.memory.model.lm.register_forward_pre_hook(lambda *_: passes.append(1))
     index = BeaconIndex(index_id="house", llm=again)
     remade = BeaconIndex.from_documents(docs(*HOUSE), llm=again, index_id="house")
     assert index.refresh_ref_docs(docs(*HOUSE)) == [False] * 3
@@ -471,7 +471,7 @@ async def test_a_synthesizer_reads_what_a_retriever_found(index, llm):
 def test_a_chunk_that_comes_again_is_not_folded_again(llm):
     model = llm.opened.memory.model
     passes: list[int] = []
-    counting = model.lm.model.register_forward_hook(lambda *_: passes.append(1))
+    counting = model.lm.model.register_forward_pre_hook(lambda *_: passes.append(1))
     synthesizer = BeaconSynthesizer(llm=BeaconLLM(engine=llm.opened, max_new_tokens=1))
 
     def took(*chunks: str) -> int:

@@ -164,7 +164,7 @@ def test_known_segments_are_not_folded_again(config: BeaconConfig, ids: list[int
     model = tiny_model(config=config)
     state = model.compress(ids)
     known = {segment.digest: segment for segment in state.segments}
-    model.lm.model.register_forward_hook(lambda *_: pytest.fail("a known segment was folded"))
+    model.lm.model.register_forward_pre_hook(lambda *_: pytest.fail("a known segment was folded"))
     again = model.compress(ids, known=known.get)
     assert all(one is other for one, other in zip(again.segments, state.segments, strict=True))
 
