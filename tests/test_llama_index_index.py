@@ -174,7 +174,7 @@ def test_a_new_process_opens_an_index_and_folds_nothing(tmp_path):
         engine=BeaconEngine(tiny_model(config=config, max_position_embeddings=4096), url), max_new_tokens=12
     )
     passes: list[int] = []
-    counting = again.opened.memory.model.lm.register_forward_pre_hook(lambda *_: passes.append(1))
+    counting = again.opened.memory.model.lm.model.register_forward_pre_hook(lambda *_: passes.append(1))
     index = BeaconIndex(index_id="house", llm=again)
     remade = BeaconIndex.from_documents(docs(*HOUSE), llm=again, index_id="house")
     assert index.refresh_ref_docs(docs(*HOUSE)) == [False] * 3
