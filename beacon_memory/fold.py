@@ -43,13 +43,12 @@ def fold(
     Without `states` there may be no `hidden`: a slot asks nothing of the last layer but its keys and values.
     """
     if ratio == 1:
-        raw = RawPass(past, ids.shape[1], last=None if states else len(beacons.layers) - 1)
+        raw = RawPass(past, ids.shape[1], last=_last(beacons, states=states))
         hidden = read(beacons.lm, raw, embed(beacons.lm, ids), torch.arange(ids.shape[1]) + past.slots)
         folded = Folded(stacked(raw.keys), stacked(raw.values), hidden, raw)
     else:
-        how: dict[str, Any] = {"ratio": ratio, "sink": overlap + sink, "config": config}
-        how |= {"states": states} if config.layout == "select" else {}
-        folded = _LAYOUTS[config.layout](beacons, past, ids, **how)
+        make = _LAYOUTS[config.layout]
+        folded = make(beacons, past, ids, ratio=ratio, sink=overlap + sink, config=config, states=states)
     if not overlap:
         return folded
     return Folded(folded.keys[..., overlap:, :], folded.values[..., overlap:, :], folded.hidden[:, overlap:])
@@ -78,12 +77,14 @@ def _select(
     return Folded(torch.stack(keys), torch.stack(values), hidden, raw)
 
 
-def _shadow(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Folded:
+def _shadow(
+    beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig, states: bool
+) -> Folded:
     """Beacon rows started from their anchors' embeddings; one anchor per beacon in all layers and heads."""
     batch, rows = ids.shape
     scores: dict[str, Tensor] = {}
     if config.anchors != "last":
-        _, _, by_layer = scored(beacons, past, ids, config=config)
+        _, _, by_layer = scored(beacons, past, ids, config=config, states=False)
         scores = {rule: shared(torch.stack(list(found)))[..., sink:] for rule, found in by_layer.items()}
     picked = pick(config.shares, scores, tokens=rows - sink, ratio=ratio, device=ids.device)
     anchors = picked[:, 0].expand(batch, -1) + sink
@@ -92,19 +93,21 @@ def _shadow(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: in
     if beacons.offset is not None:
         started = started + beacons.offset
     places = torch.cat([torch.arange(rows, device=ids.device).expand(batch, -1), anchors], dim=1)
-    shadow = ShadowPass(past, rows, anchors)
+    shadow = ShadowPass(past, rows, anchors, last=_last(beacons, states=states))
     hidden = read(beacons.lm, shadow, torch.cat([embedded, started], dim=1), places + past.slots)
     return Folded(_kept(shadow.keys, sink, rows), _kept(shadow.values, sink, rows), hidden[:, :rows])
 
 
-def _interleave(beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig) -> Folded:
+def _interleave(
+    beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig, states: bool
+) -> Folded:
     """The paper's beacon tokens."""
     batch, rows = ids.shape
     raw_places, beacon_places = interleaved(rows, ratio, sink=sink)
     embedded = embed(beacons.lm, ids)
     start = beacon_start(beacons).expand(batch, len(beacon_places), -1)
     places = torch.cat([raw_places, beacon_places])
-    woven = InterleavePass(past, rows, places)
+    woven = InterleavePass(past, rows, places, last=_last(beacons, states=states))
     hidden = read(beacons.lm, woven, torch.cat([embedded, start], dim=1), places + past.slots)
     return Folded(_kept(woven.keys, sink, rows), _kept(woven.values, sink, rows), hidden[:, :rows])
 
@@ -123,7 +126,7 @@ def scored(
     lm, rows = beacons.lm, ids.shape[1]
     embedded = embed(lm, ids)
     layers = len(beacons.layers)
-    last = None if states or "surprise" in rules else layers - 1
+    last = _last(beacons, states=states or "surprise" in rules)
     raw = RawPass(past, rows, rotated="reconstruct" in rules, last=last)
     hidden = read(lm, raw, embedded, torch.arange(rows) + past.slots)
     scores: dict[str, list[Tensor]] = {}
@@ -191,6 +194,11 @@ def beacon_start(beacons: Beacons) -> Tensor:
 def stacked(by_layer: dict[int, Tensor]) -> Tensor:
     """What was kept by layer, as one tensor on the first one's device.  # (layers, …)"""
     return torch.stack([by_layer[layer].to(by_layer[0].device) for layer in range(len(by_layer))])
+
+
+def _last(beacons: Beacons, *, states: bool) -> int | None:
+    """The layer that is read no further than its keys and values: the last one, where its states are not wanted."""
+    return None if states else len(beacons.layers) - 1
 
 
 def _kept(by_layer: dict[int, Tensor], sink: int, raw: int) -> Tensor:

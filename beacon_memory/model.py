@@ -219,9 +219,12 @@ class BeaconModel:
             )
         return fitted
 
-    def tail(self, state: BeaconState) -> list[int]:
-        """The ids that are read raw behind a state's slots: its tail, and in front of it what overlaps it."""
-        return [*overlapped(state.segments, config=self.config), *state.tail] if state.tail else []
+    def tail(self, state: BeaconState, *, opens: bool = False) -> list[int]:
+        """The ids that are read raw behind a state's slots: its tail, and in front of it what overlaps it; nothing does
+        where the tail `opens` its stream, whatever the slots are of.
+        """
+        before = state.segments if state.tail and not opens else ()
+        return [*overlapped(before, config=self.config), *state.tail]
 
     def refold(
         self,

@@ -136,9 +136,11 @@ class LookBackPass:
 class BeaconPass:
     """Rows `[raw | beacons]`: base projections on the first block, beacon projections on the second."""
 
-    def __init__(self, past: Prefix, raw: int) -> None:
+    def __init__(self, past: Prefix, raw: int, *, last: int | None) -> None:
+        """`last`: as for RawPass."""
         self.past = past
         self.raw = raw
+        self._last = last
         self.keys: dict[int, Tensor] = {}  # layer -> (batch, kv_heads, rows, head_dim), before RoPE
         self.values: dict[int, Tensor] = {}
 
@@ -150,10 +152,12 @@ class BeaconPass:
         return projected
 
     def record(self, module: Any, value: Tensor) -> int:
-        """Keep the layer's keys and values; gives the layer's index."""
+        """Keep the layer's keys and values; gives the layer's index, where it is to be read further."""
         layer = int(module.layer_idx)
         self.keys[layer] = heads_last(self.keys[layer], module)
         self.values[layer] = value
+        if layer == self._last:
+            raise Enough
         return layer
 
 
@@ -162,8 +166,8 @@ class ShadowPass(BeaconPass):
     place of their anchors: an untrained beacon is its anchor. Raw tokens do not see beacons.
     """
 
-    def __init__(self, past: Prefix, raw: int, anchors: Tensor) -> None:
-        super().__init__(past, raw)
+    def __init__(self, past: Prefix, raw: int, anchors: Tensor, *, last: int | None) -> None:
+        super().__init__(past, raw, last=last)
         self.anchors = anchors  # (batch, beacons): rows of the raw block
         places = torch.arange(raw, device=anchors.device)
         slots, dtype = past.slots, past.dtype
@@ -186,8 +190,8 @@ class ShadowPass(BeaconPass):
 class InterleavePass(BeaconPass):
     """The paper's order: a beacon after each unit, everyone sees everything that stands earlier, beacons too."""
 
-    def __init__(self, past: Prefix, raw: int, places: Tensor) -> None:
-        super().__init__(past, raw)
+    def __init__(self, past: Prefix, raw: int, places: Tensor, *, last: int | None) -> None:
+        super().__init__(past, raw, last=last)
         self._mask = causal(places, places, past=past.slots, dtype=past.dtype).to(past.device)
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:

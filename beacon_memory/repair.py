@@ -129,8 +129,8 @@ def _folded(
     own = [s for s, e in zip(before, head.entries[:index], strict=True) if e.document == entry.document]
     contexts = [own, list(before)] if entry.document else [list(before)]
     for context in contexts:
+        parent, overlap = chain(s.digest for s in context), len(overlapped(context, config=config))
         for sink in sinks:
-            parent, overlap = chain(s.digest for s in context), len(overlapped(context, config=config))
             how: dict[str, Any] = {"ratio": entry.ratio, "sink": sink, "overlap": overlap}
             digest = segment_digest(ids, **how, parent=parent, config=config, fingerprint=model.fingerprint)
             if digest == entry.digest:

@@ -344,7 +344,7 @@ class Session:
     ) -> tuple[list[int], BeaconState]:
         """The ids that ask a question, and what stands in front of them."""
         asked, opens = [{"role": "user", "content": question}], head.unfolded
-        tail = state.tail if opens else self._memory.model.tail(state)
+        tail = self._memory.model.tail(state, opens=opens)
         prompt = self._memory.transcript.prompt(
             tail, behind=bool(state.segments), opens=opens, asked=asked, system=system
         )

@@ -222,7 +222,7 @@ class Turn(Iterator[str]):
         if not self._writes:
             whole, segments = replace(state, tail=(*state.tail, *ids)), context.join(state.segments).segments
             opens = head.unfolded and not closed
-            tail = whole.tail if opens else model.tail(whole)
+            tail = model.tail(whole, opens=opens)
             prompt = transcript.prompt(tail, behind=bool(segments), opens=opens, **about)
             room = model.positions - Sampling(**self._sampling).max_new_tokens
             if sum(segment.slots for segment in segments) + len(prompt) <= room:
@@ -235,7 +235,7 @@ class Turn(Iterator[str]):
             segments = tuple(model.fit(segments, budget=max(model.budget, context.slots), **how))
             memory.keep(segments)
         opens = head.unfolded and len(state.segments) == len(head.entries)
-        tail = state.tail if opens else model.tail(state)
+        tail = model.tail(state, opens=opens)
         return state, segments, transcript.prompt(tail, behind=bool(segments), opens=opens, **about)
 
     def _front(self) -> Front | None:

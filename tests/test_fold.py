@@ -210,12 +210,25 @@ def test_a_window_at_ratio_one_equals_plain_transformers(
     assert model.generate([ids[100:130]], [state], max_new_tokens=40) == [answer]
 
 
-@pytest.mark.parametrize("anchors", ["last", "surprise", "reconstruct", "reconstruct+last"])
+@pytest.mark.parametrize(
+    ("layout", "anchors", "scoring"),  # scoring: passes that read the last layer whole to choose anchors
+    [
+        ("select", "last", 0),
+        ("select", "surprise", 1),  # it asks how each token was predicted
+        ("select", "reconstruct", 0),
+        ("select", "reconstruct+last", 0),
+        ("shadow", "last", 0),
+        ("shadow", "surprise", 2),
+        ("shadow", "reconstruct", 0),
+        ("interleave", "last", 0),
+    ],
+)
 @pytest.mark.parametrize("ratio", [1, 4])
 def test_slots_are_the_same_bits_whether_or_not_the_last_states_are_wanted(
-    ratio: int, anchors: str, config: BeaconConfig, ids: list[int]
+    ratio: int, layout: str, anchors: str, scoring: int, config: BeaconConfig, ids: list[int]
 ) -> None:
-    model, rows = tiny_model(config=config.replace(anchors=anchors)), torch.tensor([ids[:18]])
+    config = config.replace(layout=layout, anchors=anchors)
+    model, rows = tiny_model(config=config), torch.tensor([ids[:18]])
     read: list[int] = []
     hook = model.lm.model.layers[-1].mlp.register_forward_hook(lambda *_: read.append(1))
     how: dict[str, Any] = {"ratio": ratio, "sink": 2, "config": model.config}
@@ -225,7 +238,7 @@ def test_slots_are_the_same_bits_whether_or_not_the_last_states_are_wanted(
     assert torch.equal(whole.keys, enough.keys)
     assert torch.equal(whole.values, enough.values)
     assert whole.hidden.shape[1] == 18
-    assert len(read) == (2 if ratio == 4 and anchors == "surprise" else 1)  # it asks how each token was predicted
+    assert len(read) == 1 + (scoring if ratio == 4 else 0)
     # The model is as it was.
     assert model.generate([ids[:9]], max_new_tokens=4) == tiny_model(config=config).generate(
         [ids[:9]], max_new_tokens=4

@@ -117,5 +117,5 @@ def read_raw(model: BeaconModel, past: Prefix, ids: tuple[int, ...]) -> Prefix:
         return past
     rows: Tensor = torch.tensor([ids], device=model.lm.device)
     with torch.inference_mode():
-        folded = fold(model.beacons, past, rows, ratio=1, sink=0, config=model.config)
+        folded = fold(model.beacons, past, rows, ratio=1, sink=0, config=model.config, states=False)
     return past.append(folded.keys, folded.values)
