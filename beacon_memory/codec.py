@@ -50,7 +50,7 @@ _HEADER = _START.size + hashlib.sha256().digest_size
 def seal(kind: bytes, payload: bytes, *, version: int = PLAIN) -> bytes:
     """A payload in its frame."""
     start = _START.pack(MAGIC, kind, version, 0)
-    return start + hashlib.sha256(start + payload).digest() + payload
+    return b"".join((start, _checksum(start, payload), payload))
 
 
 def unseal(kind: bytes, blob: bytes) -> bytes:
@@ -61,14 +61,20 @@ def unseal(kind: bytes, blob: bytes) -> bytes:
     magic, found, version, _ = _START.unpack_from(blob)
     if magic != MAGIC:
         raise CodecError(f"{name}: not a beacon-memory blob (it begins with {magic!r})")
-    checksum, payload = blob[_START.size : _HEADER], blob[_HEADER:]
-    if hashlib.sha256(blob[: _START.size] + payload).digest() != checksum:
+    start, checksum, payload = blob[: _START.size], blob[_START.size : _HEADER], blob[_HEADER:]
+    if _checksum(start, payload) != checksum:
         raise CodecError(f"{name}: the checksum does not match: the blob is damaged or truncated")
     if not 1 <= version <= VERSION:
         raise CodecError(f"{name}: written in format version {version}, this release reads up to {VERSION}: upgrade it")
     if found != kind:
         raise CodecError(f"{name}: expected a blob of kind {kind!r}, found {found!r}")
     return payload
+
+
+def _checksum(start: bytes, payload: bytes) -> bytes:
+    digest = hashlib.sha256(start)
+    digest.update(payload)
+    return digest.digest()
 
 
 def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: BeaconConfig) -> bytes:

@@ -263,5 +263,5 @@ class BeaconMemory:
         return decode_segment(blob, fingerprint=self.model.fingerprint, digest=digest)
 
     def read(self, digests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """Blobs with their digests."""
-        return zip(digests, self.store.read(digests) if digests else [], strict=True)
+        """Blobs with their digests, as they come."""
+        return zip(digests, self.store.stream(digests), strict=True)

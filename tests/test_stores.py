@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from beacon_memory.errors import ConfigError, InputError, SegmentMissing, SessionConflict
 from beacon_memory.stores import Head, StateStore, open_store
-from beacon_memory.stores.base import check_session, conflict, retrying
+from beacon_memory.stores.base import STREAMED, check_session, conflict, retrying
 from beacon_memory.stores.memory import MemoryStore
 from beacon_memory.stores.redis import RedisStore
 from beacon_memory.stores.sqlite import SqliteStore
@@ -53,6 +53,27 @@ def test_a_fork_of_a_session_that_lost_a_blob_says_so() -> None:
     del store._blobs[digest(b"evicted")]
     with pytest.raises(SegmentMissing):
         store.fork("alice", "bob")
+
+
+def test_a_stream_reads_no_further_ahead_than_the_next_few() -> None:
+    class Counting(MemoryStore):
+        """A store that counts what was read of it."""
+
+        count = 0
+
+        def read(self, digests: Sequence[str]) -> list[bytes]:
+            self.count += len(digests)
+            return super().read(digests)
+
+    with Counting() as store:
+        blobs = [b"%d" % number for number in range(40)]
+        put(store, "alice", *blobs)
+        stream = store.stream([digest(blob) for blob in blobs])
+        for number, blob in enumerate(blobs):
+            assert next(stream) == blob
+            assert number < store.count <= number + 2 * STREAMED
+        assert next(stream, None) is None
+        assert store.count == len(blobs)
 
 
 def test_a_url_opens_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

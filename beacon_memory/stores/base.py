@@ -8,13 +8,15 @@ one twice is harmless and sessions share them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from beacon_memory.errors import InputError, SegmentMissing, SessionConflict, SessionExists, SessionNotFound
 
 T = TypeVar("T")
+STREAMED = 4  # blobs of a stream that are read together
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,22 @@ class StateStore(ABC):
         Another writer may have moved the session, and dropped blobs, since its head was loaded: when the session's
         version is not what it was, load the head again; when it is, the blobs are lost.
         """
+
+    def stream(self, digests: Sequence[str]) -> Iterator[bytes]:
+        """The blobs as `read` gives them, for one who needs them one by one: while some are used the next few come, and
+        those after them are not held in memory yet. Raises what `read` raises, when it gets there.
+        """
+        batches = [digests[start : start + STREAMED] for start in range(0, len(digests), STREAMED)]
+        if len(batches) < 2:
+            yield from self.read(digests)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="beacon-stream") as ahead:
+            coming = ahead.submit(self.read, batches[0])
+            for batch in batches[1:]:
+                blobs = coming.result()
+                coming = ahead.submit(self.read, batch)
+                yield from blobs
+            yield from coming.result()
 
     @abstractmethod
     def commit(self, session: str, head: Head, blobs: Mapping[str, bytes], *, expected: int) -> int:

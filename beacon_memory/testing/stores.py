@@ -131,6 +131,15 @@ class StoreContract:
         with pytest.raises(SegmentMissing, match="lost-1"):
             store.read([digest(b"one"), "lost-1", "lost-2"])
 
+    def test_a_stream_gives_what_reading_gives(self, store: StateStore) -> None:
+        blobs = [b"%d" % number for number in range(11)]
+        put(store, "alice", *blobs)
+        order = [*reversed(blobs), blobs[7]]
+        assert list(store.stream([digest(blob) for blob in order])) == order
+        assert list(store.stream([])) == []
+        with pytest.raises(SegmentMissing, match="lost-1"):
+            list(store.stream([*(digest(blob) for blob in order), "lost-1", "lost-2"]))
+
     def test_a_commit_may_name_blobs_that_are_in_the_store_already(self, store: StateStore) -> None:
         version = put(store, "alice", b"one")
         head = Head(b"grown", (digest(b"one"), digest(b"two")))
