@@ -14,6 +14,76 @@ _OWNERS = (
     *("the librarian", "the nurse", "the painter", "the pilot", "the teacher", "my brother", "my neighbour"),
     *("our guide", "the new tenant", "the manager", "the old judge"),
 )
+# What else may own something: any of these words with any of those, so that a pair is hardly ever met twice.
+_KINDS = (
+    *("big", "black", "blue", "brass", "broken", "clay", "copper", "corner", "crooked", "double", "dusty", "early"),
+    *("eastern", "empty", "far", "first", "golden", "granite", "grey", "heavy", "hidden", "iron", "ivory", "large"),
+    *("late", "little", "long", "lower", "marble", "narrow", "new", "night", "oak", "painted", "pine", "quiet"),
+    *(
+        "round",
+        "royal",
+        "second",
+        "short",
+        "small",
+        "southern",
+        "spare",
+        "summer",
+        "third",
+        "upper",
+        "velvet",
+        "village",
+    ),
+    *("western", "white", "wide", "wooden", "yellow", "young"),
+)
+_OBJECTS = (
+    *(
+        "attic",
+        "bakery",
+        "balcony",
+        "barn",
+        "basket",
+        "bench",
+        "bicycle",
+        "bookshop",
+        "bottle",
+        "box",
+        "cabin",
+        "cabinet",
+    ),
+    *("camera", "castle", "chapel", "clock", "coach", "corridor", "cottage", "counter", "crane", "cupboard", "desk"),
+    *(
+        "drawer",
+        "engine",
+        "factory",
+        "farm",
+        "fence",
+        "ferry",
+        "fountain",
+        "garage",
+        "guitar",
+        "hall",
+        "hangar",
+        "hotel",
+    ),
+    *("island", "jacket", "kennel", "kiosk", "kitchen", "ladder", "laundry", "letter", "lift", "locker", "lorry"),
+    *("market", "mill", "mine", "mirror", "museum", "orchard", "oven", "package", "palace", "parcel", "passage"),
+    *("picture", "platform", "pond", "pump", "quarry", "radio", "safe", "sailor", "school", "shed", "shelf", "ship"),
+    *("shop", "stage", "staircase", "station", "statue", "studio", "suitcase", "table", "tent", "theatre", "tractor"),
+    *(
+        "train",
+        "trunk",
+        "tunnel",
+        "van",
+        "vault",
+        "villa",
+        "wagon",
+        "wardrobe",
+        "warehouse",
+        "well",
+        "workshop",
+        "yard",
+    ),
+)
 _NAMES = (
     *("Biscuit", "Comet", "Domino", "Ember", "Falcon", "Ginger", "Hazel", "Indigo", "Juniper", "Kestrel", "Lotus"),
     *("Maple", "Nimbus", "Olive", "Pepper", "Quartz", "Raven", "Saffron", "Thistle", "Velvet", "Willow", "Zephyr"),
@@ -46,6 +116,11 @@ _THINGS: dict[str, tuple[str, ...] | int] = {
     "account number": 7,
     "year of birth": 4,
     "ticket number": 5,
+    "access code": 5,
+    "key number": 3,
+    "serial number": 6,
+    "price": 3,
+    "label": _NAMES,
 }
 
 
@@ -125,7 +200,9 @@ _OWN = {
     ),
     "flat": _Kind(("I live in flat {}.",), ("Which flat do I live in?",), "You live in flat {}.", 2),
 }
-_ASKED = ("What is {whose} {thing}?", "Tell me {whose} {thing}.", "Do you remember {whose} {thing}?")
+# Two ways to say whose something is.
+_WHOSE = ("{owner}'s {thing}", "the {thing} of {owner}")
+_ASKED = ("What is {what}?", "Tell me {what}.", "Do you remember {what}?")
 REPLIES = ("Noted.", "Nice to meet you!", "Thank you for telling me.", "Good to know. How can I help you?", "I see.")
 
 
@@ -144,11 +221,12 @@ class Fact:
 
 
 def draw_facts(draw: random.Random, count: int) -> list[Fact]:
-    """So many facts, no two about the same thing of the same person; half of the time all of them about one thing, so
+    """So many facts, no two about the same thing of the same owner; half of the time all of them about one thing, so
     that whose it is must be remembered with it.
     """
     things = list(_THINGS) if draw.random() < 0.5 else [draw.choice(list(_THINGS))]
-    pairs = [(owner, thing) for owner in _OWNERS for thing in things]
+    objects = [f"the {draw.choice(_KINDS)} {name}" for name in draw.sample(_OBJECTS, len(_OWNERS))]
+    pairs = [(owner, thing) for owner in (*_OWNERS, *objects) for thing in things]
     return [_fact(draw, owner, thing) for owner, thing in draw.sample(pairs, min(count, len(pairs)))]
 
 
@@ -175,8 +253,8 @@ def _capital(text: str) -> str:
 
 def _fact(draw: random.Random, owner: str, thing: str) -> Fact:
     value = _value(draw, _THINGS[thing])
-    whose = f"{owner}'s"
-    told = _capital(f"{whose} {thing} is {value}.")
+    what = draw.choice(_WHOSE).format(owner=owner, thing=thing)
+    told = _capital(f"{what} is {value}.")
     # Said again in full, or in a word, as people answer.
     answer = told if draw.random() < 0.5 else _capital(f"{value}.")
-    return Fact(told, draw.choice(_ASKED).format(whose=whose, thing=thing), answer)
+    return Fact(told, draw.choice(_ASKED).format(what=what), answer)
