@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -493,6 +494,23 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     run(out, tmp_path, resume=True)
     run(tmp_path / "whole", tmp_path)
     assert losses(out) == losses(tmp_path / "whole")
+
+
+def test_a_folder_is_one_runs_at_a_time(tmp_path: Path) -> None:
+    other = FileLock(tmp_path / "out" / ".lock", timeout=0)  # as another process would ask for it
+    held = []
+
+    def watch(moment: Any) -> None:
+        with pytest.raises(Timeout):
+            other.acquire()
+        held.append(moment.step)
+
+    run(tmp_path / "out", tmp_path, progress=watch)
+    assert held == [1, 2, 3, 4, 5, 6]
+    before = (tmp_path / "out" / "run.json").read_bytes()
+    with other, pytest.raises(TrainingError, match="another run is writing"):
+        run(tmp_path / "out", tmp_path, resume=True, plan=Plan(**{**PLAN.__dict__, "steps": 8}))
+    assert (tmp_path / "out" / "run.json").read_bytes() == before
 
 
 def test_less_memory_gives_the_same_losses(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import safetensors
 import torch
+from filelock import FileLock, Timeout
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -32,6 +33,7 @@ from beacon_memory.training.examples import Examples, Mixture
 from beacon_memory.training.objective import Example, Objective, Weights
 
 RUN_FILE, LOSSES_FILE, PLOT_FILE, CHECKPOINTS = "run.json", "losses.jsonl", "loss.png", "checkpoints"
+LOCK_FILE = ".lock"  # held while a run writes to the folder
 STATE_FILE = "trainer_state.json"  # what Trainer writes last
 LEARNED = ("beacons", "anchors")
 COUNTED = 256  # scored tokens from which an example counts in full; below, by the root of their share
@@ -100,7 +102,6 @@ def train(
     """
     plan, mixture, weights, out = plan or Plan(), mixture or Mixture(), weights or Weights(), Path(out)
     run = _described(model, corpus, plan=plan, mixture=mixture, weights=weights)
-    newest = _newest(out, run, resume=resume)
     examples = Examples(
         corpus, model, config=model.config, mixture=mixture, seed=plan.seed, count=plan.steps * plan.accumulate
     )
@@ -130,9 +131,9 @@ def train(
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n")
-    with trained(model, plan) as weights_trained:
+    with _alone(out, first=arguments.process_index == 0), trained(model, plan) as weights_trained:
+        newest = _newest(out, run, resume=resume)
+        (out / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n")
         gated = plan.learn == "anchors"
         objective = Objective(model.beacons, config=model.config, weights=weights, gated=gated, through=plan.through)
         trainer = _Trainer(model, objective, arguments, examples, out)
@@ -164,6 +165,24 @@ def settings(
         anchors = {"interleave": "last", config.layout: config.anchors}.get(layout, "learned" if scorer else "last")
     overlap = config.overlap if overlap is None else overlap
     return config.replace(layout=layout, anchors=anchors, overlap=overlap)
+
+
+@contextmanager
+def _alone(out: Path, *, first: bool) -> Iterator[None]:
+    """A run's folder for this run alone; of its processes the first sees to it. Raises TrainingError."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK_FILE, timeout=0)
+    if not first:
+        yield
+        return
+    try:
+        lock.acquire()
+    except Timeout as exc:
+        raise TrainingError(f"another run is writing to {out}: let it end, or choose another folder") from exc
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
