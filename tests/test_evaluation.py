@@ -258,12 +258,15 @@ def test_the_memory_of_another_document_is_worth_nothing_and_ones_own_is(tmp_pat
         if len(answer) == 3:
             items.append(dataclasses.replace(bare, questions=(Question((5, 6), (answer, (7, 8, 9))),)))
     task = Task("told", "what follows", "kept", tuple(items))
-    cells, results, _ = run(tmp_path, task, methods=("full", "none", "beacon-last", "control"), ratios=(1,))
+    cells, results, _ = run(
+        tmp_path, task, methods=("full", "none", "beacon-last", "control", "control-full"), ratios=(1,)
+    )
     summaries = summarise(task, cells, results)
     kept = {summary.cell.method: summary.figures["kept"].value for summary in summaries}
     assert kept["control"] < 0.2
     assert kept["beacon-last"] == pytest.approx(1, abs=0.01)
-    assert "fails, as it must" in verdict(summaries)
+    assert kept["control-full"] == pytest.approx(kept["control"], abs=0.01)  # at 1x it keeps all of it
+    assert "fails, as it must. The whole of that document, raw: " in verdict(summaries)
     flattering = [dataclasses.replace(s, cell=dataclasses.replace(s.cell, method="control")) for s in summaries[:1]]
     assert "DOES NOT FAIL" in verdict([*flattering, *(s for s in summaries if s.cell.method == "none")])
 

@@ -15,7 +15,8 @@ from beacon_memory.model import BeaconModel
 
 UNTRAINED = ("last", "reconstruct")  # anchor rules that need no weights
 CONTROL_RATIO = 4
-METHODS = (*BASELINES, *(f"beacon-{rule}" for rule in UNTRAINED), "beacon", "control")
+CONTROLS = ("control", "control-full")  # the memory of another document, and the whole of it read raw
+METHODS = (*BASELINES, *(f"beacon-{rule}" for rule in UNTRAINED), "beacon", *CONTROLS)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def chosen(names: Sequence[str], adapters: Mapping[str, Path]) -> list[Method]:
     if "control" in names:
         adapter, anchors = trained[0].attached if trained else (None, UNTRAINED[-1])
         found.append(Method("control", "beacon", adapter=adapter, anchors=anchors, foreign=True))
+    if "control-full" in names:
+        found.append(Method("control-full", "full", foreign=True))
     return found
 
 

@@ -184,9 +184,18 @@ def verdict(summaries: Sequence[Summary]) -> str:
         said = "DOES NOT FAIL: these figures flatter"
     elif found.value > limit:
         said = "may fail, as it must: too few items to tell"
-    return (
-        f"Control (memory of another document): {name} {found.value:.2f} [{found.low:.2f}, {found.high:.2f}], {said}."
-    )
+    return f"Control (memory of another document): {name} {_interval(found)}, {said}." + _raw(by_method, name)
+
+
+def _raw(by_method: Mapping[str, Summary], name: str) -> str:
+    """What the figure owes to there being a text at all: the same document in front, whole and raw."""
+    whole = by_method.get("control-full")
+    found = whole.figures.get(name) if whole else None
+    return f" The whole of that document, raw: {_interval(found)}." if found else ""
+
+
+def _interval(figure: Figure) -> str:
+    return f"{figure.value:.2f} [{figure.low:.2f}, {figure.high:.2f}]"
 
 
 def _entries(summaries: Sequence[Summary]) -> str:
