@@ -86,3 +86,32 @@ def test_the_gpu_script_runs_where_there_is_none(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert len(rows) == 4
     assert all(row["what"] in (tmp_path / "gpu.md").read_text() for row in rows)
+
+
+def test_what_was_evaluated_is_gathered_and_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gather
+
+    monkeypatch.setattr(gather, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(gather, "DOCS", tmp_path / "docs")
+    (tmp_path / "docs").mkdir()
+    for name, task in (("F1", "copy"), ("F2", "needle")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "report.md").write_text(
+            f"{gather.TITLE}\n\n```\neval {name}\n```\n\n## {task}\n\n| a |\n\nThe note.\n"
+        )
+        (folder / "cells.jsonl").write_text(f'{{"task": "{task}"}}\n')
+        (folder / "scores.jsonl").write_text(f"{name} scores\n")
+        (folder / f"{task}.png").write_bytes(b"by ratio")
+    (tmp_path / "F2" / "needle-heat.png").write_bytes(b"by depth")
+    gather.gather([tmp_path / "F1", tmp_path / "F2"])
+    page = (tmp_path / "docs" / "evaluation.md").read_text()
+    assert page.count(gather.TITLE) == page.count("The note.") == 1
+    assert page.index("eval F1") < page.index("## copy") < page.index("eval F2") < page.index("## needle")
+    assert page.endswith("| a |\n\nThe note.\n")
+    plots = {plot.name: plot.read_bytes() for plot in (tmp_path / "docs").glob("*.png")}
+    assert plots == {"copy.png": b"by ratio", "needle.png": b"by depth"}
+    assert (tmp_path / "results" / "F2.cells.jsonl").read_text() == '{"task": "needle"}\n'
+    gather.restore(tmp_path / "again")
+    assert (tmp_path / "again" / "F1" / "scores.jsonl").read_text() == "F1 scores\n"

@@ -1,0 +1,79 @@
+"""What `beacon-memory eval` measured, folder by folder, put where it lasts: docs/evaluation.md and its plots, and in
+results/evaluation/ a line for each cell and the scores of each item, from which a later run can go on.
+
+    python benchmarks/gather.py F1 F2 F3       # after eval --out F1, ...
+    python benchmarks/gather.py --restore RUNS # RUNS/F1, ...: eval --out RUNS/F1 measures what is new alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS, DOCS = HERE / "results" / "evaluation", HERE.parent / "docs"
+TITLE = "# What a memory is worth"
+INTRO = """\
+The default adapter of SmolLM2-135M-Instruct beside its rivals, each at the same number of KV entries. DATA is a folder
+laid out as `beacon-memory eval --help` says; SCORER one with the scorer alone: the adapter that `beacon-memory
+fit-anchors` writes. A cell has 200 questions, or as many as its `--items`: a machine of two cores takes hours for all.
+A line for each cell and the scores of each item are in `benchmarks/results/evaluation/`; `eval` goes on from them after
+
+```
+python benchmarks/gather.py --restore RUNS
+```
+"""
+PLOTS = {"needle-heat.png": "needle.png", "long-length.png": "long.png"}  # the picture of its task
+INSTEAD = ("needle.png", "long.png")  # the same by ratio, which has one
+
+
+def page(reports: Sequence[str]) -> str:
+    """One page of several: what each begins and ends with alike stands there once."""
+    parts, notes = [TITLE, INTRO.strip()], []
+    for report in reports:
+        *body, note = report.strip().removeprefix(TITLE).strip().split("\n\n")
+        parts += body
+        notes.append(note)
+    return "\n\n".join([*parts, *dict.fromkeys(notes)]) + "\n"
+
+
+def gather(folders: Sequence[Path]) -> None:
+    """Write all that lasts of these folders."""
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    RESULTS.mkdir(parents=True)
+    (DOCS / "evaluation.md").write_text(page([(folder / "report.md").read_text() for folder in folders]))
+    for folder in folders:
+        shutil.copy(folder / "cells.jsonl", RESULTS / f"{folder.name}.cells.jsonl")
+        packed = gzip.compress((folder / "scores.jsonl").read_bytes(), mtime=0)  # equal scores, equal bytes
+        (RESULTS / f"{folder.name}.scores.jsonl.gz").write_bytes(packed)
+        for plot in sorted(folder.glob("*.png")):
+            if plot.name not in INSTEAD:
+                shutil.copy(plot, DOCS / PLOTS.get(plot.name, plot.name))
+
+
+def restore(runs: Path) -> None:
+    """A folder for each that was gathered, from which eval goes on."""
+    for packed in sorted(RESULTS.glob("*.scores.jsonl.gz")):
+        folder = runs / packed.name.removesuffix(".scores.jsonl.gz")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "scores.jsonl").write_bytes(gzip.decompress(packed.read_bytes()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--restore", type=Path, metavar="RUNS")
+    args = parser.parse_args()
+    if bool(args.folders) == bool(args.restore):
+        parser.error("give folders of eval, or --restore and a folder for them")
+    if args.restore:
+        restore(args.restore)
+    else:
+        gather(args.folders)
+
+
+if __name__ == "__main__":
+    main()
