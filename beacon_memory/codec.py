@@ -21,7 +21,7 @@ from torch import Tensor
 from beacon_memory.config import RATIOS, BeaconConfig
 from beacon_memory.errors import BeaconError, CodecError, ModelMismatch
 from beacon_memory.layout import slot_count
-from beacon_memory.quantise import BITS, SCALES, Packed, pack, shapes, unpack
+from beacon_memory.quantise import BITS, SCALES, Packed, pack, shapes
 from beacon_memory.state import Fingerprint, Segment, segment_digest
 
 VERSION = 3  # newest that is read
@@ -42,7 +42,6 @@ _UNREADABLE = (
     RuntimeError,  # torch, for a size that overflows
     struct.error,
 )
-_Slots = tuple[Tensor, Tensor, Packed | None]
 _START = struct.Struct("<4s4sII")
 _HEADER = _START.size + hashlib.sha256().digest_size
 
@@ -91,14 +90,12 @@ def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: Beacon
         "ratio": segment.ratio,
         "sink": segment.sink,
     } | ({"overlap": segment.overlap} if segment.overlap else {})
-    tensors = {
-        "ids": torch.tensor(segment.ids, dtype=torch.int32),
-        "keys": segment.keys.cpu().contiguous(),
-        "values": segment.values.cpu().contiguous(),
-    }
+    tensors = {"ids": torch.tensor(segment.ids, dtype=torch.int32)}
     if config.slot_dtype in BITS:
         packed = segment.packed or pack(segment.keys, segment.values, sink=segment.sink, dtype=config.slot_dtype)
         tensors |= packed.tensors
+    else:
+        tensors |= {"keys": segment.keys.cpu().contiguous(), "values": segment.values.cpu().contiguous()}
     # One metadata entry: safetensors writes several in any order, and equal segments should be equal bytes.
     payload = save_tensors(tensors, metadata={"beacon": json.dumps(about, sort_keys=True)})
     version = PACKED if config.slot_dtype in BITS else PLAIN
@@ -125,7 +122,7 @@ def decode_segment(blob: bytes, *, fingerprint: Fingerprint, digest: str | None 
         slots = sink + slot_count(len(ids) - sink, ratio)
         digest_, parent = str(about["digest"]), str(about["parent"])
         kept = _slots(tensors, slots, sink, config)
-        segment = Segment(digest_, parent, tuple(ids.tolist()), ratio, sink, *kept, overlap)
+        segment = Segment(digest_, parent, tuple(ids.tolist()), ratio, sink, kept, overlap)
         address = segment_digest(
             segment.ids,
             ratio=segment.ratio,
@@ -145,7 +142,9 @@ def decode_segment(blob: bytes, *, fingerprint: Fingerprint, digest: str | None 
     return segment
 
 
-def _slots(tensors: Mapping[str, Tensor], slots: int, sink: int, config: BeaconConfig) -> _Slots:
+def _slots(
+    tensors: Mapping[str, Tensor], slots: int, sink: int, config: BeaconConfig
+) -> tuple[Tensor, Tensor] | Packed:
     """The keys and values among a segment's tensors. Raises CodecError when shapes or dtypes are not a segment's."""
     packed = config.slot_dtype in BITS
     layers, heads, _, width = tensors["sink_keys" if packed else "keys"].shape
@@ -160,10 +159,7 @@ def _slots(tensors: Mapping[str, Tensor], slots: int, sink: int, config: BeaconC
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     if found != expected:
         raise CodecError(f"segment: {slots} slots expected, {expected}, found {found}")
-    if not packed:
-        return tensors["keys"], tensors["values"], None
-    kept = Packed(config.slot_dtype, **tensors)
-    return *unpack(kept), kept
+    return Packed(config.slot_dtype, **tensors) if packed else (tensors["keys"], tensors["values"])
 
 
 def require(theirs: Fingerprint, ours: Fingerprint, *, what: str) -> None:

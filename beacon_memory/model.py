@@ -33,7 +33,7 @@ from beacon_memory.loading import (
     tokenizer_fingerprint,
 )
 from beacon_memory.prefix import Prefix
-from beacon_memory.quantise import BITS, pack, unpack
+from beacon_memory.quantise import BITS, pack
 from beacon_memory.state import BeaconState, Fingerprint, Segment, chain, overlapped, segment_digest
 
 Known = Callable[[str], "Segment | None"]
@@ -327,11 +327,11 @@ class BeaconModel:
         if config.slot_dtype in BITS:
             # What is kept is what is read back: a hot segment and a stored one answer the same.
             packed = pack(folded.keys[:, 0], folded.values[:, 0], sink=sink, dtype=config.slot_dtype)
-            return Segment(digest, parent, tuple(ids), ratio, sink, *unpack(packed), packed, len(again))
+            return Segment(digest, parent, tuple(ids), ratio, sink, packed, len(again))
         dtype = getattr(torch, config.slot_dtype)
         # Copies: a view would keep the whole forward's memory alive as long as the state.
-        kept = [t[:, 0].to(dtype).clone().contiguous() for t in (folded.keys, folded.values)]
-        return Segment(digest, parent, tuple(ids), ratio, sink, kept[0], kept[1], overlap=len(again))
+        keys, values = (t[:, 0].to(dtype).clone().contiguous() for t in (folded.keys, folded.values))
+        return Segment(digest, parent, tuple(ids), ratio, sink, (keys, values), len(again))
 
     def _batch(
         self,

@@ -44,6 +44,24 @@ class Packed:
         """The bytes of all of them."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def slots(self) -> int:
+        """The number of KV entries, sinks counted."""
+        return int(self.sink_keys.shape[2] + self.keys.shape[2])
+
+    def unpacked_keys(self) -> Tensor:
+        """The keys it stands for, in bfloat16: the same bits each time.  # (layers, kv_heads, slots, head_dim)"""
+        codes, scales, lows = (
+            t.transpose(2, 3) for t in (_wide(self.keys, self.dtype), self.key_scales, self.key_lows)
+        )
+        keys = _decoded(codes, scales, lows).transpose(2, 3)
+        return torch.cat([self.sink_keys, keys.to(torch.bfloat16)], dim=2)
+
+    def unpacked_values(self) -> Tensor:
+        """The values it stands for, likewise."""
+        values = _decoded(_wide(self.values, self.dtype), self.value_scales, self.value_lows)
+        return torch.cat([self.sink_values, values.to(torch.bfloat16)], dim=2)
+
 
 def pack(keys: Tensor, values: Tensor, *, sink: int, dtype: str) -> Packed:
     """Keys (before RoPE) and values in 8 or 4 bits.  # (layers, kv_heads, slots, head_dim) each"""
@@ -62,20 +80,6 @@ def pack(keys: Tensor, values: Tensor, *, sink: int, dtype: str) -> Packed:
         _narrow(by_token, dtype),
         value_scales,
         value_lows,
-    )
-
-
-def unpack(packed: Packed) -> tuple[Tensor, Tensor]:
-    """The keys and values that a packed segment stands for, in bfloat16: the same bits each time."""
-    keys = _decoded(
-        _wide(packed.keys, packed.dtype).transpose(2, 3),
-        packed.key_scales.transpose(2, 3),
-        packed.key_lows.transpose(2, 3),
-    ).transpose(2, 3)
-    values = _decoded(_wide(packed.values, packed.dtype), packed.value_scales, packed.value_lows)
-    return (
-        torch.cat([packed.sink_keys, keys.to(torch.bfloat16)], dim=2),
-        torch.cat([packed.sink_values, values.to(torch.bfloat16)], dim=2),
     )
 
 

@@ -48,20 +48,33 @@ class Segment:
     ids: tuple[int, ...]
     ratio: int
     sink: int
-    keys: Tensor  # (layers, kv_heads, slots, head_dim), before RoPE
-    values: Tensor  # (layers, kv_heads, slots, head_dim)
-    packed: Packed | None = None  # what keys and values were made of, where slots are kept in 8 or 4 bits
+    kept: tuple[Tensor, Tensor] | Packed  # keys and values; or what they are made of, in 8 or 4 bits, each time
     overlap: int = 0  # tokens of the segment in front of it that were read again before its own
+
+    @property
+    def keys(self) -> Tensor:
+        """Its keys, before RoPE.  # (layers, kv_heads, slots, head_dim)"""
+        return self.kept[0] if isinstance(self.kept, tuple) else self.kept.unpacked_keys()
+
+    @property
+    def values(self) -> Tensor:
+        """Its values.  # (layers, kv_heads, slots, head_dim)"""
+        return self.kept[1] if isinstance(self.kept, tuple) else self.kept.unpacked_values()
+
+    @property
+    def packed(self) -> Packed | None:
+        """Its keys and values in 8 or 4 bits, where they are kept so."""
+        return None if isinstance(self.kept, tuple) else self.kept
 
     @cached_property
     def slots(self) -> int:
         """The number of KV entries, sinks counted."""
-        return int(self.keys.shape[2])
+        return int(self.kept[0].shape[2]) if isinstance(self.kept, tuple) else self.kept.slots
 
     @property
     def nbytes(self) -> int:
-        """The bytes of its keys and values, packed ones counted too."""
-        return int(self.keys.nbytes + self.values.nbytes) + (self.packed.nbytes if self.packed else 0)
+        """The bytes of its keys and values as they are kept."""
+        return sum(t.nbytes for t in self.kept) if isinstance(self.kept, tuple) else self.kept.nbytes
 
     def equals(self, other: Segment) -> bool:
         """Whether every field is the same, bit for bit."""

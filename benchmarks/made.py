@@ -17,7 +17,7 @@ from beacon_memory.budget import next_refold
 from beacon_memory.codec import encode_ids
 from beacon_memory.head import DOCUMENT
 from beacon_memory.layout import slot_count
-from beacon_memory.quantise import BITS, pack, unpack
+from beacon_memory.quantise import BITS, pack
 from beacon_memory.state import chain, segment_digest
 
 MESSAGE = 60  # tokens
@@ -47,23 +47,21 @@ def state(
         digest = segment_digest(one.ids, **how, config=config, fingerprint=model.fingerprint)  # type: ignore[arg-type]
         keys, values = random_entries(model.lm, one.slots, seed=number)
         packed = pack(keys, values, sink=one.sink, dtype=slot_dtype) if slot_dtype in BITS else None
-        if packed:
-            keys, values = unpack(packed)
-        segments.append(Segment(digest, parent, one.ids, one.ratio, one.sink, keys, values, packed))
+        segments.append(Segment(digest, parent, one.ids, one.ratio, one.sink, packed or (keys, values)))
     return BeaconState(tuple(segments), tuple(rest))
 
 
 def _empty(ids: Sequence[int], ratio: int, sink: int) -> Segment:
     """A segment that holds nothing but its size."""
     shape = torch.empty(1, 1, sink + slot_count(len(ids) - sink, ratio), 1, device="meta")
-    return Segment("", "", tuple(ids), ratio, sink, shape, shape)
+    return Segment("", "", tuple(ids), ratio, sink, (shape, shape))
 
 
 def slots(model: BeaconModel, count: int, *, seed: int) -> BeaconState:
     """A state of so many slots and nothing else."""
     keys, values = random_entries(model.lm, count, seed=seed)
     digest = hashlib.sha256(b"%d %d" % (count, seed)).hexdigest()
-    return BeaconState((Segment(digest, "", (0,) * count, 1, 0, keys, values),))
+    return BeaconState((Segment(digest, "", (0,) * count, 1, 0, (keys, values)),))
 
 
 def filled(memory: BeaconMemory, name: str, count: int, *, seed: int) -> None:

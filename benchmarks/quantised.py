@@ -20,7 +20,7 @@ from record import stamp
 
 from beacon_memory import BeaconConfig, BeaconModel, BeaconState, Segment
 from beacon_memory.codec import encode_segment
-from beacon_memory.quantise import BITS, pack, unpack
+from beacon_memory.quantise import BITS, pack
 
 FORMS = ("float32", "bfloat16", "int8", "int4")
 
@@ -28,11 +28,9 @@ FORMS = ("float32", "bfloat16", "int8", "int4")
 def kept(segment: Segment, form: str) -> Segment:
     """The segment as it comes back from a store that keeps its slots in this form."""
     if form in BITS:
-        packed = pack(segment.keys, segment.values, sink=segment.sink, dtype=form)
-        keys, values = unpack(packed)
-        return replace(segment, keys=keys, values=values, packed=packed)
+        return replace(segment, kept=pack(segment.keys, segment.values, sink=segment.sink, dtype=form))
     keys, values = (t.to(getattr(torch, form)) for t in (segment.keys, segment.values))
-    return replace(segment, keys=keys, values=values)
+    return replace(segment, kept=(keys, values))
 
 
 def main() -> None:

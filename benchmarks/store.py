@@ -22,7 +22,7 @@ from rivals import get
 
 from beacon_memory import BeaconConfig
 from beacon_memory.codec import decode_segment, encode_segment
-from beacon_memory.quantise import BITS, pack, unpack
+from beacon_memory.quantise import BITS, pack
 from beacon_memory.state import Fingerprint, Segment, segment_digest
 from beacon_memory.stores import Head
 from beacon_memory.stores.redis import RedisStore
@@ -54,8 +54,7 @@ def segment(number: int, form: str) -> tuple[str, bytes]:
     random = torch.Generator().manual_seed(number)
     keys, values = (torch.randn(LAYERS, HEADS, WINDOW // RATIO, WIDTH, generator=random) for _ in range(2))
     packed = pack(keys, values, sink=0, dtype=form) if form in BITS else None
-    keys, values = unpack(packed) if packed else (keys.bfloat16(), values.bfloat16())
-    made = Segment(digest, "", ids, RATIO, 0, keys, values, packed)
+    made = Segment(digest, "", ids, RATIO, 0, packed or (keys.bfloat16(), values.bfloat16()))
     return digest, encode_segment(made, fingerprint=OURS, config=config)
 
 

@@ -18,7 +18,9 @@ from beacon_memory.state import BeaconState, Segment
 def segment(tokens: int, ratio: int, *, sink: int = 0) -> Segment:
     """A segment of the right shape; nobody looks inside."""
     slots = sink + -(-tokens // ratio)
-    return Segment("", "", tuple(range(sink + tokens)), ratio, sink, *torch.zeros(2, 1, 1, slots, 2))
+    return Segment(
+        "", "", tuple(range(sink + tokens)), ratio, sink, (torch.zeros(1, 1, slots, 2), torch.zeros(1, 1, slots, 2))
+    )
 
 
 def read(state: BeaconState) -> list[int]:

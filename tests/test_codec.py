@@ -115,7 +115,7 @@ def test_a_segment_that_does_not_match_its_address_raises_codec_error(model, seg
 
 
 def test_slots_of_the_wrong_shape_raise_codec_error(model, segment):
-    edited = dataclasses.replace(segment, keys=segment.keys[:, :, 1:], values=segment.values[:, :, 1:])
+    edited = dataclasses.replace(segment, kept=(segment.keys[:, :, 1:], segment.values[:, :, 1:]))
     with pytest.raises(CodecError, match="slots"):
         decode_segment(
             encode_segment(edited, fingerprint=model.fingerprint, config=model.config), fingerprint=model.fingerprint

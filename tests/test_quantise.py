@@ -11,7 +11,7 @@ import torch
 from beacon_memory import BeaconConfig, BeaconMemory
 from beacon_memory.codec import decode_segment, encode_segment, seal, unseal
 from beacon_memory.errors import CodecError, ConfigError
-from beacon_memory.quantise import GROUP, pack, unpack
+from beacon_memory.quantise import GROUP, pack
 from beacon_memory.state import Fingerprint, Segment, segment_digest
 from beacon_memory.testing import tiny_model
 
@@ -34,7 +34,7 @@ def test_what_is_packed_comes_back_near(form, count, sink):
     keys, values = slots(count)
     sink = min(sink, count)
     packed = pack(keys, values, sink=sink, dtype=form)
-    found = unpack(packed)
+    found = packed.unpacked_keys(), packed.unpacked_values()
     steps = 255 if form == "int8" else 15
     for was, now, dim in ((keys, found[0], 2), (values, found[1], 3)):
         assert now.shape == was.shape
@@ -51,7 +51,9 @@ def test_what_is_packed_comes_back_near(form, count, sink):
 @pytest.mark.parametrize("form", FORMS)
 def test_equal_numbers_come_back_exactly(form):
     keys = torch.full((1, 1, 70, 16), 3.0)
-    assert all(torch.equal(t, keys.bfloat16()) for t in unpack(pack(keys, keys, sink=0, dtype=form)))
+    packed = pack(keys, keys, sink=0, dtype=form)
+    assert torch.equal(packed.unpacked_keys(), keys.bfloat16())
+    assert torch.equal(packed.unpacked_values(), keys.bfloat16())
 
 
 @pytest.mark.parametrize(("form", "share"), [("int8", 0.54), ("int4", 0.29)])
@@ -104,7 +106,9 @@ def test_a_session_chooses_its_form_and_keeps_it(tmp_path):
         cold = memory.session("alice").state()
         assert cold.equals(hot)
         assert {segment.packed.dtype for segment in cold.segments if segment.packed} == {"int8"}
-        assert all(segment.packed for segment in cold.segments)
+        for segment in (*hot.segments, *cold.segments):  # on hand as small as in the store
+            assert segment.packed is not None
+            assert segment.nbytes == segment.packed.nbytes < 0.6 * (segment.keys.nbytes + segment.values.nbytes)
         assert sizes[0] < 0.6 * sizes[1]
         memory.session("alice", slot_dtype="int4").add("And I am a carpenter. " * 9)
         kept = [segment.packed.dtype for segment in memory.session("alice").state().segments if segment.packed]
@@ -123,9 +127,9 @@ def made(form: str, count: int = 20, sink: int = 4) -> tuple[Segment, BeaconConf
     numbers = (torch.arange(2 * count * 8) * 37 % 101 - 50).float().reshape(1, 2, count, 8)
     if form in FORMS:
         packed = pack(numbers, -numbers, sink=sink, dtype=form)
-        return Segment(address, parent, tuple(ids), 4, sink, *unpack(packed), packed), config
+        return Segment(address, parent, tuple(ids), 4, sink, packed), config
     keys, values = (t.to(getattr(torch, form)) for t in (numbers, -numbers))
-    return Segment(address, parent, tuple(ids), 4, sink, keys, values), config
+    return Segment(address, parent, tuple(ids), 4, sink, (keys, values)), config
 
 
 GOLDEN = {
@@ -150,7 +154,7 @@ def test_a_segment_of_format_version_1_is_read(form):
     assert segment.packed is not None
     names = ("key_scales", "key_lows", "value_scales", "value_lows")
     old = dataclasses.replace(segment.packed, **{name: getattr(segment.packed, name).float() for name in names})
-    blob = encode_segment(dataclasses.replace(segment, packed=old), fingerprint=OURS, config=config)
+    blob = encode_segment(dataclasses.replace(segment, kept=old), fingerprint=OURS, config=config)
     found = decode_segment(seal(b"SEGM", unseal(b"SEGM", blob)), fingerprint=OURS)
     assert found.keys.equal(segment.keys)
     assert found.values.equal(segment.values)
@@ -179,7 +183,7 @@ def test_a_tensor_of_the_wrong_shape_or_dtype_is_refused(form, name):
     other = torch.bfloat16 if tensor.dtype == torch.float16 else torch.float16
     for wrong in (tensor[:, :1], tensor[..., :-1], tensor.to(other), tensor.to(torch.float64), tensor[0]):
         packed = dataclasses.replace(segment.packed, **{name: wrong.contiguous()})
-        blob = encode_segment(dataclasses.replace(segment, packed=packed), fingerprint=OURS, config=config)
+        blob = encode_segment(dataclasses.replace(segment, kept=packed), fingerprint=OURS, config=config)
         with pytest.raises(CodecError):
             decode_segment(blob, fingerprint=OURS)
 

@@ -57,7 +57,7 @@ def plan(tokens: int, *, ratio: int, config: BeaconConfig, budget: int, raw: int
 def _sketch(tokens: int, *, ratio: int, sink: int) -> Segment:
     slots = sink + slot_count(tokens - sink, ratio)
     shape = torch.empty(1, 1, slots, 1, device="meta")
-    return Segment("", "", (0,) * tokens, ratio, sink, shape, shape)
+    return Segment("", "", (0,) * tokens, ratio, sink, (shape, shape))
 
 
 class Memories:
