@@ -148,6 +148,8 @@ def _slots(
     """The keys and values among a segment's tensors. Raises CodecError when shapes or dtypes are not a segment's."""
     packed = config.slot_dtype in BITS
     layers, heads, _, width = tensors["sink_keys" if packed else "keys"].shape
+    if config.slot_dtype == "int4" and width % 2:
+        raise CodecError(f"segment: heads of {width} numbers cannot be kept in pairs")
     if packed:
         scales = tensors["key_scales"].dtype
         if scales not in SCALES:

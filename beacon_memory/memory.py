@@ -220,7 +220,8 @@ class BeaconMemory:
         """The state a head names; segments on hand are not read again. Raises SegmentMissing, CodecError."""
         digests = dict.fromkeys(entry.digest for entry in head.entries)
         found = {digest: segment for digest in digests if (segment := self._hot.get(digest)) is not None}
-        read = {d: self.decode(blob, d) for d, blob in self.read([d for d in digests if d not in found])}
+        cold = [digest for digest in digests if digest not in found]
+        read = {d: self.decode(blob, d) for d, blob in zip(cold, self.store.stream(cold), strict=True)}
         self.keep(tuple(read.values()))
         found |= read
         return BeaconState(tuple(check_entry(entry, found[entry.digest]) for entry in head.entries), head.tail)
@@ -263,5 +264,5 @@ class BeaconMemory:
         return decode_segment(blob, fingerprint=self.model.fingerprint, digest=digest)
 
     def read(self, digests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """Blobs with their digests, as they come."""
-        return zip(digests, self.store.stream(digests), strict=True)
+        """Blobs with their digests."""
+        return zip(digests, self.store.read(digests) if digests else [], strict=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ python benchmarks/gather.py --restore RUNS
 ```
 """
 PLOTS = {"needle-heat.png": "needle.png", "long-length.png": "long.png"}  # the picture of its task
+SCORES = ".scores.jsonl.gz"
 INSTEAD = ("needle.png", "long.png")  # the same by ratio, which has one
 
 
@@ -41,25 +41,39 @@ def page(reports: Sequence[str]) -> str:
 
 
 def gather(folders: Sequence[Path]) -> None:
-    """Write all that lasts of these folders."""
-    shutil.rmtree(RESULTS, ignore_errors=True)
-    RESULTS.mkdir(parents=True)
-    (DOCS / "evaluation.md").write_text(page([(folder / "report.md").read_text() for folder in folders]))
-    for folder in folders:
-        shutil.copy(folder / "cells.jsonl", RESULTS / f"{folder.name}.cells.jsonl")
-        packed = gzip.compress((folder / "scores.jsonl").read_bytes(), mtime=0)  # equal scores, equal bytes
-        (RESULTS / f"{folder.name}.scores.jsonl.gz").write_bytes(packed)
-        for plot in sorted(folder.glob("*.png")):
-            if plot.name not in INSTEAD:
-                shutil.copy(plot, DOCS / PLOTS.get(plot.name, plot.name))
+    """Write all that lasts of these folders, in place of what was gathered before; read all of it first."""
+    if len({folder.name for folder in folders}) < len(folders):
+        raise SystemExit("two folders of one name: rename one")
+    files: dict[Path, bytes] = {}
+    try:
+        text = page([(folder / "report.md").read_text() for folder in folders])
+        files[DOCS / "evaluation.md"] = text.encode()
+        for folder in folders:
+            files[RESULTS / f"{folder.name}.cells.jsonl"] = (folder / "cells.jsonl").read_bytes()
+            packed = gzip.compress((folder / "scores.jsonl").read_bytes(), mtime=0)  # equal scores, equal bytes
+            files[RESULTS / f"{folder.name}{SCORES}"] = packed
+            for plot in sorted(folder.glob("*.png")):
+                if plot.name not in INSTEAD:
+                    files[DOCS / PLOTS.get(plot.name, plot.name)] = plot.read_bytes()
+    except OSError as exc:
+        raise SystemExit(f"{exc}: not a folder that eval has left; nothing was changed") from exc
+    for old in RESULTS.glob("*.jsonl*"):
+        if old not in files:
+            print(f"{old.name} is gathered no more: {old} stays, remove it by hand")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for path, data in files.items():
+        path.write_bytes(data)
 
 
 def restore(runs: Path) -> None:
-    """A folder for each that was gathered, from which eval goes on."""
-    for packed in sorted(RESULTS.glob("*.scores.jsonl.gz")):
-        folder = runs / packed.name.removesuffix(".scores.jsonl.gz")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "scores.jsonl").write_bytes(gzip.decompress(packed.read_bytes()))
+    """A folder for each that was gathered, from which eval goes on; one that is there already is left as it is."""
+    for packed in sorted(RESULTS.glob(f"*{SCORES}")):
+        scores = runs / packed.name.removesuffix(SCORES) / "scores.jsonl"
+        if scores.exists():
+            print(f"{scores} is there already: left as it is")
+            continue
+        scores.parent.mkdir(parents=True, exist_ok=True)
+        scores.write_bytes(gzip.decompress(packed.read_bytes()))
 
 
 def main() -> None:

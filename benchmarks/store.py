@@ -146,4 +146,5 @@ def _loaded(store: RedisStore, form: str) -> None:
     with store:
         head, _ = store.load(form)
         for digest, blob in zip(head.digests, store.stream(head.digests), strict=True):
-            decode_segment(blob, fingerprint=OURS, digest=digest)
+            found = decode_segment(blob, fingerprint=OURS, digest=digest)
+            assert found.keys.shape == found.values.shape  # what is quantised is unpacked, as a turn does

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from beacon_memory.evaluation.items import Task
+from beacon_memory.evaluation.report import markdown
+
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 LINES = {
@@ -98,20 +101,25 @@ def test_what_was_evaluated_is_gathered_and_gone_on_from(tmp_path: Path, monkeyp
     for name, task in (("F1", "copy"), ("F2", "needle")):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "report.md").write_text(
-            f"{gather.TITLE}\n\n```\neval {name}\n```\n\n## {task}\n\n| a |\n\nThe note.\n"
-        )
+        about = Task(task, "what it is", "loss", ())
+        (folder / "report.md").write_text(markdown([(about, [])], command=f"eval {name}", about={"model": name}))
         (folder / "cells.jsonl").write_text(f'{{"task": "{task}"}}\n')
         (folder / "scores.jsonl").write_text(f"{name} scores\n")
         (folder / f"{task}.png").write_bytes(b"by ratio")
     (tmp_path / "F2" / "needle-heat.png").write_bytes(b"by depth")
     gather.gather([tmp_path / "F1", tmp_path / "F2"])
     page = (tmp_path / "docs" / "evaluation.md").read_text()
-    assert page.count(gather.TITLE) == page.count("The note.") == 1
+    assert page.count(gather.TITLE) == page.count("bootstrap interval") == 1
     assert page.index("eval F1") < page.index("## copy") < page.index("eval F2") < page.index("## needle")
-    assert page.endswith("| a |\n\nThe note.\n")
     plots = {plot.name: plot.read_bytes() for plot in (tmp_path / "docs").glob("*.png")}
     assert plots == {"copy.png": b"by ratio", "needle.png": b"by depth"}
     assert (tmp_path / "results" / "F2.cells.jsonl").read_text() == '{"task": "needle"}\n'
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    with pytest.raises(SystemExit, match="nothing was changed"):
+        gather.gather([tmp_path / "F1", tmp_path / "F3"])
+    assert kept == {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    (tmp_path / "again" / "F2").mkdir(parents=True)
+    (tmp_path / "again" / "F2" / "scores.jsonl").write_text("newer ones\n")
     gather.restore(tmp_path / "again")
     assert (tmp_path / "again" / "F1" / "scores.jsonl").read_text() == "F1 scores\n"
+    assert (tmp_path / "again" / "F2" / "scores.jsonl").read_text() == "newer ones\n"

@@ -188,6 +188,18 @@ def test_a_tensor_of_the_wrong_shape_or_dtype_is_refused(form, name):
             decode_segment(blob, fingerprint=OURS)
 
 
+def test_pairs_of_an_odd_number_are_refused():
+    segment, config = made("int4")
+    assert segment.packed is not None
+    cut = {name: tensor[..., :-1].contiguous() for name, tensor in segment.packed.tensors.items() if name[:3] != "val"}
+    cut |= {"values": segment.packed.values[..., :-1].contiguous(), "keys": segment.packed.keys[..., :-1].contiguous()}
+    packed = dataclasses.replace(segment.packed, **cut)
+    assert packed.sink_keys.shape[-1] % 2
+    blob = encode_segment(dataclasses.replace(segment, kept=packed), fingerprint=OURS, config=config)
+    with pytest.raises(CodecError, match="pairs"):
+        decode_segment(blob, fingerprint=OURS)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_truncation_and_flip_of_a_packed_segment_is_refused(form):
     segment, config = made(form)

@@ -345,7 +345,7 @@ def test_a_made_up_fact_stands_in_a_text_that_does_not_tell_it(tmp_path: Path) -
         for tail, scored in zip(one.tails[0], one.scored[0], strict=True):
             answer = model.decode(tail[scored].tolist()).strip().removesuffix(".")
             assert (answer.split()[-1] if said else answer).lower() in context.lower()
-        assert said or "'s " in context
+        assert said or any(owner in context for owner in ("'s ", " of "))
         kinds |= {said}
     assert kinds == {True, False}
     assert "'s " not in TEXT
@@ -377,9 +377,9 @@ def test_facts_of_many_owners_are_of_many_things_or_of_one() -> None:
         told = [owner_and_thing(fact.told) for fact in facts]
         assert len(set(told)) == 8
         kinds.append(len({thing for _, thing in told}))
-        owners |= {owner for owner, _ in told}
+        owners |= {owner.lower() for owner, _ in told}
     assert 10 < kinds.count(1) < 30
-    assert len(owners) > 150  # of 320: hardly one is met twice, so none can be learned by heart
+    assert len(owners) > 150  # of 320: besides forty people there are thousands of things, hardly one met twice
     assert max(kinds) > 4
     assert len(draw_facts(random.Random(1), 999)) >= 30
 
@@ -508,6 +508,10 @@ def test_a_folder_is_one_runs_at_a_time(tmp_path: Path) -> None:
     run(tmp_path / "out", tmp_path, progress=watch)
     assert held == [1, 2, 3, 4, 5, 6]
     before = (tmp_path / "out" / "run.json").read_bytes()
+    fresh = tiny_model(config=CONFIG, num_hidden_layers=3)
+    with pytest.raises(TrainingError, match="holds a run"):
+        train(fresh, corpus(tmp_path), tmp_path / "out", plan=PLAN, mixture=MIXTURE)
+    assert not fresh.beacons.parameters()  # a run that is refused has changed nothing
     with other, pytest.raises(TrainingError, match="another run is writing"):
         run(tmp_path / "out", tmp_path, resume=True, plan=Plan(**{**PLAN.__dict__, "steps": 8}))
     assert (tmp_path / "out" / "run.json").read_bytes() == before

@@ -35,7 +35,7 @@ def evaluate(
     tasks: Annotated[
         str, typer.Option(help="prose, copy, qa, dialogue, needle, long", show_default="all that --data serves")
     ] = "",
-    methods: Annotated[str, typer.Option(help="baselines, beacons and the control", show_default="all")] = "",
+    methods: Annotated[str, typer.Option(help="baselines, beacons and the controls", show_default="all")] = "",
     ratios: Annotated[str, typer.Option(help="tokens per KV entry", show_default="2,4,8,16; quick 4,8")] = "",
     items: Annotated[int | None, typer.Option(help="questions of a cell", show_default="200; quick 8")] = None,
     minutes: Annotated[float, typer.Option("--minutes-per-cell", help="a cell stops after this")] = 10.0,

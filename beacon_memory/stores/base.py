@@ -52,8 +52,10 @@ class StateStore(ABC):
         """
 
     def stream(self, digests: Sequence[str]) -> Iterator[bytes]:
-        """The blobs as `read` gives them, for one who needs them one by one: while some are used the next few come, and
-        those after them are not held in memory yet. Raises what `read` raises, when it gets there.
+        """The blobs as `read` gives them, for one who needs large ones one by one: while some are used the next few
+        come, and those after them are not held in memory yet. Raises what `read` raises, when it gets there.
+
+        They are several readings: a writer may drop blobs in between. Closed early, it waits for the one under way.
         """
         batches = [digests[start : start + STREAMED] for start in range(0, len(digests), STREAMED)]
         if len(batches) < 2:

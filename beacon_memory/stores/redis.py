@@ -37,6 +37,7 @@ from beacon_memory.stores.seal import Seal
 BATCH_BYTES = 32 << 20  # of one reply, and of one command: more would be held in the server's memory at once
 INLINE_BYTES = 8 << 20  # blobs that travel with their commit; more are written in front of it
 BATCH_KEYS = 256  # digests of one script where it may be divided
+FIRST_KEYS = 4  # blobs that are read before it is known how large they are
 STAGED_MS = 15 * 60 * 1000  # how long a blob waits for its commit
 HELD_BYTES = 16 << 20  # bodies of heads on hand
 ATTEMPTS = 8  # rounds with other writers in between
@@ -92,6 +93,7 @@ class RedisStore(StateStore):
         self._renew, self._stage, self._sweep = map(register, (scripts.RENEW, scripts.STAGE, scripts.SWEEP))
         self._purge = register(scripts.PURGE)
         self._held = HeldHeads(HELD_BYTES)
+        self._mean = 1  # bytes of a blob, in the newest reply
 
     def load(self, session: str) -> tuple[Head, int]:
         check_session(session)
@@ -114,7 +116,7 @@ class RedisStore(StateStore):
 
     def read(self, digests: Sequence[str]) -> list[bytes]:
         blobs: list[bytes] = []
-        size = 4
+        size = min(FIRST_KEYS, max(1, BATCH_BYTES // self._mean))
         while len(blobs) < len(digests):
             some = digests[len(blobs) : len(blobs) + size]
             with translated(self._client):
@@ -124,8 +126,8 @@ class RedisStore(StateStore):
                     raise missing(digest)
                 blobs.append(self._seal.open("blob", digest, value))
             # Blobs of a session are much alike: the next reply holds as many as fit.
-            mean = sum(len(value) for value in values) // len(values) + 1
-            size = max(1, min(BATCH_KEYS, BATCH_BYTES // mean))
+            self._mean = sum(len(value) for value in values) // len(values) + 1
+            size = max(1, min(BATCH_KEYS, BATCH_BYTES // self._mean))
         return blobs
 
     def commit(self, session: str, head: Head, blobs: Mapping[str, bytes], *, expected: int) -> int:

@@ -139,6 +139,10 @@ class StoreContract:
         assert list(store.stream([])) == []
         with pytest.raises(SegmentMissing, match="lost-1"):
             list(store.stream([*(digest(blob) for blob in order), "lost-1", "lost-2"]))
+        early = store.stream([digest(blob) for blob in order])
+        assert next(early) == order[0]
+        early.close()  # type: ignore[attr-defined]
+        assert store.read([digest(order[-1])]) == [order[-1]]
 
     def test_a_commit_may_name_blobs_that_are_in_the_store_already(self, store: StateStore) -> None:
         version = put(store, "alice", b"one")

@@ -1,7 +1,7 @@
 """A training run: transformers' Trainer on the fold's own objective, in a folder that can be gone back to.
 
 The folder is an adapter of the newest checkpoint, with `run.json` (what is trained, on what), `losses.jsonl`,
-`loss.png` and `checkpoints/`. The base model is never written.
+`loss.png`, `checkpoints/` and a `.lock`, held while it runs. The base model is never written.
 """
 
 from __future__ import annotations
@@ -131,24 +131,29 @@ def train(
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    with _alone(out, first=arguments.process_index == 0), trained(model, plan) as weights_trained:
+    first = arguments.process_index == 0
+    with _alone(out, first=first):
         newest = _newest(out, run, resume=resume)
-        (out / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n")
-        gated = plan.learn == "anchors"
-        objective = Objective(model.beacons, config=model.config, weights=weights, gated=gated, through=plan.through)
-        trainer = _Trainer(model, objective, arguments, examples, out)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_Watch(out, plan.steps, progress))
-        try:
-            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-            with torch.no_grad():
-                for parameter in weights_trained:  # what is kept is what is written
-                    parameter.copy_(parameter.to(torch.bfloat16))
-            if trainer.is_world_process_zero():
-                trainer.keep(out, dtype=torch.bfloat16)
-                plot_losses(out)
-        except OSError as exc:
-            raise TrainingError(f"{out}: {exc}: the last whole checkpoint is kept, resume from it") from exc
+        if first:
+            (out / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n")
+        with trained(model, plan) as weights_trained:
+            gated = plan.learn == "anchors"
+            objective = Objective(
+                model.beacons, config=model.config, weights=weights, gated=gated, through=plan.through
+            )
+            trainer = _Trainer(model, objective, arguments, examples, out)
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(_Watch(out, plan.steps, progress))
+            try:
+                trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+                with torch.no_grad():
+                    for parameter in weights_trained:  # what is kept is what is written
+                        parameter.copy_(parameter.to(torch.bfloat16))
+                if trainer.is_world_process_zero():
+                    trainer.keep(out, dtype=torch.bfloat16)
+                    plot_losses(out)
+            except OSError as exc:
+                raise TrainingError(f"{out}: {exc}: the last whole checkpoint is kept, resume from it") from exc
     model.adapted(model.config)
 
 
