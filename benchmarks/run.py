@@ -40,7 +40,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Result]]] = {
     "peak": peak.lines,
     "profile": where.lines,
 }
-MINUTES = ("read",)  # groups that only the full form has
+MINUTES = ("read", "profile")  # groups that the quick form leaves out
 
 
 def main() -> None:
