@@ -12,9 +12,10 @@ import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
+from beacon_memory.evaluation.report import TITLE
+
 HERE = Path(__file__).parent
 RESULTS, DOCS = HERE / "results" / "evaluation", HERE.parent / "docs"
-TITLE = "# What a memory is worth"
 INTRO = """\
 The default adapter of SmolLM2-135M-Instruct beside its rivals, each at the same number of KV entries. DATA is a folder
 laid out as `beacon-memory eval --help` says; SCORER one with the scorer alone: the adapter that `beacon-memory

@@ -8,6 +8,7 @@ from typing import Any
 
 from beacon_memory.errors import MissingExtra
 from beacon_memory.evaluation.items import Task
+from beacon_memory.evaluation.methods import CONTROLS
 from beacon_memory.evaluation.report import Summary
 
 LINES = {"full": "black", "none": "grey", "control-full": "silver"}  # the same at every ratio
@@ -65,9 +66,7 @@ def _heat(summaries: Sequence[Summary], folder: Path) -> Path:
     """Accuracy by depth and length, a panel per method, at 4x."""
     ratios = {s.cell.ratio for s in summaries if s.cell.ratio > 1}
     ratio = HEAT_RATIO if HEAT_RATIO in ratios else min(ratios, default=1)
-    shown = [
-        s for s in summaries if s.cell.ratio in (ratio, 1) and s.groups and not s.cell.method.startswith("control")
-    ]
+    shown = [s for s in summaries if s.cell.ratio in (ratio, 1) and s.groups and s.cell.method not in CONTROLS]
     figure, panels = _canvas(1, max(len(shown), 1), size=(2.1 * max(len(shown), 1) + 1, 2.8))
     places = [tuple(group.split(" tokens, depth ")) for s in shown for group in s.groups]
     lengths = sorted({length for length, _ in places}, key=int)
@@ -96,7 +95,7 @@ def _by_length(summaries: Sequence[Summary], folder: Path) -> Path:
     figure, panels = _canvas(1, 1, size=(7, 4.2))
     panel = panels[0][0]
     for summary in summaries:
-        if summary.cell.ratio not in (0, 1, ratio) or summary.cell.method.startswith("control") or not summary.groups:
+        if summary.cell.ratio not in (0, 1, ratio) or summary.cell.method in CONTROLS or not summary.groups:
             continue
         lengths = [int(group.split()[0]) for group in summary.groups]
         panel.plot(lengths, list(summary.groups.values()), marker="o", label=summary.cell.method)

@@ -12,6 +12,7 @@ from beacon_memory.evaluation.figures import Figure, Scores, figures, grouped
 from beacon_memory.evaluation.items import Task
 from beacon_memory.evaluation.results import Cell, Results
 
+TITLE = "# What a memory is worth"
 CONTROL_KEPT = 0.2  # what memory of another document may seem to keep: a text of any kind helps a little
 
 
@@ -135,7 +136,7 @@ def terminal_tables(task: Task, summaries: Sequence[Summary]) -> list[Table]:
 
 def markdown(measured: Sequence[tuple[Task, Sequence[Summary]]], *, command: str, about: Mapping[str, Any]) -> str:
     """All tables as one page."""
-    parts = ["# What a memory is worth", f"```\n{command}\n```", _line(about)]
+    parts = [TITLE, f"```\n{command}\n```", _line(about)]
     for task, summaries in measured:
         parts.append(f"## {task.name}\n{task.about}.")
         for figure in columns(task):

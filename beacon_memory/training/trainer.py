@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def train(
                 with torch.no_grad():
                     for parameter in weights_trained:  # what is kept is what is written
                         parameter.copy_(parameter.to(torch.bfloat16))
-                if trainer.is_world_process_zero():
+                if first:
                     trainer.keep(out, dtype=torch.bfloat16)
                     plot_losses(out)
             except OSError as exc:
@@ -176,18 +176,12 @@ def settings(
 def _alone(out: Path, *, first: bool) -> Iterator[None]:
     """A run's folder for this run alone; of its processes the first sees to it. Raises TrainingError."""
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / LOCK_FILE, timeout=0)
-    if not first:
-        yield
-        return
     try:
-        lock.acquire()
+        held = FileLock(out / LOCK_FILE).acquire(timeout=0) if first else nullcontext()
     except Timeout as exc:
         raise TrainingError(f"another run is writing to {out}: let it end, or choose another folder") from exc
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
