@@ -1,5 +1,6 @@
 """What `beacon-memory eval` measured, folder by folder, put where it lasts: docs/evaluation.md and its plots, and in
-results/evaluation/ a line for each cell and the scores of each item, from which a later run can go on.
+results/evaluation/ a line for each cell and the scores of each item, from which a later run can go on;
+and the tables of README.md (worth.py).
 
     python benchmarks/gather.py F1 F2 F3       # after eval --out F1, ...
     python benchmarks/gather.py --restore RUNS # RUNS/F1, ...: eval --out RUNS/F1 measures what is new alone
@@ -11,6 +12,8 @@ import argparse
 import gzip
 from collections.abc import Sequence
 from pathlib import Path
+
+import worth
 
 from beacon_memory.evaluation.report import TITLE
 
@@ -88,6 +91,7 @@ def main() -> None:
         restore(args.restore)
     else:
         gather(args.folders)
+        worth.main([])
 
 
 if __name__ == "__main__":

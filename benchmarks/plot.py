@@ -1,11 +1,7 @@
-"""The benchmarks' results as pictures: docs/quality.png; docs/time.png and docs/bytes.png are made by table.py.
-
-python benchmarks/plot.py
-"""
+"""The results of speed and size as pictures, made by table.py: docs/time.png and docs/bytes.png."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +11,6 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-HERE = Path(__file__).parent
-RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
 Row = dict[str, Any]
 COLOURS = {
     "plain prefill": "black",
@@ -30,36 +24,12 @@ COLOURS = {
 }
 
 
-def quality() -> None:
-    """Loss against ratio, a line per anchor rule, between full context and none."""
-    rows: dict[str, dict[str, float]] = {}
-    for file in sorted(RESULTS.glob("quality*.json")):
-        rows |= json.loads(file.read_text())["rows"]
-    rules: dict[str, dict[int, dict[str, float]]] = {}
-    for name, row in rows.items():
-        if name.endswith("x"):
-            rule, ratio = name.rsplit(" ", 1)
-            rules.setdefault(rule, {})[int(ratio[:-1])] = row
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharex=True)
-    for panel, task, title in zip(panels, ("prose", "copy"), ("the text that follows", "exact recall"), strict=True):
-        for rule, by_ratio in rules.items():
-            panel.plot(list(by_ratio), [row[task] for row in by_ratio.values()], marker="o", label=rule)
-        panel.axhline(rows["none"][task], color="grey", linestyle=":", label="no context")
-        panel.axhline(rows["full"][task], color="black", linestyle=":", label="full context")
-        panel.set(title=title, xlabel="tokens per slot", ylabel="next-token loss, nats", xscale="log", xticks=[2, 4, 8])
-        panel.set_xticklabels(["2x", "4x", "8x"])
-        panel.minorticks_off()
-    panels[1].legend(fontsize="small")
-    save(figure, "quality")
-
-
 def time(rows: Sequence[Row], folder: Path) -> None:
     """Seconds against the length of the history: reading it once, and coming back to it."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     reading = [(row, int(row["case"])) for row in rows if row["line"] == "fold"]
     _lines(panels[0], reading, {"beacon fold": "beacon fold, 8x"})
     panels[0].set(title="reading a text", xlabel="tokens", ylabel="seconds")
-    documents = [row for row in rows if row["case"].endswith("document")]
     documents = [row for row in rows if row["case"].endswith("document")]
     turns = [(row, int(row["case"].split()[0])) for row in documents if row["line"] == "cold turn"]
     _lines(panels[1], turns, {"beacon": "beacon, cold from Redis"})
@@ -111,14 +81,3 @@ def _save_log(figure: Any, panels: Sequence[Any], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def save(figure: plt.Figure, name: str) -> None:
-    """Write a picture to docs/."""
-    figure.tight_layout()
-    figure.savefig(DOCS / f"{name}.png", dpi=110)
-    print(DOCS / f"{name}.png")
-
-
-if __name__ == "__main__":
-    quality()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -123,3 +124,33 @@ def test_what_was_evaluated_is_gathered_and_gone_on_from(tmp_path: Path, monkeyp
     gather.restore(tmp_path / "again")
     assert (tmp_path / "again" / "F1" / "scores.jsonl").read_text() == "F1 scores\n"
     assert (tmp_path / "again" / "F2" / "scores.jsonl").read_text() == "newer ones\n"
+
+
+def test_the_tables_of_quality_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import worth
+
+    said = (BENCHMARKS.parent / "README.md").read_text()
+    readme = tmp_path / "README.md"
+    readme.write_text(re.sub(r"(<!-- generated: .*? -->\n).*?(<!-- end -->)", r"\1\2", said, flags=re.DOTALL))
+    worth.main(["--readme", str(readme)])
+    for block in (*worth.TABLES, "long 8x", "long 4x"):
+        mark = f"<!-- generated: {block} -->"
+        written = readme.read_text().partition(mark)[2].partition("<!-- end -->")[0]
+        assert "**beacons, trained**" in written
+        assert written == said.partition(mark)[2].partition("<!-- end -->")[0]
+
+
+def test_a_method_has_its_figure_at_every_ratio_and_those_of_no_ratio_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import worth
+
+    measured = {("full", 1): 0.4, ("control", 4): 3.7, ("beacon", 8): 1.44, ("beacon", 2): 0.33}
+    found = {("copy", *key): {"figures": {"loss": {"value": value}}} for key, value in measured.items()}
+    rows = list(worth.compared(found, [("copy", "loss", "copy: loss"), ("prose", "kept", "prose")]))
+    assert rows[2:] == [
+        "| full context | 0.40 | – |",
+        "| **beacons, trained** | **0.33 / 1.44** | **–** |",
+        "| control: memory of another text, 4x | 3.70 | – |",
+        "| aim | 0.4 / 0.9 / 1.6 | 0.95 / 0.88 / 0.80 |",
+    ]
