@@ -22,7 +22,8 @@ RESULTS, DOCS = HERE / "results" / "evaluation", HERE.parent / "docs"
 INTRO = """\
 The default adapter of SmolLM2-135M-Instruct beside its rivals, each at the same number of KV entries. DATA is a folder
 laid out as `beacon-memory eval --help` says; SCORER one with the scorer alone: the adapter that `beacon-memory
-fit-anchors` writes. A cell has 200 questions, or as many as its `--items`: a machine of two cores takes hours for all.
+fit-anchors` writes; INTERLEAVE the paper's layout, trained as in benchmarks/LOG.md. A cell has 200 questions, or as
+many as its `--items`: a machine of two cores takes hours for all.
 A line for each cell and the scores of each item are in `benchmarks/results/evaluation/`; `eval` goes on from them after
 
 ```
