@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import worth
+from record import HERE
+from worth import RESULTS
 
 from beacon_memory.evaluation.report import TITLE
 
-HERE = Path(__file__).parent
-RESULTS, DOCS = HERE / "results" / "evaluation", HERE.parent / "docs"
+DOCS = HERE.parent / "docs"
 INTRO = """\
 The default adapter of SmolLM2-135M-Instruct beside its rivals, each at the same number of KV entries. DATA is a folder
 laid out as `beacon-memory eval --help` says; SCORER one with the scorer alone: the adapter that `beacon-memory

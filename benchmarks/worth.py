@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from record import HERE
 from table import fill
 
-HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "evaluation"
 Cell = dict[str, Any]
 Cells = Mapping[tuple[str, str, int], Cell]  # by task, method, ratio
@@ -33,8 +33,7 @@ NAMES = {
     "control": "control: memory of another text, 4x",
     "control-full": "the whole of that text, raw",
 }
-ONCE = ("full", "none", "control", "control-full")  # at one ratio only, which the table does not repeat
-RATIOS = (2, 4, 8, 16)
+NONE = "–"  # was not measured
 AIMS = {  # at 2x, 4x, 8x
     ("copy", "loss"): "0.4 / 0.9 / 1.6",
     ("prose", "kept"): "0.95 / 0.88 / 0.80",
@@ -64,38 +63,38 @@ def cells(folder: Path) -> dict[tuple[str, str, int], Cell]:
 
 def compared(found: Cells, columns: Sequence[tuple[str, str, str]]) -> Iterator[str]:
     """A row for each method that was measured, a column for each figure: its values at all ratios."""
-    yield "| | " + " | ".join(heading for *_, heading in columns) + " |"
-    yield "|---" * (1 + len(columns)) + "|"
-    tasks = {task for task, *_ in columns}
-    for method, name in NAMES.items():
-        if any((task, method) == key[:2] for key in found for task in tasks):
-            row = [_values(found, task, method, figure) for task, figure, _ in columns]
-            row = [f"**{value}**" if method == "beacon" else value for value in row]
-            yield f"| {name} | " + " | ".join(row) + " |"
+    yield from _head("", [heading for *_, heading in columns])
+    for method in NAMES:
+        values = [_values(found, task, method, figure) for task, figure, _ in columns]
+        if any(value != NONE for value in values):
+            yield _row(method, values)
     aims = [AIMS.get((task, figure), "") for task, figure, _ in columns]
     if any(aims):
         yield "| aim | " + " | ".join(aims) + " |"
 
 
-def _values(found: Cells, task: str, method: str, figure: str) -> str:
-    of_method = {ratio: cell for (t, m, ratio), cell in found.items() if (t, m) == (task, method)}
-    if not of_method:
-        return "–"
-    order = sorted(of_method) if method in ONCE else [ratio for ratio in RATIOS if ratio in of_method]
-    return " / ".join(f"{of_method[ratio]['figures'][figure]['value']:.2f}" for ratio in order)
-
-
 def by_length(file: Path) -> Iterator[str]:
     """A row for each method of one run of `long`, a column for each length."""
-    rows = {cell["method"]: cell["groups"] for cell in map(json.loads, file.read_text().splitlines())}
-    lengths = sorted({group for groups in rows.values() for group in groups}, key=lambda name: int(name.split()[0]))
-    yield "| tokens before | " + " | ".join(f"{int(name.split()[0]) // 1024}K" for name in lengths) + " |"
-    yield "|---" * (1 + len(lengths)) + "|"
-    for method, name in NAMES.items():
-        if method in rows:
-            values = [f"{rows[method][length]:.2f}" if length in rows[method] else "–" for length in lengths]
-            row = [f"**{value}**" if method == "beacon" else value for value in values]
-            yield f"| {name} | " + " | ".join(row) + " |"
+    found = {cell["method"]: cell["groups"] for cell in map(json.loads, file.read_text().splitlines())}
+    lengths = sorted({group for groups in found.values() for group in groups}, key=lambda name: int(name.split()[0]))
+    yield from _head("tokens before", [f"{int(name.split()[0]) // 1024}K" for name in lengths])
+    for method in NAMES:
+        if groups := found.get(method):
+            yield _row(method, [f"{groups[length]:.2f}" if length in groups else NONE for length in lengths])
+
+
+def _head(corner: str, headings: Sequence[str]) -> list[str]:
+    return [f"| {corner}".rstrip() + " | " + " | ".join(headings) + " |", "|---" * (1 + len(headings)) + "|"]
+
+
+def _row(method: str, values: Sequence[str]) -> str:
+    shown = [f"**{value}**" for value in values] if method == "beacon" else values
+    return f"| {NAMES[method]} | " + " | ".join(shown) + " |"
+
+
+def _values(found: Cells, task: str, method: str, figure: str) -> str:
+    of_method = {ratio: cell["figures"] for (t, m, ratio), cell in found.items() if (t, m) == (task, method)}
+    return " / ".join(f"{of_method[ratio][figure]['value']:.2f}" for ratio in sorted(of_method)) or NONE
 
 
 def main(argv: Sequence[str] | None = None) -> None:
