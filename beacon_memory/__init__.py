@@ -9,25 +9,25 @@ from beacon_memory.version import __version__
 
 if TYPE_CHECKING:
     from beacon_memory.config import BeaconConfig
-    from beacon_memory.documents import Document, Documents
     from beacon_memory.errors import BeaconError
-    from beacon_memory.memory import BeaconMemory
-    from beacon_memory.model import BeaconModel
-    from beacon_memory.session import Session, SessionInfo
-    from beacon_memory.state import BeaconState, Segment
+    from beacon_memory.models.model import BeaconModel
+    from beacon_memory.sessions.documents import Document, Documents
+    from beacon_memory.sessions.memory import BeaconMemory
+    from beacon_memory.sessions.session import Session, SessionInfo
+    from beacon_memory.state.state import BeaconState, Segment
 
 # Names are loaded when first used: importing this package must not import torch (PEP 562).
-_WHERE = {
+_MODULES = {
     "BeaconConfig": "config",
     "BeaconError": "errors",
-    "BeaconMemory": "memory",
-    "BeaconModel": "model",
-    "BeaconState": "state",
-    "Document": "documents",
-    "Documents": "documents",
-    "Segment": "state",
-    "Session": "session",
-    "SessionInfo": "session",
+    "BeaconMemory": "sessions.memory",
+    "BeaconModel": "models.model",
+    "BeaconState": "state.state",
+    "Document": "sessions.documents",
+    "Documents": "sessions.documents",
+    "Segment": "state.state",
+    "Session": "sessions.session",
+    "SessionInfo": "sessions.session",
 }
 
 __all__ = [
@@ -46,9 +46,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

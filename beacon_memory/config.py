@@ -109,3 +109,8 @@ def check_ratio(ratio: int, window: int) -> int:
             f"ratio {ratio} does not divide the window of {window} tokens: choose a window that is a multiple"
         )
     return ratio
+
+
+def slot_count(tokens: int, ratio: int) -> int:
+    """How many slots `tokens` fold into; a partial last unit gets one too."""
+    return -(-tokens // ratio)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rivals import prefill
 
 from beacon_memory import BeaconConfig, BeaconModel
-from beacon_memory.loading import load
+from beacon_memory.models.loading import load
 from beacon_memory.testing import tiny_model
 from beacon_memory.testing.models import tiny_lm
 

@@ -14,7 +14,7 @@ from rivals import answer, cache_of, random_entries
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from beacon_memory.generation import end_ids
+from beacon_memory.models.generation import end_ids
 
 OURS, STOCK = "beacon", "stock generate()"
 

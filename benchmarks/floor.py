@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from beacon_memory import BeaconModel
-from beacon_memory.layout import slot_count
+from beacon_memory.config import slot_count
 
 # The layers a token goes through once it is known what it attends to.
 AFTER = (("self_attn", "o_proj"), ("mlp", "gate_proj"), ("mlp", "up_proj"), ("mlp", "down_proj"))

@@ -17,7 +17,7 @@ import worth
 from record import HERE
 from worth import RESULTS
 
-from beacon_memory.evaluation.report import TITLE
+from beacon_memory.evaluation.reporting.tables import TITLE
 
 DOCS = HERE.parent / "docs"
 INTRO = """\

@@ -24,8 +24,8 @@ from rivals import prefill
 from transformers.utils import logging
 
 from beacon_memory import BeaconConfig, BeaconModel
-from beacon_memory.front import Front
-from beacon_memory.generation import end_ids
+from beacon_memory.models.generation import end_ids
+from beacon_memory.models.resident import ResidentPrefix
 from beacon_memory.testing import tiny_model
 
 
@@ -71,13 +71,13 @@ def rows(model: BeaconModel, lengths: list[int], slots: list[int], *, new: int, 
         states = [made.slots(model, count, seed=seed) for seed in range(many)]
         ticks = Ticks(ends)
         model.answers([asked], [states[0]], max_new_tokens=new, constraint=ticks)
-        front, asks = Front(model.empty), itertools.count()
+        resident, asks = ResidentPrefix(model.empty), itertools.count()
         cold = seconds(lambda s=states[0]: model.answers([asked], [s], max_new_tokens=1), device=device)
 
-        def again(state=states[0], front=front, asks=asks) -> object:  # type: ignore[no-untyped-def]
+        def again(state=states[0], resident=resident, asks=asks) -> object:  # type: ignore[no-untyped-def]
             # Something else each time, or nothing but its last token would be read.
             other = model.encode(f"{next(asks)}. {QUESTION}")
-            return model.answers([other], [state], fronts=[front], max_new_tokens=1)
+            return model.answers([other], [state], residents=[resident], max_new_tokens=1)
 
         hot = seconds(again, device=device)
         yield {"what": f"turn behind {count} slots", "ours": hot, "rival": cold, "against": "slots read anew"}

@@ -24,8 +24,8 @@ from tales import Tale, tales
 from beacon_memory import BeaconModel, Segment
 from beacon_memory.evaluation.memories import read_raw
 from beacon_memory.evaluation.reading import answer_losses
-from beacon_memory.prefix import Prefix
-from beacon_memory.sources import read_lines
+from beacon_memory.fold.prefix import Prefix
+from beacon_memory.talk.sources import read_lines
 
 SINKS = {"all sinks kept": 0, "first tokens left out": 1, "sinks left out": 4}  # of later documents
 BASE = "in sequence"

@@ -13,12 +13,12 @@ import torch
 from rivals import random_entries
 
 from beacon_memory import BeaconMemory, BeaconModel, BeaconState, Segment
-from beacon_memory.budget import next_refold
-from beacon_memory.codec import encode_ids
-from beacon_memory.head import DOCUMENT
-from beacon_memory.layout import slot_count
-from beacon_memory.quantise import BITS, pack
-from beacon_memory.state import chain, segment_digest
+from beacon_memory.config import slot_count
+from beacon_memory.state.budget import next_refold
+from beacon_memory.state.codec import encode_ids
+from beacon_memory.state.head import DOCUMENT
+from beacon_memory.state.quantise import BITS, pack
+from beacon_memory.state.state import chain, segment_digest
 
 MESSAGE = 60  # tokens
 

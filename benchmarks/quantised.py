@@ -19,8 +19,8 @@ from quality import FOLDED, SCORED, interval, loss, places
 from record import stamp
 
 from beacon_memory import BeaconConfig, BeaconModel, BeaconState, Segment
-from beacon_memory.codec import encode_segment
-from beacon_memory.quantise import BITS, pack
+from beacon_memory.state.codec import encode_segment
+from beacon_memory.state.quantise import BITS, pack
 
 FORMS = ("float32", "bfloat16", "int8", "int4")
 

@@ -47,15 +47,15 @@ from record import stamp
 from tales import Tale, tales
 
 from beacon_memory import BeaconModel
-from beacon_memory.context import CONTEXT
-from beacon_memory.engine import BeaconEngine
-from beacon_memory.evaluation.figures import f1
 from beacon_memory.evaluation.items import Question
 from beacon_memory.evaluation.memories import read_raw
 from beacon_memory.evaluation.reading import answer_losses, greedy
+from beacon_memory.evaluation.reporting.figures import f1
 from beacon_memory.evaluation.retrieval import best_chunks
-from beacon_memory.prefix import Prefix
-from beacon_memory.sources import read_lines
+from beacon_memory.fold.prefix import Prefix
+from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.sessions.context import CONTEXT
+from beacon_memory.talk.sources import read_lines
 
 METHODS = ("beacon", "beacon, bare", "summary", "full", "bm25", "none")
 BARE = PromptTemplate("{query_str}")

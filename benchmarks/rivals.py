@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList
 
-from beacon_memory.batch import CACHE
+from beacon_memory.models.batch import CACHE
 
 CHUNK = 256  # tokens of one stored value: LMCache's default
 BATCH_BYTES = 32 << 20  # of one MGET

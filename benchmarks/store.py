@@ -21,9 +21,9 @@ from record import Against, Result
 from rivals import get
 
 from beacon_memory import BeaconConfig
-from beacon_memory.codec import decode_segment, encode_segment
-from beacon_memory.quantise import BITS, pack
-from beacon_memory.state import Fingerprint, Segment, segment_digest
+from beacon_memory.state.codec import decode_segment, encode_segment
+from beacon_memory.state.quantise import BITS, pack
+from beacon_memory.state.state import Fingerprint, Segment, segment_digest
 from beacon_memory.stores import Head
 from beacon_memory.stores.redis import RedisStore
 from beacon_memory.testing import redis_server

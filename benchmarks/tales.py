@@ -11,7 +11,7 @@ from typing import Any
 from beacon_memory import BeaconModel
 from beacon_memory.evaluation.items import Item, Question
 from beacon_memory.evaluation.tasks import Reader
-from beacon_memory.sources import read_lines
+from beacon_memory.talk.sources import read_lines
 
 EACH = 5  # questions of a story, spread evenly over its list
 LIMIT = 7500  # tokens of a story, so that it fits the 8192 positions with a question and an answer

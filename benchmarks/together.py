@@ -12,7 +12,7 @@ from record import Against, Result
 from turn import questions
 
 from beacon_memory import BeaconMemory
-from beacon_memory.generation import end_ids
+from beacon_memory.models.generation import end_ids
 from beacon_memory.stores import open_store
 
 BATCH, ONE = "one batch", "one after another"
@@ -25,7 +25,7 @@ def lines(bench: Bench) -> Iterator[Result]:
     asked, new = questions(), bench.form.new
     for slots in bench.cases("together", bench.form.slots):
         bench.told(f"{bench.form.together} sessions of {slots} slots")
-        memory = BeaconMemory(bench.model, open_store("memory://"), hot_bytes=ROOM, front_bytes=ROOM)
+        memory = BeaconMemory(bench.model, open_store("memory://"), cache_bytes=ROOM, resident_bytes=ROOM)
         names = [f"session {number}" for number in range(bench.form.together)]
         for seed, name in enumerate(names):
             made.filled(memory, name, slots, seed=seed)

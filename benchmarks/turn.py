@@ -1,7 +1,7 @@
 """A turn on a session, from the question to the first word: cold from Redis, and hot.
 
 Cold: the worker holds nothing of the session. The rival is raw KV restored from the same server, then stock generate().
-Hot: the worker answered this session before. The rival is a stock cache that already holds as many entries.
+LRUCache: the worker answered this session before. The rival is a stock cache that already holds as many entries.
 """
 
 from __future__ import annotations

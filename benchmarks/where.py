@@ -18,7 +18,7 @@ from record import Result
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from beacon_memory import BeaconMemory
-from beacon_memory.generation import end_ids
+from beacon_memory.models.generation import end_ids
 from beacon_memory.stores import open_store
 from beacon_memory.testing import redis_server
 

@@ -12,8 +12,8 @@ import torch
 from transformers.utils import logging
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.loading import FAMILIES
-from beacon_memory.model import BeaconModel
+from beacon_memory.models.loading import FAMILIES
+from beacon_memory.models.model import BeaconModel
 from beacon_memory.testing import tiny_model
 
 torch.set_num_threads(1)

@@ -21,12 +21,12 @@ def fit_anchors(
     seed: Annotated[int, typer.Option(help="which places of the texts")] = 0,
 ) -> None:
     """Fit the scorer of the 'learned' anchors for any model: minutes on a CPU, no gradient."""
-    from beacon_memory.sources import read_source
+    from beacon_memory.talk.sources import read_source
 
     read = [read_source(Path(text))[0] for text in texts]
     with waiting(f"loading {model}"):
-        from beacon_memory.adapter import save_adapter
-        from beacon_memory.model import BeaconModel
+        from beacon_memory.models.adapter import save_adapter
+        from beacon_memory.models.model import BeaconModel
         from beacon_memory.training.fit import fit_anchors as fit
 
         quiet()
@@ -91,7 +91,7 @@ def train(
 
     corpus = read_corpus(files)
     with waiting(f"loading {model}"):
-        from beacon_memory.model import BeaconModel
+        from beacon_memory.models.model import BeaconModel
         from beacon_memory.training.examples import Mixture
         from beacon_memory.training.objective import Weights
         from beacon_memory.training.trainer import Plan, settings

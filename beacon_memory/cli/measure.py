@@ -15,7 +15,7 @@ from beacon_memory.errors import ConfigError
 
 if TYPE_CHECKING:
     from beacon_memory.evaluation.items import Task
-    from beacon_memory.evaluation.report import Summary
+    from beacon_memory.evaluation.reporting.tables import Summary
 
 app = typer.Typer()
 
@@ -47,9 +47,9 @@ def evaluate(
     quick: Annotated[bool, typer.Option("--quick", help="a few items, minutes; needs no --data")] = False,
 ) -> None:
     """Measure what a memory is worth, beside other ways to keep as few KV entries."""
-    from beacon_memory.adapter import adapter_config
     from beacon_memory.evaluation.methods import METHODS, chosen, common_settings
     from beacon_memory.evaluation.tasks import TASKS
+    from beacon_memory.models.adapter import adapter_config
 
     names = _list(tasks) or list(QUICK_TASKS if data is None else TASKS)
     if unknown := [name for name in names if name not in TASKS]:
@@ -63,9 +63,9 @@ def evaluate(
     sizes = _numbers(lengths or ("1024,2048" if quick or data is None else ""), "lengths")
 
     from beacon_memory.evaluation.data import Data
-    from beacon_memory.evaluation.plots import draw
-    from beacon_memory.evaluation.report import markdown, summarise, terminal_tables, verdict
-    from beacon_memory.evaluation.results import Results
+    from beacon_memory.evaluation.reporting.plots import draw
+    from beacon_memory.evaluation.reporting.results import Results
+    from beacon_memory.evaluation.reporting.tables import markdown, summarise, terminal_tables, verdict
     from beacon_memory.evaluation.runner import measure
     from beacon_memory.evaluation.tasks import make_task
 
@@ -73,7 +73,7 @@ def evaluate(
     with waiting(f"loading {model}"):
         import torch
 
-        from beacon_memory.model import BeaconModel, packaged_adapter
+        from beacon_memory.models.model import BeaconModel, packaged_adapter
 
         quiet()
         torch.manual_seed(seed)

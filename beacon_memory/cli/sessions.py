@@ -68,7 +68,7 @@ def add(
     slot_dtype: SlotDtype = None,
 ) -> None:
     """Read documents (or, with --role, messages) into a session."""
-    from beacon_memory.sources import check_text, read_source
+    from beacon_memory.talk.sources import check_text, read_source
 
     # Everything is read before a model is loaded: a wrong name costs nothing and adds nothing.
     read = [(check_text(standard_input()), "standard input") if text == "-" else read_source(text) for text in texts]
@@ -186,7 +186,7 @@ def forget(session: SessionName, store: Store = DEFAULT_STORE) -> None:
 @app.command()
 def export(session: SessionName, file: Path, store: Store = DEFAULT_STORE) -> None:
     """Write a whole session to one file."""
-    from beacon_memory.archive import Exported, write_archive
+    from beacon_memory.state.archive import Exported, write_archive
 
     with stored(store) as opened:
         head, _ = opened.load(session)
@@ -203,7 +203,7 @@ def import_(
     adapter: Adapter = "auto",
 ) -> None:
     """Read a session from a file that `export` wrote."""
-    from beacon_memory.archive import read_archive
+    from beacon_memory.state.archive import read_archive
 
     read_archive(file)  # a wrong file is refused before a model is loaded
     with remembering(model, store, adapter=adapter) as memory:
@@ -248,7 +248,7 @@ def remembering(
             opened.load(must_exist)
         with waiting(f"loading {model}"):
             from beacon_memory.config import BeaconConfig
-            from beacon_memory.memory import BeaconMemory
+            from beacon_memory.sessions.memory import BeaconMemory
 
             quiet()
             config = None if anchors is None else BeaconConfig(anchors=anchors)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from beacon_memory.errors import InputError
-from beacon_memory.sources import read_lines, read_source
+from beacon_memory.talk.sources import read_lines, read_source
 
 NOVELS = 10  # held out: the last by name
 DIALOGUES = 500  # held out: the last of the file

@@ -15,12 +15,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from beacon_memory.attention import Attend, BeaconProjection
-from beacon_memory.fold import embed, read
-from beacon_memory.layout import evenly
-from beacon_memory.model import BeaconModel
-from beacon_memory.passes import RawPass
-from beacon_memory.prefix import Prefix
+from beacon_memory.fold.attention import Attend, BeaconProjection
+from beacon_memory.fold.fold import embed, read
+from beacon_memory.fold.layout import evenly
+from beacon_memory.fold.passes import RawPass
+from beacon_memory.fold.prefix import Prefix
+from beacon_memory.models.model import BeaconModel
 
 FUTURE = 512  # positions that queries to come are expected at
 OUTLIERS = 4  # first tokens of a stream: sinks, of which neither query nor key says anything of the others

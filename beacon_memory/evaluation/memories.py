@@ -11,16 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from beacon_memory.budget import next_refold
-from beacon_memory.config import BeaconConfig
+from beacon_memory.config import BeaconConfig, slot_count
 from beacon_memory.evaluation.eviction import Kept, evenly_kept, evict, most_expected
 from beacon_memory.evaluation.items import Item, Question
 from beacon_memory.evaluation.retrieval import best_chunks
-from beacon_memory.fold import fold
-from beacon_memory.layout import slot_count
-from beacon_memory.model import BeaconModel
-from beacon_memory.prefix import Prefix
-from beacon_memory.state import Segment
+from beacon_memory.fold.fold import fold
+from beacon_memory.fold.prefix import Prefix
+from beacon_memory.models.model import BeaconModel
+from beacon_memory.state.budget import next_refold
+from beacon_memory.state.state import Segment
 
 BASELINES = ("full", "none", "last-window", "bm25", "kv-subsample", "eviction")
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beacon_memory.adapter import adapter_config
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.evaluation.memories import BASELINES
-from beacon_memory.model import BeaconModel
+from beacon_memory.models.adapter import adapter_config
+from beacon_memory.models.model import BeaconModel
 
 UNTRAINED = ("last", "reconstruct")  # anchor rules that need no weights
 CONTROL_RATIO = 4

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beacon_memory.attention import Attend, BeaconProjection
 from beacon_memory.evaluation.items import Item, Question
-from beacon_memory.fold import embed, read
-from beacon_memory.generation import end_ids
-from beacon_memory.model import BeaconModel
-from beacon_memory.prefix import Prefix
+from beacon_memory.fold.attention import Attend, BeaconProjection
+from beacon_memory.fold.fold import embed, read
+from beacon_memory.fold.prefix import Prefix
+from beacon_memory.models.generation import end_ids
+from beacon_memory.models.model import BeaconModel
 
 
 class BranchPass:

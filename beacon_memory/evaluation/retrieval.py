@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from beacon_memory.errors import MissingExtra
 from beacon_memory.evaluation.items import Item
-from beacon_memory.model import BeaconModel
+from beacon_memory.models.model import BeaconModel
 
 CHUNK = 64  # tokens of a chunk, at most; it ends with a sentence where one ends in its second half
 

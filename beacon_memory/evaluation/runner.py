@@ -8,13 +8,13 @@ from itertools import groupby
 from typing import Any
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.evaluation.figures import Score, f1, rank_right
 from beacon_memory.evaluation.items import Item, Task
 from beacon_memory.evaluation.memories import Memories
 from beacon_memory.evaluation.methods import Method, attach
 from beacon_memory.evaluation.reading import answer_losses, greedy
-from beacon_memory.evaluation.results import Cell, Results, Row
-from beacon_memory.model import BeaconModel
+from beacon_memory.evaluation.reporting.figures import Score, f1, rank_right
+from beacon_memory.evaluation.reporting.results import Cell, Results, Row
+from beacon_memory.models.model import BeaconModel
 
 ANSWER = 16  # tokens of an answer that is written
 Progress = Callable[[str, int], None]  # what is measured, and how many items of a cell are done

@@ -19,8 +19,8 @@ from typing import Any
 from beacon_memory.errors import InputError
 from beacon_memory.evaluation.data import Data
 from beacon_memory.evaluation.items import Item, Question, Task
-from beacon_memory.model import BeaconModel
-from beacon_memory.transcript import Transcript
+from beacon_memory.models.model import BeaconModel
+from beacon_memory.talk.transcript import Transcript
 
 FOLDED, SCORED, COPIED, LONG_SCORED = 256, 128, 128, 256
 QUERY = 64  # newest tokens that a retriever searches with, where nobody asks

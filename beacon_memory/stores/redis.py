@@ -29,17 +29,17 @@ from beacon_memory.errors import (
 )
 from beacon_memory.stores import redis_scripts as scripts
 from beacon_memory.stores.base import Head, StateStore, check_session, conflict, missing, not_found
-from beacon_memory.stores.held import Held, HeldHeads
-from beacon_memory.stores.patch import shared
+from beacon_memory.stores.delta import shared
+from beacon_memory.stores.head_cache import CachedHead, HeadCache
 from beacon_memory.stores.redis_client import connect, settings, translated
-from beacon_memory.stores.seal import Seal
+from beacon_memory.stores.signing import Signer
 
 BATCH_BYTES = 32 << 20  # of one reply, and of one command: more would be held in the server's memory at once
 INLINE_BYTES = 8 << 20  # blobs that travel with their commit; more are written in front of it
 BATCH_KEYS = 256  # digests of one script where it may be divided
 FIRST_KEYS = 4  # blobs that are read before it is known how large they are
 STAGED_MS = 15 * 60 * 1000  # how long a blob waits for its commit
-HELD_BYTES = 16 << 20  # bodies of heads on hand
+HEAD_CACHE_BYTES = 16 << 20  # bodies of heads on hand
 ATTEMPTS = 8  # rounds with other writers in between
 
 
@@ -80,7 +80,7 @@ class RedisStore(StateStore):
             namespace_bytes=namespace_bytes,
         )
         self._prefix = f"{quote(found['prefix'], safe=':')}:{{{_encoded(found['namespace'])}}}"
-        self._seal = Seal(self._prefix, key)
+        self._signer = Signer(self._prefix, key)
         self._ttl = str(1000 * found["ttl"]) if found["ttl"] else ""
         self._quotas = [found[name] or "" for name in ("session_bytes", "namespace_bytes")]
         self._owned = client is None
@@ -92,17 +92,17 @@ class RedisStore(StateStore):
         self._look_script, self._commit, self._delete = map(register, (scripts.LOOK, scripts.COMMIT, scripts.DELETE))
         self._renew, self._stage, self._sweep = map(register, (scripts.RENEW, scripts.STAGE, scripts.SWEEP))
         self._purge = register(scripts.PURGE)
-        self._held = HeldHeads(HELD_BYTES)
+        self._heads = HeadCache(HEAD_CACHE_BYTES)
         self._mean = 1  # bytes of a blob, in the newest reply
 
     def load(self, session: str) -> tuple[Head, int]:
         check_session(session)
         for _ in range(ATTEMPTS):
-            held, due = self._look(session)
-            if held is None:
+            cached, due = self._look(session)
+            if cached is None:
                 raise not_found(session)
-            if not due or self._renewed(session, held):
-                return held.head, held.version
+            if not due or self._renewed(session, cached):
+                return cached.head, cached.version
         raise StoreUnavailable(f"session {session!r} could not be renewed: other writers were faster each time")
 
     def version(self, session: str) -> int:
@@ -111,8 +111,8 @@ class RedisStore(StateStore):
             version = int(self._client.hget(self._head(session), "version") or 0)
         if version:
             return version
-        held, _ = self._look(session)  # says so when the head should be there
-        return held.version if held else 0
+        cached, _ = self._look(session)  # says so when the head should be there
+        return cached.version if cached else 0
 
     def read(self, digests: Sequence[str]) -> list[bytes]:
         blobs: list[bytes] = []
@@ -124,7 +124,7 @@ class RedisStore(StateStore):
             for digest, value in zip(some, values, strict=True):
                 if value is None:
                     raise missing(digest)
-                blobs.append(self._seal.open("blob", digest, value))
+                blobs.append(self._signer.verify("blob", digest, value))
             # Blobs of a session are much alike: the next reply holds as many as fit.
             self._mean = sum(len(value) for value in values) // len(values) + 1
             size = max(1, min(BATCH_KEYS, BATCH_BYTES // self._mean))
@@ -133,7 +133,7 @@ class RedisStore(StateStore):
     def commit(self, session: str, head: Head, blobs: Mapping[str, bytes], *, expected: int) -> int:
         check_session(session)
         named = dict.fromkeys(head.digests)
-        sealed = {d: self._seal.close("blob", d, blobs[d]) for d in named if d in blobs}
+        sealed = {d: self._signer.sign("blob", d, blobs[d]) for d in named if d in blobs}
         staged = sum(map(len, sealed.values())) > INLINE_BYTES
         # From here on each new version is one that nobody had: the clock in microseconds, and a number by lot.
         version = max(expected + 1, time.time_ns() // 1000 * 4096 + int.from_bytes(os.urandom(2)) % 4096)
@@ -146,15 +146,15 @@ class RedisStore(StateStore):
             before = dict.fromkeys(old.head.digests)
             added = [d for d in named if d not in inline and (d in sealed or d not in before)]
             order = [*inline, *added, *(d for d in before if d not in named)]
-            tag = self._seal.tag("head", session, b"%d" % version, encoded, head.body)
-            mark = b"%d " % version + self._seal.tag("mark", session, b"%d" % version)
+            tag = self._signer.tag("head", session, b"%d" % version, encoded, head.body)
+            mark = b"%d " % version + self._signer.tag("mark", session, b"%d" % version)
             body, names = shared(old.head.body, head.body), shared(old.digests, encoded, start=0)
             status, detail = self._run(
                 self._commit, session, order, expected, self._ttl, version, tag, mark,
                 *body.flat, *names.flat, len(inline), len(inline) + len(added), *self._quotas, *inline.values(),
             )  # fmt: skip
             if status == b"moved":
-                self._held.put(session, Held(version, head, encoded))
+                self._heads.put(session, CachedHead(version, head, encoded))
                 return version
             if status == b"renew":
                 self._renewed(session, old)
@@ -171,15 +171,15 @@ class RedisStore(StateStore):
         check_session(session)
         while True:
             try:
-                held, _ = self._look(session)
+                cached, _ = self._look(session)
             except IntegrityError:
                 # What cannot be trusted can be forgotten: its digests only name what loses this session's name.
-                held = self._unchecked(session)
+                cached = self._unchecked(session)
             else:
-                if held is None:
+                if cached is None:
                     raise not_found(session)
-            self._held.drop(session)
-            if self._run(self._delete, session, dict.fromkeys(held.head.digests), held.version):
+            self._heads.drop(session)
+            if self._run(self._delete, session, dict.fromkeys(cached.head.digests), cached.version):
                 return
 
     def sessions(self) -> list[str]:
@@ -204,9 +204,9 @@ class RedisStore(StateStore):
             heads |= {unquote(name.decode()) for name in self._client.zrange(self._key("sessions"), 0, -1)}
         # First every session names its blobs again: a list of names may have been lost. Then what nobody names goes.
         for session in sorted(heads):
-            held = self._unchecked(session)
-            if held.version:
-                self._rename(session, held)
+            cached = self._unchecked(session)
+            if cached.version:
+                self._rename(session, cached)
             else:
                 self._sweep_heads([session])
         swept = 0
@@ -220,52 +220,52 @@ class RedisStore(StateStore):
         if self._owned:
             self._client.close()
 
-    def _look(self, session: str) -> tuple[Held | None, bool]:
+    def _look(self, session: str) -> tuple[CachedHead | None, bool]:
         """The newest head, checked, or None; and whether it is to be renewed. One that is on hand is not read again."""
-        held = self._held.get(session)
-        reply = self._run(self._look_script, session, (), self._ttl, held.version if held else "")
+        cached = self._heads.get(session)
+        reply = self._run(self._look_script, session, (), self._ttl, cached.version if cached else "")
         if reply[0] == b"none":
-            self._held.drop(session)
+            self._heads.drop(session)
             return None, False
         if reply[0] == b"lost":
             raise _lost(session)
         version, due = int(reply[1]), bool(reply[2])
-        if held is not None and held.version == version:
-            return held, due
+        if cached is not None and cached.version == version:
+            return cached, due
         mark, tag, digests, body = reply[3:]
-        self._seal.check(tag or b"", "head", session, b"%d" % version, digests or b"", body or b"")
-        if self._seal.key is not None or mark:
+        self._signer.check(tag or b"", "head", session, b"%d" % version, digests or b"", body or b"")
+        if self._signer.key is not None or mark:
             marked, _, proof = mark.partition(b" ")
-            self._seal.check(proof, "mark", session, marked)
+            self._signer.check(proof, "mark", session, marked)
             if int(marked) != version:
                 raise IntegrityError(f"the head of session {session!r} was put back: it is not the newest version's")
-        held = Held(version, Head(body, tuple(json.loads(digests))), digests)
-        self._held.put(session, held)
-        return held, due
+        cached = CachedHead(version, Head(body, tuple(json.loads(digests))), digests)
+        self._heads.put(session, cached)
+        return cached, due
 
-    def _at(self, session: str, expected: int) -> Held:
+    def _at(self, session: str, expected: int) -> CachedHead:
         """The head that a commit moves from, without a reading when it is on hand. Raises SessionConflict."""
-        held = self._held.get(session)
-        if held is not None and held.version == expected:
-            return held
+        cached = self._heads.get(session)
+        if cached is not None and cached.version == expected:
+            return cached
         if expected == 0:
-            return Held(0, Head(b""), b"")  # whether it is there already, the script says
-        held, _ = self._look(session)
-        if held is None or held.version != expected:
-            raise conflict(session, held.version if held else 0, expected=expected)
-        return held
+            return CachedHead(0, Head(b""), b"")  # whether it is there already, the script says
+        cached, _ = self._look(session)
+        if cached is None or cached.version != expected:
+            raise conflict(session, cached.version if cached else 0, expected=expected)
+        return cached
 
-    def _unchecked(self, session: str) -> Held:
+    def _unchecked(self, session: str) -> CachedHead:
         """A head as it stands, for sweeping: version 0 when it is gone."""
         with translated(self._client):
             version, digests = self._client.hmget(self._head(session), ["version", "digests"])
         try:
             names = [name for name in json.loads(digests or b"[]") if isinstance(name, str)]
-            return Held(int(version or 0), Head(b"", tuple(names)), b"")
+            return CachedHead(int(version or 0), Head(b"", tuple(names)), b"")
         except (ValueError, TypeError) as exc:
             raise IntegrityError(f"the head of session {session!r} is damaged: {exc}") from exc
 
-    def _renewed(self, session: str, held: Held) -> bool:
+    def _renewed(self, session: str, cached: CachedHead) -> bool:
         """Give a session its whole life again, in bounded batches; False when it has moved meanwhile."""
         with translated(self._client):
             left = self._client.pttl(self._head(session))
@@ -273,23 +273,23 @@ class RedisStore(StateStore):
         death = str(seconds * 1000 + microseconds // 1000 + int(self._ttl)) if self._ttl else "inf"
         # No moment in which a head outlives its blobs.
         shrinks = bool(self._ttl) and not 0 <= left <= int(self._ttl)
-        return self._name_all(session, held, death, head_first=shrinks)
+        return self._name_all(session, cached, death, head_first=shrinks)
 
-    def _rename(self, session: str, held: Held) -> None:
+    def _rename(self, session: str, cached: CachedHead) -> None:
         """Put a session's name on its blobs again, with the life that its head has."""
         with translated(self._client):
             left = self._client.pttl(self._head(session))
             seconds, microseconds = self._time()
         if left != -2:
             death = "inf" if left == -1 else str(seconds * 1000 + microseconds // 1000 + left)
-            self._name_all(session, held, death, head_first=False)
+            self._name_all(session, cached, death, head_first=False)
 
-    def _name_all(self, session: str, held: Held, death: str, *, head_first: bool) -> bool:
-        digests = list(dict.fromkeys(held.head.digests))
+    def _name_all(self, session: str, cached: CachedHead, death: str, *, head_first: bool) -> bool:
+        digests = list(dict.fromkeys(cached.head.digests))
         batches = [digests[start : start + BATCH_KEYS] for start in range(0, len(digests), BATCH_KEYS)] or [[]]
         for number, batch in enumerate(batches):
             with_head = number == (0 if head_first else len(batches) - 1)
-            if not self._run(self._renew, session, batch, held.version, death, int(with_head)):
+            if not self._run(self._renew, session, batch, cached.version, death, int(with_head)):
                 return False
         return True
 

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import UnsupportedModel
-from beacon_memory.loading import FAMILIES
-from beacon_memory.model import BeaconModel
+from beacon_memory.models.loading import FAMILIES
+from beacon_memory.models.model import BeaconModel
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # In the order they are merged; "Ġ" is the byte-level alphabet's space.

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.engine import BeaconEngine
-from beacon_memory.generation import Answer, Constraint, Stream
-from beacon_memory.model import BeaconModel
-from beacon_memory.state import BeaconState
+from beacon_memory.models.generation import Answer, Constraint, Stream
+from beacon_memory.models.model import BeaconModel
+from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.state.state import BeaconState
 from beacon_memory.stores import StateStore
 from beacon_memory.testing.models import tiny_lm, tiny_tokenizer
 

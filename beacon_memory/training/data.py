@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from beacon_memory.errors import InputError
-from beacon_memory.sources import check_text, read_lines, read_source
+from beacon_memory.talk.sources import check_text, read_lines, read_source
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 
 from beacon_memory.config import BeaconConfig, check_ratio
 from beacon_memory.errors import ConfigError, InputError
-from beacon_memory.model import BeaconModel
+from beacon_memory.models.model import BeaconModel
+from beacon_memory.talk.transcript import Transcript
 from beacon_memory.training.data import Corpus, Dialogue, Document, Question
 from beacon_memory.training.facts import REPLIES, Fact, draw_facts, draw_own
 from beacon_memory.training.objective import Example
-from beacon_memory.transcript import Transcript
 
 KINDS = ("text", "question", "dialogue", "fact")
 APART = 64  # tokens of text for each fact that is put into it, at least

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beacon_memory.attention import BeaconProjection
 from beacon_memory.errors import InputError
-from beacon_memory.fold import embed, look_back, read
-from beacon_memory.model import BeaconModel
-from beacon_memory.passes import RawPass
-from beacon_memory.prefix import Prefix
+from beacon_memory.fold.attention import BeaconProjection
+from beacon_memory.fold.fold import embed, look_back, read
+from beacon_memory.fold.passes import RawPass
+from beacon_memory.fold.prefix import Prefix
+from beacon_memory.models.model import BeaconModel
 
 WINDOW, LATER = 256, 128  # tokens looked back at, and tokens that follow and look back
 FLOOR = 1e-6  # an attention below it counts as this

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from beacon_memory.anchors import Spread, pick, standard
-from beacon_memory.attention import Attend, BeaconProjection, Beacons, heads, heads_last
-from beacon_memory.config import BeaconConfig
+from beacon_memory.config import BeaconConfig, slot_count
 from beacon_memory.errors import ConfigError
-from beacon_memory.fold import Folded, scored, stacked
-from beacon_memory.layout import causal, slot_count
-from beacon_memory.passes import RawPass
-from beacon_memory.prefix import Prefix
+from beacon_memory.fold.anchors import Spread, pick, standard
+from beacon_memory.fold.attention import Attend, BeaconProjection, Beacons, heads, heads_last
+from beacon_memory.fold.fold import Folded, scored, stacked
+from beacon_memory.fold.layout import causal
+from beacon_memory.fold.passes import RawPass
+from beacon_memory.fold.prefix import Prefix
 
 LEAK = 4.0  # nats: a token that is not kept has e^-4 of its attention, enough to be missed by
 WIDTH = 0.5  # standard deviations of a head's scores over which the smooth choice turns

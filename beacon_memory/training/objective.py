@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from beacon_memory.attention import Beacons, Pass
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
-from beacon_memory.fold import Folded, embed, fold, read, stacked
-from beacon_memory.passes import TailPass
-from beacon_memory.prefix import Prefix
+from beacon_memory.fold.attention import Beacons, Pass
+from beacon_memory.fold.fold import Folded, embed, fold, read, stacked
+from beacon_memory.fold.passes import TailPass
+from beacon_memory.fold.prefix import Prefix
 from beacon_memory.training.gates import Gated, GatedPass, gate
 
 

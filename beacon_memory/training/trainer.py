@@ -22,12 +22,12 @@ from filelock import FileLock, Timeout
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from beacon_memory.adapter import fill, read_adapter, save_adapter
-from beacon_memory.attention import PROJECTIONS
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError, TrainingError
-from beacon_memory.fold import beacon_start
-from beacon_memory.model import BeaconModel
+from beacon_memory.fold.attention import PROJECTIONS
+from beacon_memory.fold.fold import beacon_start
+from beacon_memory.models.adapter import fill, read_adapter, save_adapter
+from beacon_memory.models.model import BeaconModel
 from beacon_memory.training.data import Corpus
 from beacon_memory.training.examples import Examples, Mixture
 from beacon_memory.training.objective import Example, Objective, Weights

@@ -9,11 +9,11 @@ from typing import Any
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage
 
-from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import SessionNotFound
-from beacon_memory.head import DOCUMENT
-from beacon_memory.places import engine_for
-from beacon_memory.session import Session
+from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engines import engine_for
+from beacon_memory.sessions.session import Session
+from beacon_memory.state.head import DOCUMENT
 from beacon_memory.stores import StateStore
 from langchain_beacon.errors import translated
 from langchain_beacon.messages import from_plain, to_plain

@@ -19,9 +19,9 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import model_validator
 
-from beacon_memory.history import History
-from beacon_memory.reply import Reply
-from beacon_memory.tools import tools_choice
+from beacon_memory.sessions.reply import Reply
+from beacon_memory.talk.history import History
+from beacon_memory.talk.tools import tools_choice
 from beacon_memory.version import __version__
 from langchain_beacon.errors import translated
 from langchain_beacon.messages import to_plain
@@ -48,7 +48,7 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
     """
 
     history: History = "auto"
-    """What a message list is to its session: see `beacon_memory.history.match`."""
+    """What a message list is to its session: see `beacon_memory.talk.history.match`."""
 
     @model_validator(mode="after")
     def _set_beacon_version(self) -> Self:

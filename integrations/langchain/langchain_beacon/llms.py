@@ -11,10 +11,10 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables.config import get_config_list
 from pydantic import model_validator
 
-from beacon_memory.generation import Stream
-from beacon_memory.prompt import read_prompt
-from beacon_memory.reply import Reply
-from beacon_memory.state import BeaconState
+from beacon_memory.models.generation import Stream
+from beacon_memory.sessions.prompt import read_prompt
+from beacon_memory.sessions.reply import Reply
+from beacon_memory.state.state import BeaconState
 from beacon_memory.version import __version__
 from langchain_beacon.errors import translated
 from langchain_beacon.sessions import BeaconSessions

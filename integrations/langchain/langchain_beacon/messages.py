@@ -8,7 +8,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
 from beacon_memory.errors import InputError
-from beacon_memory.tools import Call, Said, read_said, write_said
+from beacon_memory.talk.tools import Call, Said, read_said, write_said
 
 _IGNORED = ("tool_use", "tool_call", "reasoning", "thinking", "redacted_thinking", "non_standard")  # of the assistant's
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage
 from langchain_core.runnables.config import ensure_config
 
-from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError, MissingExtra, StoreError
-from beacon_memory.places import engine_for
+from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engines import engine_for
 from beacon_memory.stores import StateStore
 from langchain_beacon.chat_models import ChatBeacon
 from langchain_beacon.errors import translated

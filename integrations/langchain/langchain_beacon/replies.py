@@ -11,7 +11,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from beacon_memory.reply import Reply
+from beacon_memory.sessions.reply import Reply
 
 
 class Talk(Iterator[str]):

@@ -9,7 +9,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
 from beacon_memory.errors import SessionNotFound
-from beacon_memory.session import Session
+from beacon_memory.sessions.session import Session
 from langchain_beacon.errors import translated
 from langchain_beacon.settings import BeaconSettings
 

@@ -11,9 +11,9 @@ from langchain_core.documents import Document
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.context import context_sessions, read_context
-from beacon_memory.engine import BeaconEngine
-from beacon_memory.places import named_engine
+from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engines import named_engine
+from beacon_memory.sessions.context import context_sessions, read_context
 
 Documents = str | Path | Document | Iterable["str | Path | Document"]
 
@@ -96,7 +96,7 @@ class BeaconSettings(BaseModel):
 
 
 def _texts(documents: Documents) -> Iterable[tuple[str, str]]:
-    from beacon_memory.sources import read_source
+    from beacon_memory.talk.sources import read_source
 
     if isinstance(documents, Document):
         name = str(documents.metadata.get("source") or documents.id or " ".join(documents.page_content.split())[:60])

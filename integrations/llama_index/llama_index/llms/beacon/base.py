@@ -28,8 +28,8 @@ from llama_index.llms.beacon.responses import chat_pieces, completion, completio
 from llama_index.llms.beacon.settings import BeaconSettings
 
 from beacon_memory.errors import ConfigError, InputError
-from beacon_memory.memory import BeaconMemory as CoreMemory
-from beacon_memory.reply import Reply
+from beacon_memory.sessions.memory import BeaconMemory as CoreMemory
+from beacon_memory.sessions.reply import Reply
 
 T = TypeVar("T")
 

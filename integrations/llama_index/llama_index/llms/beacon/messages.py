@@ -18,7 +18,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from beacon_memory.errors import InputError
-from beacon_memory.tools import Call, Said, read_said, write_said
+from beacon_memory.talk.tools import Call, Said, read_said, write_said
 
 _ROLES = {
     MessageRole.USER: "user",

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 
-from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError, InputError
+from beacon_memory.serving.engine import BeaconEngine
 
 KEY = "beacon_memory"  # in a message's additional_kwargs
 NOTICE = "(What was said before stands in the memory of this conversation, which a BeaconLLM reads.)"

@@ -14,10 +14,10 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from beacon_memory.memory import BeaconMemory
-from beacon_memory.prompt import read_prompt
-from beacon_memory.reply import Reply
-from beacon_memory.state import BeaconState
+from beacon_memory.sessions.memory import BeaconMemory
+from beacon_memory.sessions.prompt import read_prompt
+from beacon_memory.sessions.reply import Reply
+from beacon_memory.state.state import BeaconState
 
 
 def chat_pieces(reply: Reply, *, model: str) -> Iterator[ChatResponse]:

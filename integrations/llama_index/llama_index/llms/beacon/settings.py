@@ -14,13 +14,13 @@ from llama_index.llms.beacon.structured import StructuredOutput
 from pydantic import AliasChoices, ConfigDict, Field, SecretStr
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.context import context_sessions, read_apart, read_context
-from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError
-from beacon_memory.history import History
-from beacon_memory.memory import BeaconMemory as CoreMemory
-from beacon_memory.places import named_engine
-from beacon_memory.state import BeaconState
+from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engines import named_engine
+from beacon_memory.sessions.context import context_sessions, read_apart, read_context
+from beacon_memory.sessions.memory import BeaconMemory as CoreMemory
+from beacon_memory.state.state import BeaconState
+from beacon_memory.talk.history import History
 
 Documents = str | Path | BaseNode | Iterable["str | Path | BaseNode"]
 
@@ -148,7 +148,7 @@ class BeaconSettings(StructuredOutput):
 
 
 def _texts(documents: Documents) -> Iterable[tuple[str, str]]:
-    from beacon_memory.sources import read_source
+    from beacon_memory.talk.sources import read_source
 
     if isinstance(documents, BaseNode):
         name = documents.metadata.get("file_name") or documents.metadata.get("title") or documents.node_id

@@ -12,10 +12,10 @@ from llama_index.llms.beacon.reference import Reference
 from llama_index.memory.beacon.engines import engine_of
 from pydantic import ConfigDict, Field
 
-from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError, InputError, SessionNotFound
-from beacon_memory.head import DOCUMENT
-from beacon_memory.session import Session
+from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.sessions.session import Session
+from beacon_memory.state.head import DOCUMENT
 from beacon_memory.stores import StateStore
 
 

@@ -11,8 +11,8 @@ from llama_index.llms.beacon.reference import Reference
 from llama_index.memory.beacon.engines import engine_of
 from pydantic import ConfigDict, Field
 
-from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import InputError, SessionNotFound
+from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.stores import StateStore
 
 

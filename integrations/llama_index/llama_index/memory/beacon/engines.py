@@ -7,9 +7,9 @@ from typing import Any
 
 from llama_index.llms.beacon import BeaconLLM
 
-from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError
-from beacon_memory.places import engine_for
+from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engines import engine_for
 from beacon_memory.stores import StateStore
 
 

@@ -25,10 +25,10 @@ from llama_index.indices.managed.beacon.retriever import BeaconRetriever
 from llama_index.llms.beacon import BeaconLLM
 from tqdm import tqdm
 
-from beacon_memory import documents as core
-from beacon_memory.engine import BeaconEngine
 from beacon_memory.errors import ConfigError, InputError, SessionExists, SessionNotFound
-from beacon_memory.places import place
+from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engines import named_store
+from beacon_memory.sessions import documents as core
 
 
 class BeaconIndex(BaseManagedIndex):
@@ -269,7 +269,7 @@ def _placed(llm: Any, *, key_prefix: str, ttl: int | None, **named: Any) -> Beac
     found = reader(llm or (Settings._llm if isinstance(Settings._llm, BeaconLLM) else BeaconLLM()))
     if all(one is None for one in named.values()):
         return found
-    where = place(key_prefix=key_prefix, ttl=ttl, **named)
+    where = named_store(key_prefix=key_prefix, ttl=ttl, **named)
     assert where is not None
     return found.model_copy(update={"engine": found.opened.with_store(where)})
 

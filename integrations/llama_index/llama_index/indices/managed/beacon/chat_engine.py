@@ -21,7 +21,7 @@ from llama_index.llms.beacon.messages import from_plain
 from llama_index_instrumentation import get_dispatcher
 
 from beacon_memory.errors import ConfigError, SessionNotFound
-from beacon_memory.head import DOCUMENT
+from beacon_memory.state.head import DOCUMENT
 
 if TYPE_CHECKING:
     from llama_index.indices.managed.beacon.base import BeaconIndex

@@ -9,7 +9,7 @@ from typing import Any
 from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeRelationship, TextNode, TransformComponent
 from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 
-from beacon_memory import documents as core
+from beacon_memory.sessions import documents as core
 
 
 class Whole(TransformComponent):

@@ -1,0 +1,207 @@
+"""The fold: one window of tokens in, its slots out. The same code trains and serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import AdapterError
+from beacon_memory.fold.anchors import Spread, pick, shared, surprise
+from beacon_memory.fold.attention import Beacons, Pass, normed, rows_at
+from beacon_memory.fold.layout import interleaved
+from beacon_memory.fold.passes import Enough, InterleavePass, LookBackPass, RawPass, ShadowPass
+from beacon_memory.fold.prefix import Prefix
+
+
+class Folded(NamedTuple):
+    """What a window leaves behind, in the model's dtype."""
+
+    keys: Tensor  # (layers, batch, kv_heads, sink + slots, head_dim), before RoPE
+    values: Tensor  # (layers, batch, kv_heads, sink + slots, head_dim)
+    hidden: Tensor  # (batch, sink + tokens, hidden): the raw rows' last states, from which the next token is predicted
+    raw: RawPass | None = None  # where the layout reads the window as it is: its raw keys and values
+
+
+def fold(
+    beacons: Beacons,
+    past: Prefix,
+    ids: Tensor,
+    *,
+    ratio: int,
+    sink: int,
+    config: BeaconConfig,
+    overlap: int = 0,
+    states: bool = True,
+) -> Folded:
+    """The slots of a window behind `past`; at ratio 1 every token is one.
+
+    ids: (batch, overlap + sink + tokens); the first `overlap` of them are of the window before, and leave nothing.
+    Without `states` there may be no `hidden`: a slot asks nothing of the last layer but its keys and values.
+    """
+    if ratio == 1:
+        raw = RawPass(past, ids.shape[1], last=_last(beacons, states=states))
+        hidden = read(beacons.lm, raw, embed(beacons.lm, ids), torch.arange(ids.shape[1]) + past.slots)
+        folded = Folded(stacked(raw.keys), stacked(raw.values), hidden, raw)
+    else:
+        make = _LAYOUTS[config.layout]
+        folded = make(beacons, past, ids, ratio=ratio, sink=overlap + sink, config=config, states=states)
+    if not overlap:
+        return folded
+    return Folded(folded.keys[..., overlap:, :], folded.values[..., overlap:, :], folded.hidden[:, overlap:])
+
+
+def _select(
+    beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig, states: bool
+) -> Folded:
+    """Each head's anchors, through the beacon k and v projections."""
+    raw, hidden, scores = scored(beacons, past, ids, config=config, states=states)
+    window = ids.shape[1] - sink
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+    choose = Spread().pick if "spread" in scores else pick
+    for layer, projections in enumerate(beacons.layers):
+        found = {rule: by_layer[layer][..., sink:] for rule, by_layer in scores.items()}
+        anchors = choose(config.shares, found, tokens=window, ratio=ratio, device=ids.device) + sink
+        for name, all_rows, out in (("k", raw.keys[layer], keys), ("v", raw.values[layer], values)):
+            places = anchors.to(all_rows.device).expand(*all_rows.shape[:2], -1)
+            if projections[name].trained:
+                own = projections[name].beacon_at(raw.hidden[layer], places, based=raw.based[layer, name])
+                own = normed(own, beacons.attention(layer)) if name == "k" else own
+            else:
+                own = rows_at(all_rows, places)
+            out.append(torch.cat([all_rows[:, :, :sink], own], dim=2))
+    return Folded(torch.stack(keys), torch.stack(values), hidden, raw)
+
+
+def _shadow(
+    beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig, states: bool
+) -> Folded:
+    """Beacon rows started from their anchors' embeddings; one anchor per beacon in all layers and heads."""
+    batch, rows = ids.shape
+    scores: dict[str, Tensor] = {}
+    if config.anchors != "last":
+        _, _, by_layer = scored(beacons, past, ids, config=config, states=False)
+        scores = {rule: shared(torch.stack(list(found)))[..., sink:] for rule, found in by_layer.items()}
+    picked = pick(config.shares, scores, tokens=rows - sink, ratio=ratio, device=ids.device)
+    anchors = picked[:, 0].expand(batch, -1) + sink
+    embedded = embed(beacons.lm, ids)
+    started = embedded.gather(1, anchors[..., None].expand(-1, -1, embedded.shape[2]))
+    if beacons.offset is not None:
+        started = started + beacons.offset
+    places = torch.cat([torch.arange(rows, device=ids.device).expand(batch, -1), anchors], dim=1)
+    shadow = ShadowPass(past, rows, anchors, last=_last(beacons, states=states))
+    hidden = read(beacons.lm, shadow, torch.cat([embedded, started], dim=1), places + past.slots)
+    return Folded(_kept(shadow.keys, sink, rows), _kept(shadow.values, sink, rows), hidden[:, :rows])
+
+
+def _interleave(
+    beacons: Beacons, past: Prefix, ids: Tensor, *, ratio: int, sink: int, config: BeaconConfig, states: bool
+) -> Folded:
+    """The paper's beacon tokens."""
+    batch, rows = ids.shape
+    raw_places, beacon_places = interleaved(rows, ratio, sink=sink)
+    embedded = embed(beacons.lm, ids)
+    start = beacon_start(beacons).expand(batch, len(beacon_places), -1)
+    places = torch.cat([raw_places, beacon_places])
+    woven = InterleavePass(past, rows, places, last=_last(beacons, states=states))
+    hidden = read(beacons.lm, woven, torch.cat([embedded, start], dim=1), places + past.slots)
+    return Folded(_kept(woven.keys, sink, rows), _kept(woven.values, sink, rows), hidden[:, :rows])
+
+
+_LAYOUTS: dict[str, Callable[..., Folded]] = {"select": _select, "shadow": _shadow, "interleave": _interleave}
+
+
+def scored(
+    beacons: Beacons, past: Prefix, ids: Tensor, *, config: BeaconConfig, states: bool = True
+) -> tuple[RawPass, Tensor, dict[str, list[Tensor]]]:
+    """A raw pass, its last states where they are wanted, and for each scored rule its scores by layer.
+
+    # (batch, rows, hidden), rule -> layers x (batch, heads, rows)
+    """
+    rules = {rule for rule, _ in config.shares}
+    lm, rows = beacons.lm, ids.shape[1]
+    embedded = embed(lm, ids)
+    layers = len(beacons.layers)
+    last = _last(beacons, states=states or "surprise" in rules)
+    raw = RawPass(past, rows, rotated="reconstruct" in rules, last=last)
+    hidden = read(lm, raw, embedded, torch.arange(rows) + past.slots)
+    scores: dict[str, list[Tensor]] = {}
+    if "surprise" in rules:
+        with torch.no_grad():
+            scores["surprise"] = [surprise(lm.lm_head, hidden, ids)] * layers
+    if "reconstruct" in rules:
+        scores["reconstruct"] = look_back(lm, raw, embedded)
+    for rule in sorted(rules & {"learned", "spread"}):
+        if len(raw.scores) != layers:
+            raise AdapterError(f"anchors {rule!r} need an adapter with a scorer: fit one, or choose 'reconstruct'")
+        scores[rule] = [raw.scores[layer] for layer in range(layers)]
+    return raw, hidden, scores
+
+
+def look_back(lm: Any, raw: RawPass, embedded: Tensor, *, mean: bool = False) -> list[Tensor]:
+    """How much more tokens, read behind a window, look back at each of its tokens; the window read with `rotated` kept.
+
+    embedded: (batch, rows, hidden), the tokens read now.  # layers x (batch, kv_heads, rows of the window)
+    """
+    rows, window = embedded.shape[1], raw.keys[0].shape[2]
+    back = LookBackPass(raw, rows, mean=mean)
+    with torch.no_grad():
+        read(lm, back, embedded, torch.arange(rows) + raw.past.slots + window)
+    return [back.scores[layer] for layer in range(len(back.scores))]
+
+
+def read(lm: Any, rows: Pass, embedded: Tensor, places: Tensor) -> Tensor:
+    """One stock forward of the decoder under a pass; gives the last hidden states, or none where the pass ended it.
+
+    # (batch, rows, hidden)
+    """
+    places = places.to(embedded.device)
+    try:
+        output: Any = lm.model(
+            inputs_embeds=embedded,
+            position_ids=places if places.ndim == 2 else places[None],
+            # A four-dimensional mask is taken as it is, so none is built; the pass brings its own.
+            attention_mask=torch.zeros(1, 1, 1, 1, dtype=embedded.dtype, device=embedded.device),
+            use_cache=False,
+            beacon_pass=rows,
+        )
+    except Enough:
+        return embedded[:, :0]
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def embed(lm: Any, ids: Tensor) -> Tensor:
+    """The ids' embeddings.  # (batch, rows, hidden)"""
+    embedded: Tensor = lm.get_input_embeddings()(ids)
+    return embedded
+
+
+def beacon_start(beacons: Beacons) -> Tensor:
+    """Where an interleaved beacon starts: its own embedding, untrained the row of the first EOS id (the paper's)."""
+    if beacons.embedding is not None:
+        return beacons.embedding
+    table: Tensor = beacons.lm.get_input_embeddings().weight
+    end: Any = beacons.lm.config.eos_token_id
+    first = end[0] if isinstance(end, list) else end
+    return table[first or 0]
+
+
+def stacked(by_layer: dict[int, Tensor]) -> Tensor:
+    """What was kept by layer, as one tensor on the first one's device.  # (layers, …)"""
+    return torch.stack([by_layer[layer].to(by_layer[0].device) for layer in range(len(by_layer))])
+
+
+def _last(beacons: Beacons, *, states: bool) -> int | None:
+    """The layer that is read no further than its keys and values: the last one, where its states are not wanted."""
+    return None if states else len(beacons.layers) - 1
+
+
+def _kept(by_layer: dict[int, Tensor], sink: int, raw: int) -> Tensor:
+    """The sinks of the raw block and the whole beacon block."""
+    rows = stacked(by_layer)
+    return torch.cat([rows[..., :sink, :], rows[..., raw:, :]], dim=-2)

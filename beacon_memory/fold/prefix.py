@@ -1,0 +1,224 @@
+"""Slots as the attention of a model reads them: rotated once, at positions counted from the front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from beacon_memory.state.state import Segment
+
+BLOCK = 1024  # positions whose angles are computed together
+
+
+class Rope:
+    """The model's rotary embedding at any position, the same bits however many positions are asked for."""
+
+    def __init__(self, rotary: nn.Module) -> None:
+        self._rotary = rotary
+        # By index, not a list: two threads that make the same block write the same thing.
+        self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def at(self, start: int, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions start..end-1, scaling included.  # (end - start, head_dim) each"""
+        first, last = start // BLOCK, -(-end // BLOCK)
+        blocks = [self._block(index, like.device) for index in range(first, last)]
+        shift = start - first * BLOCK
+        cos, sin = (torch.cat([block[i] for block in blocks])[shift : shift + end - start] for i in (0, 1))
+        return cos.to(like.device), sin.to(like.device)
+
+    def _block(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        # Whole blocks only: a vectorised cosine differs in the last bit from the same one at a shorter row's end.
+        if index not in self._blocks:
+            places = torch.arange(index * BLOCK, (index + 1) * BLOCK, device=device)[None]
+            cos, sin = self._rotary(torch.empty(0, device=device), position_ids=places)
+            self._blocks[index] = (cos[0], sin[0])
+        return self._blocks[index]
+
+    def rotate(self, keys: Tensor, *, start: int) -> Tensor:
+        """Keys rotated at consecutive positions.  # (..., slots, head_dim)"""
+        if keys.shape[-2] == 0:
+            return keys
+        return _turned(keys, *self.at(start, start + keys.shape[-2], keys))
+
+    def rotate_at(self, keys: Tensor, places: Tensor) -> Tensor:
+        """Keys rotated each at its own position.  # (..., slots, head_dim), (..., slots)"""
+        cos, sin = self.at(0, int(places.max()) + 1, keys)
+        return _turned(keys, cos[places], sin[places])
+
+
+def _turned(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    wide = keys.float()
+    a, b = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-b, a), dim=-1) * sin).to(keys.dtype)
+
+
+@dataclass(eq=False)
+class Room:
+    """Keys and values of a past, with room behind them: what comes is written once, and nothing that is there moves."""
+
+    keys: Tensor  # (layers, batch, kv_heads, capacity, head_dim), rotated
+    values: Tensor  # (layers, batch, kv_heads, capacity, head_dim)
+    filled: int = 0  # the slots of the newest past in it
+
+    @property
+    def capacity(self) -> int:
+        """How many slots it can hold."""
+        return int(self.keys.shape[-2])
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes it takes, filled or not."""
+        return int(self.keys.nbytes + self.values.nbytes)
+
+    @classmethod
+    def like(cls, keys: Tensor, *, capacity: int, dtype: torch.dtype, device: torch.device) -> Self:
+        """An empty one for slots of this shape.  # keys: (layers, batch, kv_heads, …, head_dim)"""
+        shape = (*keys.shape[:-2], capacity, keys.shape[-1])
+        with torch.inference_mode(False):  # it may be written to outside of inference mode too
+            keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        return cls(keys, values)
+
+
+def entries(segments: Sequence[Segment]) -> int:
+    """How many slots these segments are when they are joined."""
+    return sum(segment.slots for segment in segments) - sum(_starts(segments, behind=False))
+
+
+def _starts(segments: Sequence[Segment], *, behind: bool) -> list[int]:
+    """How many of each segment's first slots are left out."""
+    found = [int(bool(segment.sink) and segment.slots > 1) for segment in segments]
+    return found if behind else [0, *found[1:]][: len(found)]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A batch of equally long pasts: what a window, or a prompt, finds in front of it.
+
+    A value: `append` gives a longer one. One that has room is for one thread at a time, as what is read behind it is
+    written there.
+    """
+
+    rope: Rope
+    dtype: torch.dtype
+    device: torch.device
+    keys: Tensor | None = None  # (layers, batch, kv_heads, slots, head_dim), rotated
+    values: Tensor | None = field(default=None)  # (layers, batch, kv_heads, slots, head_dim)
+    room: Room | None = field(default=None)  # what keys and values are the front of
+    ahead: int = 0  # slots to make room for, when room is next made
+
+    @classmethod
+    def empty(cls, lm: Any) -> Self:
+        """The past of a language model that has read nothing."""
+        return cls(Rope(lm.model.rotary_emb), lm.dtype, lm.device)
+
+    @property
+    def slots(self) -> int:
+        """The number of KV entries in front."""
+        return 0 if self.keys is None else int(self.keys.shape[-2])
+
+    def reserve(self, rows: int) -> Self:
+        """This past with room for so many rows behind it."""
+        if self.keys is None or self.values is None:
+            return replace(self, ahead=rows)
+        if self.room is not None and self.room.filled == self.slots and self.room.capacity >= self.slots + rows:
+            return self
+        made = Room.like(self.keys, capacity=self.slots + rows, dtype=self.dtype, device=self.device)
+        return self._written(made, self.keys, self.values, start=0)
+
+    def append(self, keys: Tensor, values: Tensor) -> Self:
+        """This past with more slots behind it; `keys` are before RoPE.  # (layers, batch, kv_heads, slots, head_dim)"""
+        start, rows = self.slots, keys.shape[-2]
+        rotated = self.rope.rotate(keys.to(self.device, self.dtype), start=start)
+        values = values.to(self.device, self.dtype)
+        if self.ahead and rows:
+            made = Room.like(rotated, capacity=max(rows, self.ahead), dtype=self.dtype, device=self.device)
+            return self._written(made, rotated, values, start=0)
+        if (room := self._free(rotated, values)) is not None:
+            return self._written(room, rotated, values, start=start)
+        if self.keys is not None and self.values is not None:
+            rotated = torch.cat([self.keys, rotated], dim=-2)
+            values = torch.cat([self.values, values], dim=-2)
+        return replace(self, keys=rotated, values=values, room=None)
+
+    def extend(self, segments: Sequence[Segment]) -> Self:
+        """This past with whole segments behind it, batch 1.
+
+        Where a stream begins behind another its first token is left out: it would draw attention away from what
+        stands before it (benchmarks/joined.py).
+        """
+        if not segments:
+            return self
+        starts = _starts(segments, behind=self.slots > 0)
+        past = self.reserve(max(self.ahead, sum(segment.slots for segment in segments) - sum(starts)))
+        for segment, start in zip(segments, starts, strict=True):
+            past = past.append(*(t[:, None, :, start:] for t in (segment.keys, segment.values)))
+        return past
+
+    def front(self, slots: int) -> Self:
+        """The first slots alone, where they stand."""
+        if self.keys is None or self.values is None:
+            return self
+        return replace(self, keys=self.keys[..., :slots, :], values=self.values[..., :slots, :], room=None)
+
+    def back(self, slots: int) -> Self:
+        """The past as it was at its first slots; what stood behind them gives way to what comes."""
+        front = self.front(slots)
+        if self.room is None:
+            return front
+        self.room.filled = slots
+        return replace(front, room=self.room)
+
+    def seen(self, rows: int) -> Self:
+        """This past and the rows that were written behind it in its room."""
+        assert self.room is not None
+        end = self.slots + rows
+        self.room.filled = end
+        return replace(self, keys=self.room.keys[..., :end, :], values=self.room.values[..., :end, :])
+
+    def detached(self) -> Self:
+        """The same slots, through which no gradient flows back."""
+        if self.keys is None or self.values is None:
+            return self
+        return replace(self, keys=self.keys.detach(), values=self.values.detach())
+
+    def repeat(self, times: int) -> Self:
+        """Each past of the batch so many times, one after another."""
+        if self.keys is None or self.values is None:
+            return self
+        keys, values = (t.repeat_interleave(times, dim=1) for t in (self.keys, self.values))
+        return replace(self, keys=keys, values=values, room=None)
+
+    def join(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values with the past in front.  # (batch, kv_heads, slots + rows, head_dim)"""
+        if self.keys is None or self.values is None:
+            return key, value
+        end = self.slots + key.shape[2]
+        if (room := self._free(key, value)) is not None and key.shape[0] == room.keys.shape[1]:
+            both = room.keys[layer], room.values[layer]
+            for kept, new in zip(both, (key, value), strict=True):
+                kept[:, :, self.slots : end] = new
+            return both[0][:, :, :end], both[1][:, :, :end]
+        past: list[Any] = [t[layer].to(key.device).expand(key.shape[0], -1, -1, -1) for t in (self.keys, self.values)]
+        return torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+
+    def _free(self, keys: Tensor, values: Tensor) -> Room | None:
+        """The room, when rows like these may be written behind the slots. What is trained through is never written."""
+        room = self.room
+        if room is None or room.filled != self.slots or room.capacity < self.slots + keys.shape[-2]:
+            return None
+        trained = keys.requires_grad or values.requires_grad
+        return None if trained or keys.device != room.keys.device else room
+
+    def _written(self, room: Room, keys: Tensor, values: Tensor, *, start: int) -> Self:
+        """The past that ends with these slots, written where they are to stand."""
+        end = start + keys.shape[-2]
+        with torch.no_grad():
+            room.keys[..., start:end, :] = keys
+            room.values[..., start:end, :] = values
+        room.filled = end
+        return replace(self, keys=room.keys[..., :end, :], values=room.values[..., :end, :], room=room, ahead=0)

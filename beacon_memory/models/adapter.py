@@ -1,0 +1,189 @@
+"""Beacon weights on disk: our adapter folders, and the checkpoints published with the paper.
+
+A folder holds `adapter_config.json` (what kind of weights, for which model) and `adapter.safetensors` (tensors named
+as `Beacons.parameters` names them). See docs/format.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import AdapterError, ConfigError, UnsupportedModel
+from beacon_memory.fold.attention import Beacons
+
+FORMAT = "beacon-adapter"
+VERSION = 1
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter.safetensors"
+
+
+def save_adapter(
+    beacons: Beacons, folder: str | Path, *, config: BeaconConfig, model: str, dtype: torch.dtype | None = None
+) -> None:
+    """Write the beacon weights and what they were made for; an interrupted save leaves the old files.
+
+    `model` is the base model's fingerprint; `dtype` is what weights are written in, their own if not given.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: parameter.detach().to("cpu", dtype).contiguous() for name, parameter in beacons.parameters().items()
+    }
+    about = {"format": FORMAT, "version": VERSION, "base_model": model, "config": config.to_dict()}
+    # By name, so that a weight that is missing is missed: without its own, a projection would be the base's.
+    about["tensors"] = sorted(tensors)
+    save_file(tensors, folder / f".{WEIGHTS_FILE}.new")
+    (folder / f".{CONFIG_FILE}.new").write_text(json.dumps(about, indent=2) + "\n")
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        os.replace(folder / f".{name}.new", folder / name)
+
+
+def adapter_config(folder: str | Path) -> tuple[BeaconConfig, str, set[str]]:
+    """An adapter's fold settings, the fingerprint of the base model it was made for, and its tensors' names.
+
+    Raises AdapterError.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        about = json.loads(path.read_text())
+        found = (about["format"], about["version"])
+        if found != (FORMAT, VERSION):
+            raise AdapterError(f"{path}: expected {FORMAT} version {VERSION}, found {found[0]} version {found[1]}")
+        return BeaconConfig.from_dict(about["config"]), str(about["base_model"]), set(about["tensors"])
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as exc:
+        if isinstance(exc, ConfigError):
+            raise AdapterError(f"{path}: {exc}") from exc
+        raise AdapterError(f"{path} is not a readable adapter config: {exc!r}") from exc
+
+
+def load_adapter(beacons: Beacons, folder: str | Path, *, model: str) -> BeaconConfig:
+    """Put an adapter's weights on the attached model; gives its settings.
+
+    Raises AdapterError when it was made for a model of another fingerprint, is damaged or does not fit.
+    """
+    config, tensors = read_adapter(folder, model=model)
+    put(beacons, tensors, origin=str(Path(folder) / WEIGHTS_FILE))
+    return config
+
+
+def read_adapter(folder: str | Path, *, model: str) -> tuple[BeaconConfig, dict[str, Tensor]]:
+    """An adapter's settings and tensors. Raises AdapterError, as `load_adapter` does."""
+    config, made_for, names = adapter_config(folder)
+    if made_for != model:
+        raise AdapterError(f"adapter {folder} was made for base model {made_for}, this one is {model}: load that model")
+    path = Path(folder) / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+    except (OSError, safetensors.SafetensorError) as exc:
+        raise AdapterError(f"{path} cannot be read: {exc}") from exc
+    if wrong := sorted(names ^ tensors.keys()):
+        raise AdapterError(f"{path}: {len(wrong)} tensors are missing or unknown, first {wrong[0]!r}")
+    return config, tensors
+
+
+def put(beacons: Beacons, tensors: dict[str, Tensor], *, origin: str) -> None:
+    """Make the parameters that the tensors' names call for, and fill them. Raises AdapterError."""
+    if empty := sorted(name for name, tensor in tensors.items() if tensor.ndim == 0 or tensor.numel() == 0):
+        raise AdapterError(f"{origin}: {empty[0]} has shape {tuple(tensors[empty[0]].shape)}, which is no weight's")
+    for index, wrapped in enumerate(beacons.layers):
+        for name, projection in wrapped.items():
+            start = f"layers.{index}.{name}."
+            if f"{start}full.weight" in tensors:
+                projection.make_full()
+            elif f"{start}down.weight" in tensors:
+                down, up = tensors[f"{start}down.weight"], tensors.get(f"{start}up.weight")
+                rank = up.shape[-1] if up is not None else len(down)
+                if len(down) % (2 * rank) != rank:
+                    raise AdapterError(f"{origin}: {start}down has {len(down)} rows, no odd multiple of rank {rank}")
+                projection.make_low_rank(rank, reach=len(down) // rank // 2)
+            if f"{start}scorer.weight" in tensors:
+                projection.make_scorer(len(tensors[f"{start}scorer.weight"]))
+    table: Tensor = beacons.lm.get_input_embeddings().weight
+    for name in ("embedding", "offset"):
+        if name in tensors:
+            setattr(beacons, name, nn.Parameter(torch.zeros_like(table[0])))
+    fill(beacons, tensors, origin=origin)
+    for parameter in beacons.parameters().values():
+        parameter.requires_grad_(False)
+
+
+def fill(beacons: Beacons, tensors: dict[str, Tensor], *, origin: str) -> None:
+    """Give the parameters that are there, no more and no fewer, these values. Raises AdapterError."""
+    parameters = beacons.parameters()
+    if parameters.keys() != tensors.keys():
+        wrong = sorted(parameters.keys() ^ tensors.keys())
+        raise AdapterError(f"{origin}: {len(wrong)} tensors are missing or unknown, first {wrong[0]!r}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != tensors[name].shape:
+                expected, found = tuple(parameter.shape), tuple(tensors[name].shape)
+                raise AdapterError(f"{origin}: {name} should have shape {expected}, has {found}")
+            parameter.copy_(tensors[name])
+
+
+def published_config(config: Any, **changes: Any) -> BeaconConfig | None:
+    """The fold settings of a published Activation Beacon checkpoint's config.json, or None for any other model.
+
+    Raises UnsupportedModel for the earlier generations, which place and mix beacons in another way.
+    """
+    window = getattr(config, "beacon_window", None)
+    if window is None:
+        return None
+    expected = {
+        "beacon_pos": "interleave",
+        "beacon_attn": "full-coverage",
+        "beacon_param": ["q", "k", "v"],
+        "beacon_stride": window,
+        "beacon_attend_prev": True,
+    }
+    for name, value in expected.items():
+        if (found := getattr(config, name, value)) != value:
+            raise UnsupportedModel(
+                f"an Activation Beacon checkpoint of another generation: {name} is {found!r}, supported is {value!r}"
+            )
+    ratios = getattr(config, "beacon_ratio", None) or [8]
+    return BeaconConfig(
+        layout="interleave",
+        anchors="last",
+        window=window,
+        ratio=8 if 8 in ratios else ratios[0],
+        sink=getattr(config, "beacon_sink_size", 0),
+    ).replace(**changes)
+
+
+def load_published(beacons: Beacons, files: list[str]) -> None:
+    """Put a published checkpoint's beacon weights on the attached model; `files` are its safetensors files."""
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        with safetensors.safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  (not a mapping)
+                if "beacon" in name:
+                    tensors[name] = weights.get_tensor(name)
+    ours: dict[str, Tensor] = {}
+    for ours_name, theirs in _published_names(beacons):
+        if theirs not in tensors:
+            raise AdapterError(f"config.json names beacons, the checkpoint's safetensors files hold no {theirs!r}")
+        ours[ours_name] = tensors.pop(theirs)
+    ours["embedding"] = ours["embedding"].squeeze(0)
+    if tensors:
+        raise AdapterError(f"{len(tensors)} unknown beacon tensors in the checkpoint, first {min(tensors)!r}")
+    put(beacons, ours, origin=files[0])
+
+
+def _published_names(beacons: Beacons) -> Iterator[tuple[str, str]]:
+    """Our name and theirs of every weight: a bias exactly where the base has one."""
+    yield "embedding", "model.beacon_embed_tokens.weight"
+    for index, wrapped in enumerate(beacons.layers):
+        for name, projection in wrapped.items():
+            for part, _ in projection.base.named_parameters():
+                yield f"layers.{index}.{name}.full.{part}", f"model.layers.{index}.self_attn.beacon_{name}_proj.{part}"

@@ -1,0 +1,97 @@
+"""Pasts and prompts of different lengths as one batch for transformers' generate()."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationMixin
+
+from beacon_memory.fold.prefix import Prefix, Room, entries
+from beacon_memory.models.resident import ResidentPrefix, RoomLayer, cache_of, fill, room_for
+
+if TYPE_CHECKING:
+    from beacon_memory.state.state import Segment
+
+# What models and generate() call their cache: renamed in transformers 5.24.
+CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A left-padded batch, and where its rows come from and go to."""
+
+    ids: Tensor  # (batch, prompt): what has not been read yet
+    mask: Tensor  # (batch, slots + prompt): 0 where padded
+    cache: DynamicCache
+    room: Room  # where the cache's rows stand
+    prompts: Sequence[Sequence[int]]  # the ids of each row
+    residents: Sequence[ResidentPrefix | None] = ()  # who keeps a row for the next turn
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What a model, or generate(), is given."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, CACHE: self.cache}
+
+    def settle(self, answers: Sequence[Sequence[int]]) -> None:
+        """Give what was read back to the residents. To be called once, when the model is done."""
+        before = self.mask.shape[1]
+        end = int(self.cache.get_seq_length())
+        for i, (resident, prompt, answer) in enumerate(zip(self.residents, self.prompts, answers, strict=True)):
+            if resident is None:
+                continue
+            start = before - len(prompt)
+            ids = [*prompt, *answer][: end - start]
+            # A layer on another device has lengthened its own copy: nothing stands in the room.
+            if isinstance(layer := self.cache.layers[-1], RoomLayer) and layer.written == end:
+                if resident.past.room is not self.room:
+                    resident.copy(self.room, row=i, start=start, end=end)
+                resident.read(ids)
+            resident.release(resident)
+
+
+def batch(
+    lm: Any,
+    empty: Prefix,
+    pasts: Sequence[Sequence[Segment]],
+    prompts: Sequence[Sequence[int]],
+    *,
+    new: int,
+    residents: Sequence[ResidentPrefix | None] | None = None,
+    again: bool = True,
+) -> Batch:
+    """One batch: `[pad | slots | pad | prompt]` per row, with room for `new` tokens more.
+
+    Positions follow the mask, so padding moves nothing. `residents` hold what an earlier turn has read; with `again`,
+    raw rows too.
+    """
+    many = list(residents or [None] * len(prompts))
+    alone = ResidentPrefix(empty) if len(prompts) == 1 and many[0] is None else None
+    held = [alone] if alone is not None else many
+    left: list[Sequence[int]] = []
+    counts: list[int] = []
+    for resident, segments, prompt in zip(held, pasts, prompts, strict=True):
+        shared = 0
+        if resident is not None:
+            shared = resident.stand(segments, prompt, room=len(prompt) + new, raw=again)
+            resident.roomy(lm, len(prompt) + new)
+        left.append(prompt[shared:])
+        counts.append(entries(segments) + shared)
+    slots, rows = max(counts), max(map(len, left))
+    ids = torch.zeros(len(left), rows, dtype=torch.long)
+    mask = torch.zeros(len(left), slots + rows, dtype=torch.long)
+    for i, (count, prompt) in enumerate(zip(counts, left, strict=True)):
+        ids[i, rows - len(prompt) :] = torch.tensor(prompt)
+        mask[i, slots - count : slots] = 1
+        mask[i, slots + rows - len(prompt) :] = 1
+    if len(held) == 1 and held[0] is not None:
+        room = held[0].roomy(lm, rows + new)
+    else:
+        room = room_for(lm, slots + rows + new, batch=len(left), like=empty)
+        for i, (resident, segments, count) in enumerate(zip(held, pasts, counts, strict=True)):
+            fill(room, i, empty, segments, resident=resident, first=slots - count, end=slots)
+    return Batch(ids.to(lm.device), mask.to(lm.device), cache_of(room, filled=slots), room, left, many)

@@ -1,0 +1,264 @@
+"""Answers by transformers' stock `generate()`, on a cache filled from states: no decode loop of our own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    TemperatureLogitsWarper,
+    TextIteratorStreamer,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from beacon_memory.errors import ConfigError
+from beacon_memory.models.batch import Batch
+
+Finish = Literal["stop", "length"]
+
+
+class Constraint(Protocol):
+    """What an answer may be made of, token by token (structured.py has JSON and tool calls)."""
+
+    def processor(
+        self, tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], rows: int, prompt: int, limit: int
+    ) -> LogitsProcessor:
+        """What masks the logits of `rows` answers of at most `limit` tokens behind `prompt` columns."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, and what it took."""
+
+    text: str
+    tokens: int  # generated, the end of the turn counted
+    finish: Finish  # "length" when max_new_tokens cut it off
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn: greedy unless `temperature` is above 0. Raises ConfigError."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0 considers every token
+    repetition_penalty: float = 1.0
+    stop: str | Sequence[str] | None = ()  # the answer ends before the first of these
+    seed: int | None = None  # every answer of a batch starts from it, as it would alone
+    constraint: Constraint | None = None  # what the answer may be made of
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is 1 or more, not {self.max_new_tokens!r}")
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or not self.repetition_penalty > 0:
+            raise ConfigError("temperature is 0 or more, top_p in (0, 1], top_k 0 or more, repetition_penalty above 0")
+        if not all(self.stops):
+            raise ConfigError("a stop string has at least one character")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, however they were given."""
+        return (self.stop,) if isinstance(self.stop, str) and self.stop else tuple(self.stop or ())
+
+    def options(self, tokenizer: PreTrainedTokenizerBase, lm: Any, *, batch: Batch) -> dict[str, Any]:
+        """The same, as transformers' generate() takes it; the model's own defaults never mix in."""
+        defaults = lm.generation_config.to_diff_dict().keys() - {"bos_token_id", "eos_token_id", "transformers_version"}
+        ends = end_ids(lm)
+        options: dict[str, Any] = dict.fromkeys(defaults) | {
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": 1,
+            "use_cache": True,
+            "do_sample": False,  # the last processor draws
+            "pad_token_id": ends[0] if ends else 0,  # what follows an answer in a batch reads as its end
+            "logits_processor": self._processors(batch, tokenizer, ends),
+            "stopping_criteria": StoppingCriteriaList(),
+        }
+        if self.stops:
+            options["stopping_criteria"].append(_Said(tokenizer, self.stops, prompt=batch.ids.shape[1]))
+        return options
+
+    def answer(self, text: str, ids: Sequence[int], ends: Sequence[int]) -> Answer:
+        """What came of a row of new ids: its text to the first stop string, its tokens to its end."""
+        at = next((n for n, i in enumerate(ids) if i in ends), None)
+        certain = StopFilter(self.stops)
+        cut = certain.cut(text)
+        tokens = len(ids) if at is None else at + 1
+        # A row that a stop string ended early is padded with the end's id, or was the longest of its batch.
+        return Answer(cut, tokens, "stop" if at is not None or certain.stopped else "length")
+
+    def _processors(self, batch: Batch, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> LogitsProcessorList:
+        found = LogitsProcessorList()
+        if self.repetition_penalty != 1:
+            # Made here: generate() would take slots for padding, and the other way round.
+            padding = (batch.mask[:, -batch.ids.shape[1] :] == 0).sum(dim=1)
+            found.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty), padding))
+        if self.constraint is not None:
+            rows, prompt = batch.ids.shape
+            found.append(
+                self.constraint.processor(tokenizer, ends=ends, rows=rows, prompt=prompt, limit=self.max_new_tokens)
+            )
+        if self.temperature > 0:
+            found.append(TemperatureLogitsWarper(float(self.temperature)))
+            if self.top_k:
+                found.append(TopKLogitsWarper(self.top_k))
+            if self.top_p < 1:
+                found.append(TopPLogitsWarper(float(self.top_p)))
+            found.append(_Draw(self.seed, rows=len(batch.ids), device=batch.ids.device))
+        return found
+
+
+def end_ids(lm: Any) -> list[int]:
+    """The ids that end an answer of this model."""
+    end = lm.generation_config.eos_token_id
+    return [] if end is None else [int(i) for i in end] if isinstance(end, list) else [int(end)]
+
+
+class _Draw(LogitsProcessor):  # type: ignore[misc]
+    """Leaves one token of each row, drawn from a random stream of the row's own: what a seed gives depends neither on
+    the batch nor on other threads, and the caller's random state is left alone.
+    """
+
+    def __init__(self, seed: int | None, *, rows: int, device: torch.device) -> None:
+        self._random: list[torch.Generator | None] = [None] * rows
+        if seed is not None:
+            self._random = [torch.Generator(device).manual_seed(seed) for _ in range(rows)]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chances = scores.softmax(dim=-1)
+        drawn = [torch.multinomial(row, 1, generator=random) for row, random in zip(chances, self._random, strict=True)]
+        return torch.full_like(scores, float("-inf")).scatter_(1, torch.stack(drawn), 0.0)
+
+
+class _Said(StopStringCriteria):  # type: ignore[misc]
+    """A stop string in the answer; one that only began in the prompt is none."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], *, prompt: int) -> None:
+        super().__init__(tokenizer, list(stops))
+        self._prompt = prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        done: Tensor = super().__call__(input_ids[:, self._prompt :], scores, **kwargs)
+        return done
+
+
+class StopFilter:
+    """Text up to the first stop string, in pieces: what could still become one is held back."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, piece: str) -> str:
+        """What is certain after this piece."""
+        if self.stopped:
+            return ""
+        self._held += piece
+        # The one that is complete first, so that how the text is cut into pieces does not matter.
+        found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            certain, self._held = self._held[: min(found)[1]], ""
+            return certain
+        keep = max((n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
+        certain = self._held[: len(self._held) - keep]
+        self._held = self._held[len(certain) :]
+        return certain
+
+    def end(self) -> str:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+    def cut(self, text: str) -> str:
+        """A whole text, up to the first stop string."""
+        return self.feed(text) + self.end()
+
+
+class Left(StoppingCriteria):  # type: ignore[misc]
+    """Ends the rows whom nobody waits for any more."""
+
+    def __init__(self, rows: Sequence[threading.Event]) -> None:
+        self._rows = rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.tensor([left.is_set() for left in self._rows], device=input_ids.device)
+
+
+class Stream(Iterator[str]):
+    """An answer in pieces as they come; `answer` is there once it is whole. Closing it stops the model."""
+
+    def __init__(self, lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: Sampling) -> None:
+        self._whole: list[Answer] = []
+        # The generator knows nothing of this object: one that is dropped is closed at once, not when garbage is next
+        # collected.
+        self._pieces = _streamed(lm, tokenizer, one, sampling, self._whole)
+
+    @property
+    def answer(self) -> Answer | None:
+        """The answer, once it is whole."""
+        return self._whole[0] if self._whole else None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop the model, and wait until it has."""
+        self._pieces.close()
+
+
+def _streamed(
+    lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: Sampling, done: list[Answer]
+) -> Generator[str, None, None]:
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    cancelled = threading.Event()
+    failure: list[BaseException] = []
+    made: list[list[int]] = []
+
+    def work() -> None:
+        try:
+            options = sampling.options(tokenizer, lm, batch=one)
+            options["stopping_criteria"].append(Left([cancelled]))
+            with torch.inference_mode():
+                output = lm.generate(**one.inputs, streamer=streamer, **options)
+            made.append(output[0, one.ids.shape[1] :].tolist())
+            one.settle(made)
+        except BaseException as exc:
+            failure.append(exc)
+            streamer.end()
+
+    worker = threading.Thread(target=work, name="beacon-generate", daemon=True)
+    worker.start()
+    certain, whole = StopFilter(sampling.stops), []
+    try:
+        for piece in streamer:
+            if text := certain.feed(piece):
+                whole.append(text)
+                yield text
+        if not failure and (text := certain.end()):
+            whole.append(text)
+            yield text
+    finally:
+        cancelled.set()
+        if threading.current_thread() is not worker:  # garbage is collected on any thread
+            worker.join()
+    if failure:
+        raise failure[0]
+    answer = sampling.answer("", made[0], end_ids(lm))
+    done.append(Answer("".join(whole), answer.tokens, "stop" if certain.stopped else answer.finish))

@@ -1,0 +1,399 @@
+"""A language model that folds what it reads into beacon slots, and answers from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from beacon_memory.config import BeaconConfig, check_ratio
+from beacon_memory.errors import AdapterError, InputError, PromptTooLong
+from beacon_memory.fold.attention import Beacons
+from beacon_memory.fold.fold import fold
+from beacon_memory.fold.prefix import Prefix
+from beacon_memory.models.adapter import adapter_config, load_adapter, load_published, published_config
+from beacon_memory.models.batch import Batch, batch
+from beacon_memory.models.generation import Answer, Left, Sampling, Stream, end_ids
+from beacon_memory.models.loading import (
+    check_supported,
+    hash_tensors,
+    load,
+    model_fingerprint,
+    plain_ids,
+    resolve,
+    tokenizer_fingerprint,
+)
+from beacon_memory.models.resident import ResidentPrefix
+from beacon_memory.state.budget import default_budget, next_refold
+from beacon_memory.state.quantise import BITS, pack
+from beacon_memory.state.state import BeaconState, Fingerprint, Segment, chain, overlapped, segment_digest
+
+Known = Callable[[str], "Segment | None"]
+
+
+class BeaconModel:
+    """A supported causal LM of transformers with beacons attached. It holds weights, never a session.
+
+    >>> model = BeaconModel.from_pretrained("smollm2")                    # doctest: +SKIP
+    >>> state = model.compress(model.encode("I live in Lyon. " * 200))    # doctest: +SKIP
+    >>> model.generate([model.encode("I live in")], [state])              # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        lm: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        config: BeaconConfig | None = None,
+        *,
+        adapter: str | Path | None = None,
+        published: list[str] | None = None,
+    ) -> None:
+        """Attach beacons to a loaded model; `detach` gives it back.
+
+        Without `adapter` (a folder of ours) or `published` (a paper checkpoint's safetensors files) the memory is
+        untrained. `config` may change an adapter's settings, not its layout. Raises UnsupportedModel, AdapterError.
+        """
+        check_supported(lm.config)
+        self.lm = lm
+        self.tokenizer = tokenizer
+        model = model_fingerprint(lm)
+        self.beacons = Beacons(lm)
+        try:
+            settings = config or BeaconConfig()
+            if adapter is not None:
+                settings = _settings(load_adapter(self.beacons, adapter, model=model), config)
+            if published is not None:
+                load_published(self.beacons, published)
+            self.fingerprint = Fingerprint(model, "none", tokenizer_fingerprint(tokenizer), settings.layout)
+            self.adapted(settings)
+        except Exception:
+            self.beacons.detach()
+            raise
+        self.empty = Prefix.empty(lm)  # what a first window finds in front
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        config: BeaconConfig | None = None,
+        *,
+        adapter: str | Path | None = "auto",
+        dtype: Any = "auto",
+        device_map: Any = None,
+        attn_implementation: str = "sdpa",
+        **options: Any,
+    ) -> Self:
+        """A model by directory, hub id, GGUF file or the alias "smollm2"; published beacon checkpoints load too.
+
+        `adapter` is a folder of ours, None for an untrained memory, or "auto": the one this package brings for
+        "smollm2" where it was made for the very weights that are loaded, else none. `dtype` and `device_map` are
+        transformers' own; on a CPU a 16-bit model is loaded in float32, which is faster there. More `options`
+        (revision, token, …) go to transformers. Raises ModelError, UnsupportedModel.
+        """
+        where, extra = resolve(name)
+        if adapter is not None and adapter != "auto":
+            adapter_config(adapter)  # a damaged adapter is refused before gigabytes are read
+        published = None
+        if not extra:
+            try:
+                about = AutoConfig.from_pretrained(where, **options)
+            except (OSError, ValueError):
+                about = None  # `load` says what is wrong
+            found = published_config(about) if about is not None else None
+            if found is not None and adapter in (None, "auto"):
+                config = _settings(found, config)
+                published = _checkpoint_files(where, options)
+        if dtype == "auto" and device_map is None:
+            dtype = torch.float32
+        lm, tokenizer = load(
+            name, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation, **options
+        )
+        if adapter == "auto":
+            adapter = packaged_adapter(name, lm)
+        return cls(lm, tokenizer, config, adapter=adapter, published=published)
+
+    def adapted(self, config: BeaconConfig) -> None:
+        """Fold with these settings and the beacon weights as they are now; to be called when either has changed."""
+        trained = self.beacons.parameters()
+        adapter = hash_tensors(dict(trained), samples=4096) if trained else "none"
+        self.config = config
+        self.budget = default_budget(self.positions, config)
+        self.fingerprint = replace(self.fingerprint, adapter=adapter, layout=config.layout)
+
+    @property
+    def positions(self) -> int:
+        """The positions the model was made for: memory, prompt and answer must fit."""
+        return int(self.lm.config.max_position_embeddings)
+
+    @property
+    def raw_bytes_per_token(self) -> int:
+        """The bytes of one token's raw keys and values in bfloat16: what a plain KV cache keeps."""
+        config = self.lm.config
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * 2 * config.num_hidden_layers * config.num_key_value_heads * width)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of plain text: no special token is added, and one that is spelled out in the text is only letters."""
+        return plain_ids(self.tokenizer, text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def compress(
+        self,
+        ids: Sequence[int],
+        state: BeaconState | None = None,
+        *,
+        ratio: int | None = None,
+        close: bool = False,
+        document: bool = False,
+        budget: int | None = None,
+        known: Known | None = None,
+        slot_dtype: str | None = None,
+        progress: Callable[[int], None] | None = None,
+        resident: ResidentPrefix | None = None,
+    ) -> BeaconState:
+        """The state after reading `ids` behind `state`, which stays as it is (paper, section 3.1).
+
+        Windows are folded where the stream alone says, so feeding it in pieces gives the same segments. `close` folds
+        the tail too: the stream ends here. A `document` is all there: it is closed, and folded in larger windows where
+        the config says so. Above `budget` slots (default: the model's) the oldest segments are folded
+        again at the next ratio. `known` may give a segment by its digest, which is then not folded. `slot_dtype` is
+        what new slots are kept in (default: the config's). `progress` gets the number of tokens after each window.
+        `resident` is what an earlier call left on the device. Raises ConfigError, InputError, BudgetExceeded.
+        """
+        ratio = check_ratio(self.config.ratio if ratio is None else ratio, self.config.window)
+        at_once, close = (self.config.document_window, True) if document else (self.config.window, close)
+        state = state or BeaconState()
+        how: dict[str, Any] = {"known": known, "slot_dtype": slot_dtype}
+        # A budget may be smaller than the last one was, and nothing be folded below.
+        segments, tail = self.fit(state.segments, budget=budget, **how), [*state.tail, *self._checked(ids)]
+        resident, standing = resident or ResidentPrefix(self.empty), False
+        while tail:
+            sink = 0 if segments else self.config.sink
+            size = sink + at_once
+            if len(tail) < size + self.config.keep_last and not close:
+                break
+            window, tail = tail[:size], tail[size:]
+            if not standing:
+                windows = len(tail) // at_once + 1
+                rows = 2 * (self.config.overlap + size)
+                ahead = windows * (at_once // ratio) + rows
+                resident.stand(segments, room=min(ahead, max(budget or self.budget, size) + rows))
+            segment = self._fold(window, resident.past, segments, ratio=ratio, sink=sink, **how)
+            segments.append(segment)
+            resident.folded(segment)
+            fitted = self.fit(segments, budget=budget, **how)
+            standing = fitted == segments
+            segments = fitted
+            if progress:
+                progress(len(window))
+        return BeaconState(tuple(segments), tuple(tail))
+
+    def fit(
+        self,
+        segments: Sequence[Segment],
+        *,
+        budget: int | None = None,
+        known: Known | None = None,
+        slot_dtype: str | None = None,
+    ) -> list[Segment]:
+        """The segments within `budget` slots: old ones folded again from their ids, coarser. Raises BudgetExceeded."""
+        budget = self.budget if budget is None else budget
+        fitted = list(segments)
+        while sum(segment.slots for segment in fitted) > budget:
+            index, ratio = next_refold(fitted, budget)
+            old = fitted[index]
+            fitted[index] = self.refold(
+                old.ids, fitted[:index], ratio=ratio, sink=old.sink, known=known, slot_dtype=slot_dtype
+            )
+        return fitted
+
+    def tail(self, state: BeaconState, *, opens: bool = False) -> list[int]:
+        """The ids that are read raw behind a state's slots: its tail, and in front of it what overlaps it; nothing does
+        where the tail `opens` its stream, whatever the slots are of.
+        """
+        before = state.segments if state.tail and not opens else ()
+        return [*overlapped(before, config=self.config), *state.tail]
+
+    def refold(
+        self,
+        ids: Sequence[int],
+        before: Sequence[Segment],
+        *,
+        ratio: int,
+        sink: int,
+        known: Known | None = None,
+        slot_dtype: str | None = None,
+    ) -> Segment:
+        """One window folded behind these segments, whatever was folded behind it."""
+        resident = ResidentPrefix(self.empty)
+        resident.stand(before, room=self.config.overlap + len(ids))
+        return self._fold(ids, resident.past, before, ratio=ratio, sink=sink, known=known, slot_dtype=slot_dtype)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState] | None = None, **sampling: Any
+    ) -> list[str]:
+        """One answer per prompt, each behind its own state; states are read, never changed.
+
+        `sampling`: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed, constraint. Raises
+        PromptTooLong.
+        """
+        return [answer.text for answer in self.answers(prompts, states, **sampling)]
+
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        states: Sequence[BeaconState] | None = None,
+        *,
+        residents: Sequence[ResidentPrefix | None] | None = None,
+        left: Sequence[Event] | None = None,
+        **sampling: Any,
+    ) -> list[Answer]:
+        """The same answers with their numbers of tokens and how they ended. `residents` are what earlier turns left on
+        the device, one for each prompt or None; an event of `left`, one for each too, ends its answer where it is.
+        Raises PromptTooLong.
+        """
+        how = Sampling(**sampling)
+        one = self._batch(prompts, states or [BeaconState()] * len(prompts), how, residents)
+        options = how.options(self.tokenizer, self.lm, batch=one)
+        if left:
+            options["stopping_criteria"].append(Left(left))
+        with torch.inference_mode():
+            output = self.lm.generate(**one.inputs, **options)
+        rows = output[:, one.ids.shape[1] :].tolist()
+        one.settle(rows)
+        return [how.answer(self.decode(row), row, end_ids(self.lm)) for row in rows]
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        state: BeaconState | None = None,
+        *,
+        resident: ResidentPrefix | None = None,
+        **sampling: Any,
+    ) -> Stream:
+        """The answer to one prompt in pieces, as they come. Closing the iterator stops the model. `resident` is what an
+        earlier turn left on the device. Raises PromptTooLong.
+        """
+        how = Sampling(**sampling)
+        one = self._batch([prompt], [state or BeaconState()], how, [resident])
+        return Stream(self.lm, self.tokenizer, one, how)
+
+    def logits(self, ids: Sequence[int], state: BeaconState | None = None) -> Tensor:
+        """The next-token logits at each of `ids`, read behind a state and its tail.  # (ids, vocabulary)"""
+        if not ids:
+            raise InputError("logits are asked of at least one token id")
+        state = state or BeaconState()
+        rows = [*self.tail(state), *self._checked(ids)]
+        one = batch(self.lm, self.empty, [state.segments], [rows], new=0)
+        with torch.inference_mode():
+            output = self.lm(**one.inputs, use_cache=True, logits_to_keep=len(ids))
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def detach(self) -> Any:
+        """The base model, as it was before beacons were attached."""
+        self.beacons.detach()
+        return self.lm
+
+    def _fold(
+        self,
+        ids: Sequence[int],
+        past: Prefix,
+        before: Sequence[Segment],
+        *,
+        ratio: int,
+        sink: int,
+        known: Known | None,
+        slot_dtype: str | None,
+    ) -> Segment:
+        sink = min(sink, len(ids))
+        ratio = 1 if len(ids) == sink else ratio
+        config = self.config if slot_dtype is None else self.config.replace(slot_dtype=slot_dtype)
+        parent, again = chain(segment.digest for segment in before), overlapped(before, config=config)
+        named: dict[str, Any] = {"ratio": ratio, "sink": sink, "overlap": len(again)}
+        digest = segment_digest(ids, **named, parent=parent, config=config, fingerprint=self.fingerprint)
+        if known is not None and (segment := known(digest)) is not None:
+            return segment
+        rows = torch.tensor([[*again, *ids]], device=self.lm.device)
+        with torch.inference_mode():
+            folded = fold(self.beacons, past, rows, config=self.config, states=False, **named)
+        if config.slot_dtype in BITS:
+            # What is kept is what is read back: a hot segment and a stored one answer the same.
+            packed = pack(folded.keys[:, 0], folded.values[:, 0], sink=sink, dtype=config.slot_dtype)
+            return Segment(digest, parent, tuple(ids), ratio, sink, packed, len(again))
+        dtype = getattr(torch, config.slot_dtype)
+        # Copies: a view would keep the whole forward's memory alive as long as the state.
+        keys, values = (t[:, 0].to(dtype).clone().contiguous() for t in (folded.keys, folded.values))
+        return Segment(digest, parent, tuple(ids), ratio, sink, (keys, values), len(again))
+
+    def _batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        states: Sequence[BeaconState],
+        sampling: Sampling,
+        residents: Sequence[ResidentPrefix | None] | None = None,
+    ) -> Batch:
+        if not prompts or len(prompts) != len(states):
+            raise InputError(f"one state per prompt, at least one: got {len(prompts)} prompts and {len(states)} states")
+        rows = [[*self.tail(state), *self._checked(prompt)] for prompt, state in zip(prompts, states, strict=True)]
+        for row, state in zip(rows, states, strict=True):
+            if not row:
+                raise InputError("nothing to answer: the prompt and the state's tail are both empty")
+            if (total := state.slots + len(row) + sampling.max_new_tokens) > self.positions:
+                raise PromptTooLong(
+                    f"{state.slots} slots, {len(row)} prompt tokens and {sampling.max_new_tokens} for the answer are "
+                    f"{total}, the model has {self.positions} positions: shorten the prompt or compress it first"
+                )
+        # What a penalty looks at is the ids that are given, so all of them have to be.
+        again = sampling.repetition_penalty == 1
+        pasts, new = [state.segments for state in states], sampling.max_new_tokens
+        return batch(self.lm, self.empty, pasts, rows, new=new, residents=residents, again=again)
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        size = self.lm.config.vocab_size
+        found = [int(i) for i in ids]
+        if found and not 0 <= min(found) <= max(found) < size:
+            raise InputError(f"token ids are 0 to {size - 1}, found {min(found)} to {max(found)}: another tokenizer's?")
+        return found
+
+
+def packaged_adapter(name: str, lm: Any) -> Path | None:
+    """The adapter this package brings for a model, when it was made for these very weights."""
+    folder = Path(__file__).parents[1] / "adapters" / name
+    if name != "smollm2" or adapter_config(folder)[1] != model_fingerprint(lm):
+        return None
+    return folder
+
+
+def _settings(stored: BeaconConfig, asked: BeaconConfig | None) -> BeaconConfig:
+    """What was asked for, when an adapter made with `stored` can do it. Raises AdapterError."""
+    if asked is None:
+        return stored
+    if asked.layout != stored.layout:
+        raise AdapterError(f"these beacons were trained for layout {stored.layout!r}, not {asked.layout!r}")
+    return asked
+
+
+def _checkpoint_files(where: str, options: dict[str, Any]) -> list[str]:
+    """A checkpoint's safetensors files, local or fetched. Raises AdapterError."""
+    known = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
+    try:
+        index = cached_file(where, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **known)
+        if index is not None:
+            files, _ = get_checkpoint_shard_files(where, index, **known)
+            return list(files)
+        return [str(cached_file(where, "model.safetensors", **known))]
+    except (OSError, ValueError) as exc:
+        raise AdapterError(f"{where}: a published checkpoint is read from safetensors files: {exc}") from exc

@@ -1,0 +1,103 @@
+"""Questions from many at once, answered in batches on one thread; who waits is bounded, and may leave."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from beacon_memory.errors import BeaconError, EngineBusy
+
+if TYPE_CHECKING:
+    from beacon_memory.sessions.memory import BeaconMemory
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A question on its way."""
+
+    session: str
+    question: str
+    how: dict[str, Any]
+    answer: Future[str] = field(default_factory=Future)
+    left: threading.Event = field(default_factory=threading.Event)
+
+
+class BatchQueue:
+    """Where questions wait for a thread: those that are asked the same way are answered together."""
+
+    def __init__(
+        self,
+        memory: Callable[[], BeaconMemory],
+        worker: Callable[[], ThreadPoolExecutor],
+        *,
+        together: int = 8,
+        waiting: int = 64,
+    ) -> None:
+        """`together` is the most answers of one batch, `waiting` the most questions that wait for theirs."""
+        self._memory, self._worker = memory, worker
+        self._together, self._most = together, waiting
+        self._waiting: deque[_Asked] = deque()
+        self._lock = threading.Lock()
+
+    async def ask(self, session: str, question: str, **how: Any) -> str:
+        """The answer, as `BeaconMemory.ask_many` gives it. Who is cancelled leaves: a question that waits is taken out,
+        one that is being answered ends. Raises EngineBusy when too many wait.
+        """
+        asked = _Asked(session, question, how)
+        with self._lock:
+            if len(self._waiting) >= self._most:
+                raise EngineBusy(f"{self._most} questions wait already: ask again when some are answered")
+            self._waiting.append(asked)
+        self._worker().submit(self._answer)
+        try:
+            return await asyncio.wrap_future(asked.answer)
+        finally:
+            asked.left.set()
+            with self._lock:
+                if asked in self._waiting:
+                    self._waiting.remove(asked)
+
+    def _answer(self) -> None:
+        """Answer the oldest question, and those behind it that are asked the same way."""
+        batch = [asked for asked in self._taken() if asked.answer.set_running_or_notify_cancel()]
+        if not batch:
+            return
+        try:
+            told = self._told(batch)
+        except BeaconError as exc:
+            if len(batch) == 1:
+                batch[0].answer.set_exception(exc)
+                return
+            for asked in batch:  # one that cannot be answered is no reason for the others
+                self._alone(asked)
+        except BaseException as exc:
+            for asked in batch:
+                asked.answer.set_exception(exc)
+        else:
+            for asked, answer in zip(batch, told, strict=True):
+                asked.answer.set_result(answer)
+
+    def _alone(self, asked: _Asked) -> None:
+        try:
+            asked.answer.set_result(self._told([asked])[0])
+        except BaseException as exc:
+            asked.answer.set_exception(exc)
+
+    def _told(self, batch: list[_Asked]) -> list[str]:
+        pairs = [(asked.session, asked.question) for asked in batch]
+        return self._memory().ask_many(pairs, left=[asked.left for asked in batch], **batch[0].how)
+
+    def _taken(self) -> list[_Asked]:
+        with self._lock:
+            if not self._waiting:
+                return []
+            how = self._waiting[0].how
+            same = [asked for asked in self._waiting if asked.how == how][: self._together]
+            for asked in same:
+                self._waiting.remove(asked)
+            return same

@@ -1,0 +1,269 @@
+"""A memory for frameworks: opened when first used, its weights shared, its work done on one thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import ConfigError
+from beacon_memory.serving.batching import BatchQueue
+
+if TYPE_CHECKING:
+    from beacon_memory.models.model import BeaconModel
+    from beacon_memory.sessions.memory import BeaconMemory
+    from beacon_memory.sessions.session import Session
+    from beacon_memory.stores import StateStore
+
+T = TypeVar("T")
+
+
+class BeaconEngine:
+    """A model and a store by name, neither opened before it is needed.
+
+    Engines that name the same model with the same options share its weights and its worker thread. Without a store no
+    session can be kept.
+
+    >>> engine = BeaconEngine("smollm2", "sqlite:///memory.db")        # costs nothing
+    >>> engine.name, engine.keeps_sessions
+    ('smollm2', True)
+    """
+
+    def __init__(
+        self,
+        model: str | BeaconModel = "smollm2",
+        store: str | StateStore | Callable[[], StateStore] | None = None,
+        *,
+        name: str | None = None,
+        config: BeaconConfig | None = None,
+        adapter: str | Path | None = "auto",
+        **options: Any,
+    ) -> None:
+        """`model`, `config`, `adapter` and `options` as `BeaconModel.from_pretrained` takes them; a store by URL."""
+        self.name = name or (model if isinstance(model, str) else type(model).__name__)
+        self._weights = _weights(model, config=config, adapter=adapter, options=options)
+        self._settings: dict[str, Any] = {"config": config, "adapter": adapter, **options}
+        self.keeps_sessions = store is not None
+        self._store = _Lazy(_opener(store))
+        self._memory = _Lazy(self._open)
+        self._desk = BatchQueue(lambda: self.memory, lambda: self.worker)
+
+    @property
+    def memory(self) -> BeaconMemory:
+        """The memory; the first use loads the model. Raises ModelError, StoreUnavailable, ConfigError."""
+        return self._memory.get()
+
+    @property
+    def worker(self) -> ThreadPoolExecutor:
+        """The one thread on which asynchronous work is done."""
+        return self._weights.worker
+
+    @property
+    def positions(self) -> int | None:
+        """The model's positions as far as they are known without loading it."""
+        return self._weights.positions()
+
+    def window(self, ratio: int | None = None) -> int | None:
+        """The tokens that memory holds at a ratio before old ones get coarser, as far as that is known without loading
+        the model.
+        """
+        if (positions := self.positions) is None:
+            return None
+        from beacon_memory.state.budget import default_budget
+
+        config = self._weights.config() or self._settings["config"] or BeaconConfig()
+        slots = default_budget(positions, config)
+        return slots * (ratio or config.ratio)
+
+    def session(self, session_id: str, *, ratio: int | None = None, budget: int | None = None) -> Session:
+        """A session that is kept. Raises ConfigError without a store."""
+        if not self.keeps_sessions:
+            raise ConfigError(
+                f"session {session_id!r} has nowhere to be kept: give the engine a store "
+                "(memory://, sqlite:///memory.db, redis://…)"
+            )
+        return self.memory.session(session_id, ratio=ratio, budget=budget)
+
+    def shares(self, other: BeaconEngine) -> bool:
+        """Whether both answer by the same weights."""
+        return self._weights is other._weights
+
+    def with_store(self, store: str | StateStore | Callable[[], StateStore]) -> BeaconEngine:
+        """The same weights over another store."""
+        other = object.__new__(BeaconEngine)
+        other.name, other._weights, other._settings = self.name, self._weights, self._settings
+        other.keeps_sessions, other._store = True, _Lazy(_opener(store))
+        other._memory = _Lazy(other._open)
+        other._desk = BatchQueue(lambda: other.memory, lambda: other.worker)
+        return other
+
+    def with_model(self, model: str) -> BeaconEngine:
+        """The same store and settings under another model."""
+        other = BeaconEngine(model, None, **self._settings)
+        other.keeps_sessions, other._store = self.keeps_sessions, self._store
+        return other
+
+    async def ask(self, session_id: str, question: str, *, system: str | None = None, **sampling: Any) -> str:
+        """An answer from a session; nothing is written. Questions that wait at the same time, and are asked with the
+        same system prompt and sampling, are answered in one batch. Being cancelled frees the place.
+
+        Raises EngineBusy when 64 questions wait, and what `Session.ask` raises.
+        """
+        return await self._desk.ask(session_id, question, system=system, **sampling)
+
+    async def run(self, act: Callable[[], T]) -> T:
+        """What `act` gives, on the engine's thread."""
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self.worker, context.run, act)
+
+    async def stream(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+        """What the iterator that `begin` makes gives, read on the engine's thread.
+
+        Leaving early, or being cancelled, closes it after the piece it is at.
+        """
+        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        left, end = threading.Event(), object()
+
+        def give(piece: Any) -> None:
+            try:
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+            except RuntimeError:  # the loop is gone, and who listened with it
+                left.set()
+
+        def work() -> None:
+            try:
+                if left.is_set():
+                    return
+                found = begin()
+                try:
+                    while not left.is_set():
+                        try:
+                            piece = next(found)
+                        except StopIteration:
+                            break
+                        give((piece,))
+                finally:
+                    close = getattr(found, "close", None)
+                    if close is not None:
+                        close()
+            except BaseException as exc:
+                give(exc)
+            finally:
+                give(end)
+
+        working = loop.run_in_executor(self.worker, contextvars.copy_context().run, work)
+        try:
+            while (piece := await pieces.get()) is not end:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece[0]
+        finally:
+            left.set()
+            working.cancel()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BeaconEngine:
+        """Itself: weights and stores are shared, whoever copies what holds them."""
+        return self
+
+    def close(self) -> None:
+        """Close the store, when it was opened."""
+        self._store.close()
+
+    def _open(self) -> BeaconMemory:
+        from beacon_memory.sessions.memory import BeaconMemory
+
+        store = self._store.get()  # first: a wrong URL does not cost a model
+        return BeaconMemory(self._weights.model.get(), store)
+
+
+class _Lazy(Generic[T]):
+    """A value made once, by the first thread that asks."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: list[T] = []
+
+    def get(self) -> T:
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+            return self._made[0]
+
+    def made(self) -> T | None:
+        """The value, when it is made already."""
+        return self._made[0] if self._made else None
+
+    def close(self) -> None:
+        with self._lock:
+            while self._made:
+                self._made.pop().close()  # type: ignore[attr-defined]
+
+
+class _Weights:
+    """One loaded model and its thread."""
+
+    def __init__(self, load: Callable[[], BeaconModel], name: str) -> None:
+        self.model = _Lazy(load)
+        self.name = name
+        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="beacon")
+
+    def config(self) -> BeaconConfig | None:
+        """The loaded model's settings."""
+        return None if (loaded := self.model.made()) is None else loaded.config
+
+    def positions(self) -> int | None:
+        """The loaded model's positions, or what its folder says of them."""
+        if (loaded := self.model.made()) is not None:
+            return loaded.positions
+        if self.name == "smollm2":
+            return 8192
+        try:
+            found = json.loads((Path(self.name).expanduser() / "config.json").read_text())["max_position_embeddings"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return int(found)
+
+
+_SHARED: weakref.WeakValueDictionary[str, _Weights] = weakref.WeakValueDictionary()
+_SHARED_LOCK = threading.Lock()
+
+
+def _weights(
+    model: str | BeaconModel, *, config: BeaconConfig | None, adapter: str | Path | None, options: dict[str, Any]
+) -> _Weights:
+    if not isinstance(model, str):
+        loaded = model
+        given = _Weights(lambda: loaded, "")
+        given.model.get()
+        return given
+    name = model
+
+    def load() -> BeaconModel:
+        from beacon_memory.models.model import BeaconModel
+
+        return BeaconModel.from_pretrained(name, config, adapter=adapter, **options)
+
+    key = json.dumps([name, repr(config), str(adapter), options], sort_keys=True, default=repr)
+    with _SHARED_LOCK:
+        if (found := _SHARED.get(key)) is None:
+            found = _SHARED[key] = _Weights(load, name)
+        return found
+
+
+def _opener(store: str | StateStore | Callable[[], StateStore] | None) -> Callable[[], StateStore]:
+    def make() -> StateStore:
+        from beacon_memory.stores import open_store
+
+        if callable(store):
+            return store()
+        return open_store("memory://" if store is None else store)
+
+    return make

@@ -1,0 +1,290 @@
+"""Documents under one name: each folded by itself, joined in order, put, replaced and removed by key.
+
+They are a session that holds nothing else. Slots have no position until they are read, so a document's segments can
+stand behind any others: adding one folds one, removing one folds none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from beacon_memory.errors import InputError, SessionConflict, SessionNotFound
+from beacon_memory.sessions.context import CONTEXT
+from beacon_memory.sessions.session import Session
+from beacon_memory.state.budget import next_refold
+from beacon_memory.state.codec import encode_ids
+from beacon_memory.state.head import DOCUMENT, Entry, SessionHead, read_note, write_note
+from beacon_memory.state.state import BeaconState, Segment
+from beacon_memory.stores.base import retrying
+from beacon_memory.talk.sources import check_text
+
+if TYPE_CHECKING:
+    from beacon_memory.sessions.repository import Repository
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text under the name its owner gives it."""
+
+    key: str
+    text: str
+    about: Mapping[str, Any] = field(default_factory=dict)  # JSON that is kept beside it
+    hash: str = ""  # its owner's: equal hashes mean an equal document; made of text and `about` when empty
+
+    @property
+    def identity(self) -> str:
+        """What tells it from an older or newer one of the same key."""
+        if self.hash:
+            return self.hash
+        told = json.dumps(self.about, sort_keys=True, default=str)
+        return hashlib.sha256(f"{told}\n{self.text}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class DocumentInfo:
+    """What is known of a document without reading a segment."""
+
+    key: str
+    hash: str
+    tokens: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a `put` did."""
+
+    changed: tuple[bool, ...]  # of the documents given, in order
+    windows: int  # that the model folded for it
+
+
+class Documents:
+    """The documents of a name. It holds nothing but names: every call reads the newest version.
+
+    >>> from beacon_memory import BeaconMemory
+    >>> from beacon_memory.testing import tiny_model
+    >>> house = Documents(BeaconMemory.open(tiny_model()), "house")
+    >>> house.put([Document("door", "The door is green."), Document("lease", "The lease ends in May.")])
+    Written(changed=(True, True), windows=2)
+    >>> house.put([Document("door", "The door is blue."), Document("lease", "The lease ends in May.")])
+    Written(changed=(True, False), windows=1)
+    """
+
+    def __init__(self, memory: Repository, name: str, *, ratio: int | None = None, budget: int | None = None) -> None:
+        self.name = name
+        self._memory = memory
+        self._session = Session(memory, CONTEXT + name, ratio=ratio, budget=budget)
+
+    def put(self, documents: Sequence[Document], *, new: bool = False, progress: Progress | None = None) -> Written:
+        """Add documents at the end, or in place of those of the same key; equal ones stay as they are.
+
+        All of them or, when one is bad or anything fails, none. A text that is held already, under whatever key, is not
+        folded again and stands once. With `new`, a key that is there already is refused. Raises InputError for an empty
+        text or a key given twice, ModelMismatch, BudgetExceeded, StoreError.
+        """
+        keys: set[str] = set()
+        for document in documents:
+            check_text(document.text, what=f"document {document.key!r}")
+            if document.key in keys:
+                raise InputError(f"document {document.key!r} is given twice: give each its own id")
+            keys.add(document.key)
+
+        def once() -> Written:
+            shelf = self._shelf()
+            if new and (there := keys & shelf.notes.keys()):
+                raise InputError(
+                    f"{self.name!r} holds a document {min(there)!r} already: update it, or give another id"
+                )
+            changed = [shelf.put(document, progress) for document in documents]
+            if not shelf.version or any(changed):
+                shelf.write()
+            return Written(tuple(changed), shelf.windows)
+
+        return retrying(once)
+
+    def remove(self, *keys: str) -> None:
+        """Take documents out, all or none; nothing is folded, and their bytes go with the last name of them.
+
+        Raises SessionNotFound, InputError for a key that is not there.
+        """
+
+        def once() -> None:
+            shelf = self._shelf(create=False)
+            for key in keys:
+                if shelf.notes.pop(key, None) is None:
+                    raise InputError(f"{self.name!r} holds no document {key!r}")
+            shelf.write()
+
+        retrying(once)
+
+    def info(self) -> list[DocumentInfo]:
+        """The documents, in the order in which they are read. Raises SessionNotFound, ModelMismatch."""
+
+        def read(head: SessionHead) -> list[DocumentInfo]:
+            slots: dict[str, int] = {}
+            for entry in head.entries:
+                slots[entry.document] = slots.get(entry.document, 0) + entry.slots
+            return [
+                DocumentInfo(key, str(note.get("hash", "")), int(note["tokens"]), slots.get(str(note["document"]), 0))
+                for key, note in self._notes(head).items()
+            ]
+
+        return self._memory.view(self._session.id, read)[0]
+
+    def about(self) -> dict[str, dict[str, Any]]:
+        """What is kept beside each document, by key, in the same order. Raises SessionNotFound, ModelMismatch."""
+
+        def read(head: SessionHead) -> dict[str, dict[str, Any]]:
+            blobs = dict(self._memory.read(list(dict.fromkeys(head.notes.values()))))
+            beside = {key: head.notes.get(key) for key in self._notes(head)}
+            return {key: read_note(blobs[digest], digest) if digest else {} for key, digest in beside.items()}
+
+        return self._memory.view(self._session.id, read)[0]
+
+    @property
+    def version(self) -> int:
+        """A number that grows with each change, 0 while nothing of this name was written."""
+        return self._memory.store.version(self._session.id)
+
+    def rename(self, name: str) -> Documents:
+        """The same documents under another name; the old one is gone. Raises SessionExists, SessionNotFound."""
+        renamed = copy(self)
+        renamed.name, renamed._session = name, self._session.fork(CONTEXT + name)
+        self._session.forget()
+        return renamed
+
+    def forget(self) -> None:
+        """Remove the documents, and every byte that no other session names. Raises SessionNotFound."""
+        self._session.forget()
+
+    def _shelf(self, *, create: bool = True) -> _Shelf:
+        try:
+            notes, head, version = self._memory.view(self._session.id, self._notes)
+        except SessionNotFound:
+            if not create:
+                raise
+            return _Shelf(self._memory, self._session, self._session.settled(None), 0, {})
+        return _Shelf(self._memory, self._session, self._session.settled(head), version, notes)
+
+    def _notes(self, head: SessionHead) -> dict[str, dict[str, Any]]:
+        """What the transcript says of each document, by key. Raises InputError when it has a conversation in it."""
+        messages = self._memory.messages(head)
+        if head.tail or any(message["role"] != DOCUMENT for message in messages):
+            raise InputError(f"{self.name!r} holds a conversation, not documents alone: choose another id")
+        return {str(note.get("key", note["document"])): note for note in messages}
+
+
+class _Shelf:
+    """The documents of one version, while they are changed."""
+
+    def __init__(
+        self, memory: Repository, session: Session, head: SessionHead, version: int, notes: dict[str, dict[str, Any]]
+    ) -> None:
+        self.version, self.notes = version, notes  # key -> what the transcript says of it
+        self.windows = 0
+        self._memory, self._session, self._head = memory, session, head
+        self._entries = {name: _of(head.entries, name) for name in dict.fromkeys(e.document for e in head.entries)}
+        self._folded: dict[str, list[Segment]] = {}  # document -> its segments, where they are new
+        self._beside, self._sources = dict(head.notes), dict(head.sources)
+        self._blobs: dict[str, bytes] = {}
+
+    def put(self, document: Document, progress: Progress | None) -> bool:
+        """Put a document; gives whether it was another or none before."""
+        if self.notes.get(document.key, {}).get("hash") == document.identity:
+            return False
+        model, head = self._memory.model, self._head
+        ids = [*self._memory.transcript.start, *model.encode(document.text)]
+        source = encode_ids(ids)
+        digest = hashlib.sha256(source).hexdigest()
+        name = digest[:16]
+        if name not in self._entries:
+            read = model.compress(
+                ids,
+                ratio=head.ratio,
+                document=True,
+                budget=head.budget,
+                known=self._known,
+                slot_dtype=head.slot_dtype,
+                progress=progress,
+            )
+            self._set(name, read.segments)
+        self._sources[name], self._blobs[digest] = digest, source
+        beside, blob = write_note(document.about)
+        self._beside[document.key], self._blobs[beside] = beside, blob
+        self.notes[document.key] = {
+            "role": DOCUMENT,
+            "content": document.key,
+            "tokens": len(ids),
+            "document": name,
+            "key": document.key,
+            "hash": document.identity,
+        }
+        return True
+
+    def write(self) -> None:
+        """Move the session's head to what is on the shelf. Raises SessionConflict, BudgetExceeded."""
+        names = list(dict.fromkeys(str(note["document"]) for note in self.notes.values()))
+        self._fit(names)
+        changed, pages = replace(
+            self._head,
+            entries=tuple(entry for name in names for entry in self._entries[name]),
+            sources={name: digest for name, digest in self._sources.items() if name in names},
+            notes={key: digest for key, digest in self._beside.items() if key in self.notes},
+            pages=(),
+            recent=(),
+        ).with_messages(list(self.notes.values()))
+        there = set(self._head.digests)
+        blobs = {digest: blob for digest, blob in (self._blobs | pages).items() if digest not in there}
+        new = tuple(segment for name in names for segment in self._folded.get(name, ()))
+        self._session.write(self._head, changed, BeaconState(new), blobs, expected=self.version)
+
+    def _fit(self, names: Sequence[str]) -> None:
+        """Fold old segments again, coarser, until all fit; each behind its own document alone, which may stay longer
+        than the others.
+        """
+        budget = self._head.budget or self._memory.model.budget
+        if sum(entry.slots for name in names for entry in self._entries[name]) <= budget:
+            return
+        held = self._held(names)
+        while sum(segment.slots for name in names for segment in held[name]) > budget:
+            index, ratio = next_refold([segment for name in names for segment in held[name]], budget)
+            name, index = [(name, at) for name in names for at in range(len(held[name]))][index]
+            old, own = held[name][index], held[name]
+            how: dict[str, Any] = {"known": self._known, "slot_dtype": self._head.slot_dtype}
+            own[index] = self._memory.model.refold(old.ids, own[:index], ratio=ratio, sink=old.sink, **how)
+        for name in names:
+            self._set(name, held[name])
+
+    def _held(self, names: Iterable[str]) -> dict[str, list[Segment]]:
+        """The segments of each document. Raises SessionConflict when the session has moved."""
+        held = {name: list(self._folded.get(name, ())) for name in names}
+        if self.version:
+            state, head, version = self._memory.view(self._session.id, self._memory.state)
+            if version != self.version:
+                raise SessionConflict(f"{self._session.id!r} is at version {version}, not {self.version}")
+            for entry, segment in zip(head.entries, state.segments, strict=True):
+                if entry.document in held and entry.document not in self._folded:
+                    held[entry.document].append(segment)
+        return held
+
+    def _set(self, name: str, segments: Sequence[Segment]) -> None:
+        self._memory.keep(segments)
+        self._folded[name] = list(segments)
+        self._entries[name] = [Entry(s.digest, len(s.ids), s.slots, s.ratio, name) for s in segments]
+
+    def _known(self, digest: str) -> Segment | None:
+        """A segment that was folded before; those that were not are counted."""
+        found = self._memory.known(digest)
+        self.windows += found is None
+        return found
+
+
+def _of(entries: Sequence[Entry], name: str) -> list[Entry]:
+    return [entry for entry in entries if entry.document == name]

@@ -1,0 +1,145 @@
+"""Folding again what a store has lost, from the ids and messages that are kept beside the slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from beacon_memory.config import slot_count
+from beacon_memory.errors import CodecError, IntegrityError, SegmentMissing, TranscriptError
+from beacon_memory.state.codec import decode_ids, encode_ids, encode_segment
+from beacon_memory.state.head import DOCUMENT, Entry, SessionHead, check_entry, read_note, read_page
+from beacon_memory.state.state import BeaconState, Segment, chain, overlapped, segment_digest
+from beacon_memory.stores.base import retrying
+
+if TYPE_CHECKING:
+    from beacon_memory.config import BeaconConfig
+    from beacon_memory.sessions.repository import Repository
+
+LOST = (SegmentMissing, IntegrityError, CodecError)
+
+
+def repair(memory: Repository, session: str) -> int:
+    """Fold a session's lost or damaged segments again; gives their number, 0 when nothing was wrong.
+
+    Conversation comes from the messages, documents from their ids. Where what stood in front of a segment is
+    unchanged, it comes back under its own digest, for every session that names it. Raises SegmentMissing when the
+    messages or ids that it takes are lost too.
+    """
+    return retrying(lambda: _repair_once(memory, session))
+
+
+def _repair_once(memory: Repository, session: str) -> int:
+    head, version = memory.load(session)
+    found = [_segment(memory, entry) for entry in head.entries]
+    lost = [index for index, segment in enumerate(found) if segment is None]
+    sources, blobs = _sources(memory, head, found)
+    for digest in head.pages:
+        read_page(memory.store.read([digest])[0], digest)
+    for digest in head.notes.values():
+        read_note(memory.store.read([digest])[0], digest)
+    if not lost and not blobs:
+        return 0
+    ids = _ids(memory, head, found, sources) if lost else []
+    segments: list[Segment] = []
+    for index, segment in enumerate(found):
+        if segment is None:
+            segment = _folded(memory, head, index, ids[index], before=segments)
+            blobs[segment.digest] = encode_segment(
+                segment, fingerprint=memory.model.fingerprint, config=_config(memory, head)
+            )
+        segments.append(segment)
+    memory.keep([segments[index] for index in lost])
+    after = replace(head, sources=sources).with_state(BeaconState(tuple(segments), head.tail))
+    memory.commit(session, after, blobs, expected=version)
+    return len(lost)
+
+
+def _segment(memory: Repository, entry: Entry) -> Segment | None:
+    """The segment as the store has it, or None."""
+    try:
+        return check_entry(entry, memory.decode(memory.store.read([entry.digest])[0], entry.digest))
+    except LOST:
+        return None
+
+
+def _sources(
+    memory: Repository, head: SessionHead, found: Sequence[Segment | None]
+) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Where the ids of each document are, and those blobs that had to be made again."""
+    sources, blobs = dict(head.sources), {}
+    for document, digest in head.sources.items():
+        try:
+            decode_ids(memory.store.read([digest])[0], digest)
+        except LOST:
+            parts = [s for s, entry in zip(found, head.entries, strict=True) if entry.document == document]
+            if None in parts:
+                del sources[document]
+            else:
+                blob = encode_ids([i for segment in parts if segment for i in segment.ids])
+                blobs[digest] = blob
+    return sources, blobs
+
+
+def _ids(
+    memory: Repository, head: SessionHead, found: Sequence[Segment | None], sources: Mapping[str, str]
+) -> list[Sequence[int]]:
+    """The ids of every segment: those that are there tell them, the others' are taken from the transcript."""
+    streams: dict[str, Iterator[int]] = {}
+    needed = {entry.document for entry, segment in zip(head.entries, found, strict=True) if segment is None}
+    for document in needed:
+        if not document:
+            streams[document] = iter(_conversation(memory, head))
+        elif document in sources:
+            streams[document] = iter(decode_ids(memory.store.read([sources[document]])[0], sources[document]))
+        else:
+            raise SegmentMissing(
+                f"segments of document {document} are lost and so are its ids: rewind to before it, and read it again"
+            )
+    windows: list[Sequence[int]] = []
+    for entry, segment in zip(head.entries, found, strict=True):
+        stream = streams.get(entry.document)
+        ids = tuple(i for _, i in zip(range(entry.tokens), stream, strict=False)) if stream is not None else ()
+        if segment is not None and stream is not None and ids != segment.ids:
+            raise TranscriptError("the transcript does not give the ids this session was folded from: it cannot repair")
+        windows.append(ids)
+    return windows
+
+
+def _conversation(memory: Repository, head: SessionHead) -> list[int]:
+    """The ids of all that was said."""
+    transcript = memory.transcript
+    said = [i for m in memory.messages(head) if m["role"] != DOCUMENT for i in transcript.turn(m)]
+    total = sum(entry.tokens for entry in head.entries if not entry.document) + len(head.tail)
+    ids = said if total == len(said) else [*transcript.start, *said]
+    if total != len(ids):
+        raise TranscriptError("the model's chat template has changed since this session was written: it cannot repair")
+    return ids
+
+
+def _folded(
+    memory: Repository, head: SessionHead, index: int, ids: Sequence[int], *, before: Sequence[Segment]
+) -> Segment:
+    """A window folded again, in the context its digest tells of where that can be had, else behind what is there."""
+    model, config, entry = memory.model, _config(memory, head), head.entries[index]
+    sinks = [s for s in (0, config.sink) if s <= len(ids)]
+    sinks = [s for s in sinks if s + slot_count(len(ids) - s, entry.ratio) == entry.slots]
+    # A document was folded by itself.
+    own = [s for s, e in zip(before, head.entries[:index], strict=True) if e.document == entry.document]
+    contexts = [own, list(before)] if entry.document else [list(before)]
+    for context in contexts:
+        parent, overlap = chain(s.digest for s in context), len(overlapped(context, config=config))
+        for sink in sinks:
+            how: dict[str, Any] = {"ratio": entry.ratio, "sink": sink, "overlap": overlap}
+            digest = segment_digest(ids, **how, parent=parent, config=config, fingerprint=model.fingerprint)
+            if digest == entry.digest:
+                return model.refold(ids, context, ratio=entry.ratio, sink=sink, slot_dtype=config.slot_dtype)
+    sink = config.sink if not contexts[0] and config.sink in sinks else (sinks or [0])[0]
+    return model.refold(ids, contexts[0], ratio=entry.ratio, sink=sink, slot_dtype=config.slot_dtype)
+
+
+def _config(memory: Repository, head: SessionHead) -> BeaconConfig:
+    """How this session folds."""
+    config = memory.model.config
+    return config.replace(slot_dtype=head.slot_dtype or config.slot_dtype)

@@ -1,0 +1,147 @@
+"""An answer that may call tools: its words as they come, then its calls."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from beacon_memory.models.generation import StopFilter
+from beacon_memory.sessions.turn import Message, Turn, Usage
+from beacon_memory.talk.tools import Said, Tool, read_said, schema_prompt, tools_grammar, write_said
+
+if TYPE_CHECKING:
+    from beacon_memory.sessions.repository import Repository
+
+CALL = "<tool_call>"
+
+
+@dataclass(frozen=True)
+class NamedCall:
+    """A call with the id under which its result comes back."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+class Reply(Iterator[str]):
+    """A turn whose answer is taken apart: text as it comes, up to where a call may begin; when it is whole, the rest.
+
+    It is remembered under `id`, in the words in which the caller will send it again.
+
+    >>> from beacon_memory.testing import scripted_engine
+    >>> call = '<tool_call>\\n{"name": "now", "arguments": {}}\\n</tool_call>'
+    >>> tool = {"type": "function", "function": {"name": "now"}}
+    >>> asked = [{"role": "user", "content": "What time is it?"}]
+    >>> reply = Reply(scripted_engine(lambda seen: call).memory, asked, tools=[tool])
+    >>> "".join(reply), reply.calls[0].name, reply.finish
+    ('', 'now', 'tool_calls')
+    """
+
+    def __init__(
+        self,
+        memory: Repository,
+        messages: Sequence[Message],
+        *,
+        system: str | None = None,
+        tools: Sequence[Tool] = (),
+        choice: str | Mapping[str, Any] | bool | None = None,
+        many: bool | None = None,
+        schema: Mapping[str, Any] | None = None,
+        **turn: Any,
+    ) -> None:
+        """`choice`: "auto", "none", "any" or a tool's name; `many`: whether several may be called at once; `schema`: of
+        the JSON that the answer is. `turn` as `Turn` takes it. Raises InputError, ConfigError.
+        """
+        told = [] if choice == "none" else list(tools)
+        answer_id, calling = f"beacon-{uuid.uuid4()}", bool(told)
+        if schema is not None:
+            system = "\n\n".join([*([system] if system else []), schema_prompt(schema)])
+        self.id = answer_id
+        self._calling = calling
+        self._session = turn.get("session")
+        self._turn = Turn(
+            memory,
+            messages,
+            system=system,
+            tools=told,
+            remember=lambda text: _remembered(text, answer_id, calling=calling),
+            constraint=tools_grammar(told, choice, schema, many=many),
+            **turn,
+        )
+        # It knows nothing of this object: one that is dropped is closed at once.
+        self._pieces = _words(self._turn, calling=calling)
+
+    @property
+    def said(self) -> Said:
+        """What was said, once it is whole."""
+        assert self._turn.answer is not None
+        return read_said(self._turn.answer.text) if self._calling else Said(self._turn.answer.text)
+
+    @property
+    def calls(self) -> list[NamedCall]:
+        """The tools that are called, in order."""
+        return _named(self.said, self.id)
+
+    @property
+    def finish(self) -> str:
+        """Why it ended: "stop", "length" or "tool_calls"."""
+        assert self._turn.answer is not None
+        return "tool_calls" if self.said.calls else self._turn.answer.finish
+
+    @property
+    def usage(self) -> Usage:
+        """What it took."""
+        assert self._turn.usage is not None
+        return self._turn.usage
+
+    @property
+    def physical(self) -> dict[str, Any]:
+        """What it took beside logical tokens, in the words in which frameworks are told of it."""
+        return {
+            "session_id": None if self._session is None else self._session.id,
+            "beacon_tokens": self.usage.slots,
+            "raw_tokens": self.usage.prefill,
+            "ratio": self.usage.ratio,
+        }
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop the model; the session stays where it was."""
+        self._pieces.close()
+        self._turn.close()
+
+
+def _words(turn: Turn, *, calling: bool) -> Generator[str, None, None]:
+    certain = StopFilter([CALL] if calling else [])
+    try:
+        for piece in turn:
+            if text := certain.feed(piece):
+                yield text
+    finally:
+        turn.close()
+    if text := certain.end():
+        yield text
+
+
+def _named(said: Said, answer_id: str) -> list[NamedCall]:
+    calls = f"call-{answer_id.removeprefix('beacon-')}"
+    return [NamedCall(f"{calls}-{n}", call.name, dict(call.arguments)) for n, call in enumerate(said.calls)]
+
+
+def _remembered(text: str, answer_id: str, *, calling: bool) -> dict[str, Any] | None:
+    """An answer as the session keeps it: the words that the caller's message will be written in again."""
+    said = read_said(text) if calling else Said(text)
+    content = write_said(said)
+    if not content:
+        return None
+    found: dict[str, Any] = {"role": "assistant", "content": content, "id": answer_id}
+    calls = [{"name": c.name, "args": c.arguments, "id": c.id, "type": "tool_call"} for c in _named(said, answer_id)]
+    return found | ({"tool_calls": calls} if calls else {})

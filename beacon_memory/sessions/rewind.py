@@ -1,0 +1,72 @@
+"""A session as it was: its first messages, and what had been folded of them then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from beacon_memory.errors import TranscriptError
+from beacon_memory.state.head import DOCUMENT, SessionHead
+from beacon_memory.state.state import BeaconState
+
+if TYPE_CHECKING:
+    from beacon_memory.sessions.repository import Repository
+
+Past = Sequence[Mapping[str, Any]]
+Changed = tuple[SessionHead, BeaconState, dict[str, bytes]]
+
+
+def back(memory: Repository, head: SessionHead, state: BeaconState, past: Past, messages: int) -> Changed:
+    """Head and state as they were after the first `messages` of `past`, and the pages of these.
+
+    Raises TranscriptError when the chat template has changed meanwhile.
+    """
+    state = _rewound(memory, head, state, past, messages)
+    entries = head.entries[: len(state.segments)]
+    read = {entry.document for entry in entries}
+    sources = {document: digest for document, digest in head.sources.items() if document in read}
+    keys = {message.get("key") for message in past[:messages]}
+    notes = {key: digest for key, digest in head.notes.items() if key in keys}
+    before = replace(head, pages=(), recent=(), entries=entries, sources=sources, notes=notes)
+    kept, pages = before.with_state(state).with_messages(list(past[:messages]))
+    return kept, state, pages
+
+
+def branch(memory: Repository, head: SessionHead, state: BeaconState, past: Past, kept: int) -> Changed:
+    """Back to the first `kept` messages, documents not counted; those that were read later are part of no branch and
+    stay. Raises TranscriptError.
+    """
+    until = [n for n, message in enumerate(past) if message["role"] != DOCUMENT][kept]
+    later = [message for message in past[until:] if message["role"] == DOCUMENT]
+    entries = dict(zip(head.entries, state.segments, strict=True))
+    head, state, pages = back(memory, head, state, past, until)
+    for note in later:
+        document = str(note["document"])
+        state = state.join([s for entry, s in entries.items() if entry.document == document])
+        head = head.with_state(state, document=document)
+    head, more = head.with_messages(list(later))
+    return head, state, pages | more
+
+
+def _rewound(memory: Repository, head: SessionHead, state: BeaconState, past: Past, messages: int) -> BeaconState:
+    """The state as it was after the first `messages`: what was folded then, and the rest of the ids as tail."""
+    transcript = memory.transcript
+    talk = [[*transcript.turn(m)] if m["role"] != DOCUMENT else [] for m in past]
+    conversation = [s for s, e in zip(state.segments, head.entries, strict=True) if not e.document]
+    ids = [i for segment in conversation for i in segment.ids] + list(state.tail)
+    opened = len(ids) - sum(map(len, talk))
+    if opened not in (0, len(transcript.start)):
+        raise TranscriptError("the model's chat template has changed since this session was written: it cannot rewind")
+    ids = ids[: opened + sum(map(len, talk[:messages]))] if messages else []
+    documents = {str(m["document"]) for m in past[:messages] if m["role"] == DOCUMENT}
+    kept, folded = [], 0
+    for segment, entry in zip(state.segments, head.entries, strict=True):
+        if entry.document and entry.document not in documents:
+            break
+        if not entry.document:
+            if folded + entry.tokens + memory.model.config.keep_last > len(ids):
+                break
+            folded += entry.tokens
+        kept.append(segment)
+    return BeaconState(tuple(kept), tuple(ids[folded:]))

@@ -1,0 +1,351 @@
+"""One session of a memory: what was said, what was read, and answers from both."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from beacon_memory.config import SLOT_BITS, check_ratio
+from beacon_memory.errors import ConfigError, InputError, SessionNotFound
+from beacon_memory.sessions.rewind import Changed, back, branch
+from beacon_memory.state.archive import Exported, write_archive
+from beacon_memory.state.codec import encode_ids, encode_segment
+from beacon_memory.state.head import DOCUMENT, SessionHead
+from beacon_memory.state.state import BeaconState, chain
+from beacon_memory.stores.base import check_session, not_found, retrying
+from beacon_memory.talk.history import match
+from beacon_memory.talk.sources import check_text, read_source
+from beacon_memory.talk.transcript import check_message
+
+if TYPE_CHECKING:
+    from beacon_memory.sessions.repository import Repository
+
+Messages = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Progress = Callable[[int], None]
+Change = Callable[[SessionHead, BeaconState], Changed]
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What a session holds and what it costs."""
+
+    session: str
+    version: int  # grows with each change: give it as `at_least` to be told when a store has gone back
+    messages: int
+    documents: int
+    tokens: int  # read in all
+    slots: int  # KV entries kept
+    tail: int  # newest tokens, raw: their ids are kept, their KV is computed again
+    ratios: dict[int, int]  # ratio -> tokens folded at it
+    ratio: int  # of what is folded next
+    budget: int  # the most slots it may keep
+    bytes: int  # of all slots
+    raw_bytes: int  # what a bfloat16 KV cache of the same tokens would take
+
+
+class Session:
+    """A session by its id. It holds nothing but names: every call reads the session's newest version."""
+
+    def __init__(
+        self,
+        memory: Repository,
+        session_id: str,
+        *,
+        ratio: int | None = None,
+        budget: int | None = None,
+        slot_dtype: str | None = None,
+        at_least: int = 0,
+    ) -> None:
+        self.id = check_session(session_id)
+        self._at_least = at_least
+        self._memory = memory
+        config = memory.model.config
+        self._slot_dtype = None if slot_dtype is None else config.replace(slot_dtype=slot_dtype).slot_dtype
+        self._ratio = None if ratio is None else check_ratio(ratio, config.window)
+        if budget is not None and not config.sink < budget <= memory.model.budget:
+            raise ConfigError(
+                f"budget is {config.sink + 1} to {memory.model.budget} slots for this model, not {budget!r}"
+            )
+        self._budget = budget
+
+    def add(self, messages: Messages, *, progress: Progress | None = None) -> None:
+        """Remember one or several messages: `{"role": "user" | "assistant" | "tool", "content": text}`.
+
+        Text alone is a user's. Nothing is remembered when one of them is bad. Raises InputError, TranscriptError.
+        """
+        if isinstance(messages, str):
+            messages = {"role": "user", "content": messages}
+        many = [messages] if isinstance(messages, Mapping) else list(messages)
+        if not many:
+            raise InputError("no message to add")
+        checked = [dict(check_message(message)) for message in many]
+        self._append(checked, progress=progress)
+
+    def set(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Make these all that was said. What agrees from the start on is not read again, what differs from there on is
+        forgotten; documents stay. Raises InputError, TranscriptError.
+        """
+        checked = [dict(check_message(message)) for message in messages]
+
+        def change(head: SessionHead, state: BeaconState) -> Changed:
+            past, pages = self._memory.messages(head), dict[str, bytes]()
+            talk = [message for message in past if message["role"] != DOCUMENT]
+            found = match(talk, checked, "full")
+            if found.kept < len(talk):
+                head, state, pages = branch(self._memory, head, state, past, found.kept)
+            head, state, more = self._extended(head, state, checked[found.known :])
+            return head, state, pages | more
+
+        self._change(change)
+
+    def add_document(self, source: str | Path, *, name: str | None = None, progress: Progress | None = None) -> None:
+        """Read a document: the path of a UTF-8 text file, or the text itself. One that the session has read is not
+        read again; one that any session has folded before is not folded again.
+
+        Raises InputError for a file that is missing, empty or not text.
+        """
+        text, found = read_source(source)
+        self.add_text(text, name=name or found, progress=progress)
+
+    def add_text(self, text: str, *, name: str, progress: Progress | None = None) -> None:
+        """Read a text as a document of this name, whatever it looks like: never taken for a path. Raises InputError."""
+        check_text(text)
+        model, transcript = self._memory.model, self._memory.transcript
+        ids = [*transcript.start, *model.encode(text)]
+
+        def change(head: SessionHead, state: BeaconState) -> Changed:
+            # Folded by itself, in no context: every session that reads it shares its segments.
+            how: dict[str, Any] = {"known": self._memory.known, "slot_dtype": head.slot_dtype}
+            read = model.compress(ids, ratio=head.ratio, document=True, budget=head.budget, progress=progress, **how)
+            self._memory.keep(read.segments)
+            document = chain(segment.digest for segment in read.segments)[:16]
+            if any(entry.document == document for entry in head.entries):
+                return head, state, {}
+            joined = state.join(read.segments).segments
+            fitted = model.fit(joined, budget=head.budget, **how)
+            state = replace(state, segments=tuple(fitted))
+            note = {"role": DOCUMENT, "content": name, "tokens": read.tokens, "document": document}
+            noted, pages = head.with_state(state, document=document).with_messages([note])
+            source = encode_ids(ids)
+            digest = hashlib.sha256(source).hexdigest()
+            noted = replace(noted, sources={**head.sources, document: digest})
+            return noted, state, pages | {digest: source}
+
+        self._change(change)
+
+    @overload
+    def ask(self, question: str, *, system: str | None = ..., stream: Literal[False] = ..., **sampling: Any) -> str: ...
+    @overload
+    def ask(
+        self, question: str, *, system: str | None = ..., stream: Literal[True], **sampling: Any
+    ) -> Iterator[str]: ...
+
+    def ask(
+        self, question: str, *, system: str | None = None, stream: bool = False, **sampling: Any
+    ) -> str | Iterator[str]:
+        """An answer from memory; nothing is written. A session that does not exist is an error.
+
+        `sampling`: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed. Raises SessionNotFound,
+        PromptTooLong.
+        """
+        state, head, _ = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
+        pieces = self._answer(question, head, state, system=system, sampling=sampling)
+        return pieces if stream else "".join(pieces)
+
+    def prompt(self, question: str, *, system: str | None = None) -> tuple[list[int], BeaconState]:
+        """What `ask` gives the model: the ids, and the state in front of them. Raises SessionNotFound."""
+        state, head, _ = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
+        return self._prompt(question, head, state, system=system)
+
+    @overload
+    def chat(self, text: str, *, system: str | None = ..., stream: Literal[False] = ..., **sampling: Any) -> str: ...
+    @overload
+    def chat(self, text: str, *, system: str | None = ..., stream: Literal[True], **sampling: Any) -> Iterator[str]: ...
+
+    def chat(
+        self, text: str, *, system: str | None = None, stream: bool = False, **sampling: Any
+    ) -> str | Iterator[str]:
+        """An answer from memory, and both turns remembered once it is whole.
+
+        A generation that fails, or a stream that is closed before its end, leaves the session where it was.
+        """
+        head, state, _ = self.opened()
+        pieces = self._turn(text, self._answer(text, head, state, system=system, sampling=sampling))
+        return pieces if stream else "".join(pieces)
+
+    def info(self) -> SessionInfo:
+        """What the session holds and what it costs; no segment is read. Raises SessionNotFound."""
+        head, version = self._memory.load(self.id, at_least=self._at_least)
+        model = self._memory.model
+        ratios: dict[int, int] = {}
+        for entry in head.entries:
+            ratios[entry.ratio] = ratios.get(entry.ratio, 0) + entry.tokens
+        slots = sum(entry.slots for entry in head.entries)
+        tokens = sum(entry.tokens for entry in head.entries) + len(head.tail)
+        bits = SLOT_BITS[head.slot_dtype or model.config.slot_dtype]
+        return SessionInfo(
+            session=self.id,
+            version=version,
+            messages=head.messages,
+            documents=len({entry.document for entry in head.entries} - {""}),
+            tokens=tokens,
+            slots=slots,
+            tail=len(head.tail),
+            ratios=ratios,
+            ratio=head.ratio,
+            budget=head.budget or model.budget,
+            bytes=int(slots * model.raw_bytes_per_token * bits / 16),
+            raw_bytes=tokens * model.raw_bytes_per_token,
+        )
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The transcript, oldest first; a document stands in it as a note. Raises SessionNotFound."""
+        return self._memory.view(self.id, self._memory.messages, at_least=self._at_least)[0]
+
+    def newest(self) -> tuple[int, list[dict[str, Any]]]:
+        """How many messages stand before the user's newest one, documents counted, and the messages from it on.
+
+        Raises SessionNotFound.
+        """
+
+        def read(head: SessionHead) -> tuple[int, list[dict[str, Any]]]:
+            for messages in ([dict(m) for m in head.recent], self._memory.messages(head)):
+                places = [n for n, message in enumerate(messages) if message["role"] == "user"]
+                if places:
+                    return head.messages - len(messages) + places[-1], messages[places[-1] :]
+            return head.messages, []
+
+        return self._memory.view(self.id, read, at_least=self._at_least)[0]
+
+    def state(self) -> BeaconState:
+        """The session's state. Raises SessionNotFound, SegmentMissing, CodecError."""
+        return self._memory.view(self.id, self._memory.state, at_least=self._at_least)[0]
+
+    def fork(self, new: str) -> Session:
+        """A new session that begins where this one stands; nothing is copied but names. Raises SessionExists."""
+        self._memory.store.fork(self.id, check_session(new))
+        return Session(self._memory, new, ratio=self._ratio, budget=self._budget, slot_dtype=self._slot_dtype)
+
+    def rewind(self, messages: int) -> None:
+        """Go back to the session's first so many messages, documents counted; what came later is forgotten.
+
+        What was folded coarser meanwhile stays coarse. Raises InputError, SessionNotFound.
+        """
+
+        def change(head: SessionHead, state: BeaconState) -> Changed:
+            past = self._memory.messages(head)
+            if not 0 <= messages <= len(past):
+                raise InputError(
+                    f"session {self.id!r} has {len(past)} messages: rewind to 0 to {len(past)}, not {messages}"
+                )
+            return back(self._memory, head, state, past, messages)
+
+        self._change(change, create=False)
+
+    def export(self, path: str | Path) -> None:
+        """The whole session in one file, for `BeaconMemory.import_session`. Raises SessionNotFound, InputError."""
+        stored, _ = self._memory.store.load(self.id)
+        write_archive(path, Exported(self.id, stored.body, dict(self._memory.read(stored.digests))))
+
+    def forget(self) -> None:
+        """Remove the session, and every byte that no other session names. Raises SessionNotFound."""
+        self._memory.resident(self.id)  # taken, and gone
+        self._memory.store.delete(self.id)
+
+    def opened(self) -> tuple[SessionHead, BeaconState, int]:
+        """The session's head, state and version; what a new one begins with, at version 0, when there is none."""
+        try:
+            state, head, version = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
+        except SessionNotFound:
+            return self.settled(None), BeaconState(), 0
+        return self.settled(head), state, version
+
+    def settled(self, head: SessionHead | None) -> SessionHead:
+        """The head, or a new one, with what this session was opened with."""
+        model = self._memory.model
+        head = head or SessionHead(fingerprint=model.fingerprint, ratio=model.config.ratio)
+        return replace(
+            head,
+            ratio=self._ratio or head.ratio,
+            budget=self._budget or head.budget,
+            slot_dtype=self._slot_dtype or head.slot_dtype,
+        )
+
+    def write(
+        self, head: SessionHead, changed: SessionHead, after: BeaconState, pages: dict[str, bytes], *, expected: int
+    ) -> None:
+        """Move the session from `head`, at version `expected`, to `changed`. Raises SessionConflict."""
+        named = {entry.digest for entry in head.entries}
+        new = [segment for segment in after.segments if segment.digest not in named]
+        model = self._memory.model
+        config = model.config.replace(slot_dtype=changed.slot_dtype or model.config.slot_dtype)
+        blobs = pages | {s.digest: encode_segment(s, fingerprint=model.fingerprint, config=config) for s in new}
+        self._memory.keep(new)
+        self._memory.commit(self.id, changed, blobs, expected=expected)
+
+    def _change(self, change: Change, *, create: bool = True) -> None:
+        """Move the head by `change`, which is done again on the newest head when another writer was faster."""
+
+        def once() -> None:
+            head, state, version = self.opened()
+            if not version and not create:
+                raise not_found(self.id)
+            changed, after, pages = change(head, state)
+            if not version or changed != head:
+                self.write(head, changed, after, pages, expected=version)
+
+        retrying(once)
+
+    def _append(self, messages: list[dict[str, Any]], *, progress: Progress | None = None) -> None:
+        self._change(lambda head, state: self._extended(head, state, messages, progress=progress))
+
+    def _extended(
+        self,
+        head: SessionHead,
+        state: BeaconState,
+        messages: list[dict[str, Any]],
+        *,
+        progress: Progress | None = None,
+    ) -> Changed:
+        model, transcript = self._memory.model, self._memory.transcript
+        ids = [i for message in messages for i in transcript.turn(message)]
+        resident = self._memory.resident(self.id)
+        how: dict[str, Any] = {"slot_dtype": head.slot_dtype, "progress": progress, "resident": resident}
+        start = transcript.start if ids and not state.tokens else []
+        state = model.compress([*start, *ids], state, ratio=head.ratio, budget=head.budget, **how)
+        resident.release(resident)
+        noted, pages = head.with_state(state).with_messages(list(messages))
+        return noted, state, pages
+
+    def _turn(self, text: str, pieces: Iterator[str]) -> Iterator[str]:
+        answer = []
+        for piece in pieces:
+            answer.append(piece)
+            yield piece
+        # Reached only when the answer is whole: closing this iterator earlier, or an error, skips it.
+        said: list[dict[str, Any]] = [{"role": "user", "content": text}]
+        if whole := "".join(answer).strip():
+            said.append({"role": "assistant", "content": whole})
+        self._append(said)
+
+    def _answer(
+        self, question: str, head: SessionHead, state: BeaconState, *, system: str | None, sampling: dict[str, Any]
+    ) -> Iterator[str]:
+        """The answer in pieces. What can be refused is refused now, not at the first piece."""
+        prompt, behind = self._prompt(question, head, state, system=system)
+        sampling = {"stop": self._memory.transcript.stop} | sampling
+        return self._memory.model.stream(prompt, behind, resident=self._memory.resident(self.id), **sampling)
+
+    def _prompt(
+        self, question: str, head: SessionHead, state: BeaconState, *, system: str | None
+    ) -> tuple[list[int], BeaconState]:
+        """The ids that ask a question, and what stands in front of them."""
+        asked, opens = [{"role": "user", "content": question}], head.unfolded
+        tail = self._memory.model.tail(state, opens=opens)
+        prompt = self._memory.transcript.prompt(
+            tail, behind=bool(state.segments), opens=opens, asked=asked, system=system
+        )
+        return prompt, replace(state, tail=())

@@ -1,0 +1,289 @@
+"""One turn of a chat whose caller has the message list: what the session holds is not read again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from beacon_memory.errors import InputError, SegmentMissing, SessionConflict
+from beacon_memory.models.generation import Answer, Sampling, Stream
+from beacon_memory.sessions.context import context_state
+from beacon_memory.sessions.rewind import branch
+from beacon_memory.sessions.session import Session
+from beacon_memory.state.head import DOCUMENT, SessionHead
+from beacon_memory.state.state import BeaconState, Segment
+from beacon_memory.talk.history import History, Match, all_new, match
+from beacon_memory.talk.tools import Tool
+from beacon_memory.talk.transcript import check_message
+
+if TYPE_CHECKING:
+    from beacon_memory.models.resident import ResidentPrefix
+    from beacon_memory.sessions.repository import Repository
+
+Message = Mapping[str, Any]
+Remember = Callable[[str], "Message | None"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a turn read and wrote, in tokens as the user counts them, and what that cost."""
+
+    tokens: int  # that the answer could see: memory, system prompt, messages
+    read: int  # of these, from memory: folded before, not computed again
+    folded: int  # of these, folded now
+    answer: int  # tokens of the answer
+    slots: int  # KV entries in front of the prompt
+    prefill: int  # raw tokens computed behind them
+    ratio: int  # of what is folded next
+
+
+class Turn(Iterator[str]):
+    """An answer to a message list, in pieces; when it is whole, the session has moved, and `answer` and `usage` are
+    there. A turn that fails, or is closed before its end, leaves the session where it was.
+
+    >>> from beacon_memory import BeaconMemory
+    >>> from beacon_memory.testing import tiny_model
+    >>> memory = BeaconMemory.open(tiny_model())
+    >>> turn = Turn(memory, [{"role": "user", "content": "Hi"}], session=memory.session("ada"), max_new_tokens=4)
+    >>> said = "".join(turn)
+    >>> turn.usage.answer
+    4
+    """
+
+    def __init__(
+        self,
+        memory: Repository,
+        messages: Sequence[Message],
+        *,
+        session: Session | None = None,
+        history: History = "auto",
+        contexts: Sequence[str | BeaconState] = (),
+        system: str | None = None,
+        tools: Sequence[Tool] = (),
+        keep: int | None = None,
+        behind: int | None = None,
+        close: int = 0,
+        remember: Remember | None = None,
+        **sampling: Any,
+    ) -> None:
+        """Nothing is read before the first piece is asked for.
+
+        `history` says what `messages` are to the session (see `history.match`). `contexts` are sessions whose documents
+        stand in front, or states. With `keep`, the newest so many messages stay raw and are not remembered, nor is the
+        answer: they come again with the next turn. With `behind` nothing is remembered at all: `messages` stand behind
+        the session's first so many messages, documents counted, whatever it holds later. The first `close` messages are
+        folded to their end, however short they are, but for what is asked last. `remember` makes the message of the
+        answer's text, or None. Without a session nothing is remembered; what does not fit raw is folded for this turn
+        alone. `sampling` as `Session.ask` takes it. Raises InputError, ConfigError; when read, PromptTooLong,
+        BudgetExceeded, StoreError.
+        """
+        self._memory = memory
+        self._messages = [dict(check_message(message)) for message in messages]
+        self._session = session
+        self._history: History = history
+        self._contexts = tuple(contexts)
+        self._system, self._tools = system, tuple(tools)
+        self._keep, self._behind, self._close = keep, behind, close
+        self._remember = remember or _plain
+        self._sampling = {"stop": memory.transcript.stop} | sampling
+        Sampling(**self._sampling)
+        self._found: set[str] = set()  # segments that were folded before, by whomever
+        self._whole: list[tuple[Answer, Usage]] = []
+        # The generator knows a twin of this object: a turn that is dropped is closed at once.
+        self._pieces = copy(self)._read()
+
+    @property
+    def answer(self) -> Answer | None:
+        """The answer, once it is whole."""
+        return self._whole[0][0] if self._whole else None
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the turn took, once it is over."""
+        return self._whole[0][1] if self._whole else None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop the model; the session stays where it was."""
+        self._pieces.close()
+
+    def _read(self) -> Generator[str, None, None]:
+        model, transcript = self._memory.model, self._memory.transcript
+        head, before, version, past = self._opened()
+        talk = [message for message in past if message["role"] != DOCUMENT]
+        found = self._matched(head, past, talk)
+        opened, pages = head, dict[str, bytes]()
+        forked = found.kept < len(talk)
+        if forked:
+            head, before, pages = branch(self._memory, head, before, past, found.kept)
+        raw = 0 if self._keep is None else min(self._keep, len(self._messages) - found.known)
+        new = self._messages[found.known : len(self._messages) - raw]
+        if not (before.tokens or new or raw):
+            raise InputError("no message to answer")
+
+        closing = max(0, min(self._close, len(self._messages) - 1) - found.known)
+        closed, ids = ([i for m in part for i in transcript.turn(m)] for part in (new[:closing], new[closing:]))
+        if not before.tokens and (first := closed or ids):
+            first[:0] = transcript.start
+        context = context_state(self._memory, self._contexts)
+        asked = self._messages[len(self._messages) - raw :]
+        state, segments, prompt = self._folded(head, before, closed, ids, context=context, asked=asked)
+        resident = self._resident()
+        stream: Stream = model.stream(prompt, BeaconState(segments), resident=resident, **self._sampling)
+        try:
+            yield from stream
+        finally:
+            stream.close()
+        assert stream.answer is not None
+        if self._writes:
+            said = self._remember(stream.answer.text) if self._keep is None else None
+            self._commit(opened, head, state, pages, [*new, *([said] if said else [])], said, version, forked=forked)
+        folded = sum(len(s.ids) for s in state.segments)
+        # Its segments may have been folded again, coarser; what was read is still what stood there before.
+        known = sum(len(s.ids) for s in before.segments)
+        known += sum(len(s.ids) for s in state.segments[len(before.segments) :] if s.digest in self._found)
+        usage = Usage(
+            tokens=sum(len(s.ids) for s in segments) + len(prompt),
+            read=known + sum(len(s.ids) for s in context.segments),
+            folded=folded - known,
+            answer=stream.answer.tokens,
+            slots=sum(s.slots for s in segments),
+            prefill=len(prompt),
+            ratio=head.ratio,
+        )
+        self._whole.append((stream.answer, usage))
+
+    @property
+    def _writes(self) -> bool:
+        return self._session is not None and self._behind is None
+
+    def _matched(self, head: SessionHead, past: Sequence[Message], talk: Sequence[Message]) -> Match:
+        """Where the messages meet the session."""
+        if self._behind is None:
+            return match(talk, self._messages, self._history)
+        assert self._session is not None
+        if self._behind > head.messages:
+            raise SessionConflict(
+                f"session {self._session.id!r} had {self._behind} messages and has {head.messages} now: it went back "
+                f"while it was read; read it again"
+            )
+        if self._behind == head.messages:
+            return Match(len(talk), 0)
+        later = [message for message in past[self._behind :] if message["role"] != DOCUMENT]
+        known = match(later, self._messages, "full").known
+        # What stands there now is said otherwise here: the whole of it is left out, not its end alone.
+        return Match(len(talk), known) if known == len(later) else Match(len(talk) - len(later), 0)
+
+    def _opened(self) -> tuple[SessionHead, BeaconState, int, list[dict[str, Any]]]:
+        """The session as it stands, with its transcript where that is needed; an empty one for none."""
+        memory, model = self._memory, self._memory.model
+        if self._session is None:
+            return SessionHead(fingerprint=model.fingerprint, ratio=model.config.ratio), BeaconState(), 0, []
+        while True:
+            head, state, version = self._session.opened()
+            if not version or not self._looks_back(head):
+                return head, state, version, []
+            try:
+                return head, state, version, memory.messages(head)
+            except SegmentMissing:  # pages that another writer dropped meanwhile, when the session has moved
+                if memory.store.version(self._session.id) == version:
+                    raise
+
+    def _looks_back(self, head: SessionHead) -> bool:
+        """Whether what was said before has to be known."""
+        if self._behind is not None:
+            return self._behind != head.messages
+        return not all_new(self._messages, self._history)
+
+    def _folded(
+        self,
+        head: SessionHead,
+        before: BeaconState,
+        closed: Sequence[int],
+        ids: Sequence[int],
+        *,
+        context: BeaconState,
+        asked: Sequence[Message],
+    ) -> tuple[BeaconState, tuple[Segment, ...], list[int]]:
+        """The session after `closed` and `ids`, what the model finds in front of the prompt, and the prompt."""
+        memory, model, transcript = self._memory, self._memory.model, self._memory.transcript
+        about: dict[str, Any] = {"asked": asked, "system": self._system, "tools": self._tools}
+        state = before
+        if closed:
+            state = self._compressed(closed, state, head, close=True, known=self._known)
+            memory.keep(state.segments)
+        if not self._writes:
+            whole, segments = replace(state, tail=(*state.tail, *ids)), context.join(state.segments).segments
+            opens = head.unfolded and not closed
+            tail = model.tail(whole, opens=opens)
+            prompt = transcript.prompt(tail, behind=bool(segments), opens=opens, **about)
+            room = model.positions - Sampling(**self._sampling).max_new_tokens
+            if sum(segment.slots for segment in segments) + len(prompt) <= room:
+                return whole, segments, prompt  # it fits as it is
+        state = self._compressed(ids, state, head, known=self._known)
+        memory.keep(state.segments)
+        segments = context.join(state.segments).segments
+        if context.slots and state.segments:
+            how: dict[str, Any] = {"known": self._known, "slot_dtype": head.slot_dtype}
+            segments = tuple(model.fit(segments, budget=max(model.budget, context.slots), **how))
+            memory.keep(segments)
+        opens = head.unfolded and len(state.segments) == len(head.entries)
+        tail = model.tail(state, opens=opens)
+        return state, segments, transcript.prompt(tail, behind=bool(segments), opens=opens, **about)
+
+    def _resident(self) -> ResidentPrefix | None:
+        """What the last turn with the same in front left on the device."""
+        names = [one if isinstance(one, str) else one.digest for one in self._contexts]
+        names += [] if self._session is None else [self._session.id]
+        return self._memory.resident(*names) if names else None
+
+    def _compressed(self, ids: Sequence[int], state: BeaconState, head: SessionHead, **how: Any) -> BeaconState:
+        """The session's state after these ids."""
+        resident = None if self._contexts else self._resident()
+        how |= {"ratio": head.ratio, "budget": head.budget, "slot_dtype": head.slot_dtype, "resident": resident}
+        state = self._memory.model.compress(ids, state, **how)
+        if resident is not None:
+            resident.release(resident)
+        return state
+
+    def _known(self, digest: str) -> Segment | None:
+        if (segment := self._memory.known(digest)) is not None:
+            self._found.add(digest)
+        return segment
+
+    def _commit(
+        self,
+        opened: SessionHead,
+        head: SessionHead,
+        state: BeaconState,
+        pages: dict[str, bytes],
+        said: Sequence[Message],
+        answer: Message | None,
+        version: int,
+        *,
+        forked: bool,
+    ) -> None:
+        assert self._session is not None
+        if not said and not forked:
+            return
+        if answer:
+            ids = self._memory.transcript.turn(answer)
+            state = self._compressed(ids, state, head, known=self._memory.known)
+        changed, more = head.with_state(state).with_messages(list(said))
+        try:
+            self._session.write(opened, changed, state, pages | more, expected=version)
+        except SessionConflict:
+            if forked or not said:
+                raise
+            self._session.add(said)  # another writer was faster: what was said here comes behind
+
+
+def _plain(text: str) -> Message | None:
+    return {"role": "assistant", "content": text.strip()} if text.strip() else None

@@ -1,0 +1,65 @@
+"""A session as one file: a zip archive, stored, of its head and every blob that the head names (docs/format.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from beacon_memory.errors import CodecError, InputError
+from beacon_memory.state.head import SessionHead
+
+FORMAT, VERSION = "beacon-session", 1
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an archive holds."""
+
+    name: str
+    head: bytes
+    blobs: Mapping[str, bytes]
+
+
+def write_archive(path: str | Path, exported: Exported) -> None:
+    """Write an archive; a file that was there is replaced only when the new one is whole. Raises InputError."""
+    path = Path(path)
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                    about = {"format": FORMAT, "version": VERSION, "session": exported.name}
+                    archive.writestr("session.json", json.dumps(about))
+                    archive.writestr("head", exported.head)
+                    for digest, blob in exported.blobs.items():
+                        archive.writestr(f"blobs/{digest}", blob)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as exc:
+        raise InputError(f"the session cannot be written to {path}: {exc.strerror or exc}") from exc
+
+
+def read_archive(path: str | Path) -> Exported:
+    """What an archive holds, complete and undamaged. Raises InputError for no file, CodecError for a bad one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise CodecError(f"{path}: a session archive is not compressed")
+            about = json.loads(archive.read("session.json"))
+            if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
+                raise CodecError(f"{path}: expected {FORMAT} version {VERSION}, found {about!r:.120}")
+            head = archive.read("head")
+            digests = SessionHead.from_bytes(head).digests
+            return Exported(str(about["session"]), head, {d: archive.read(f"blobs/{d}") for d in digests})
+    except OSError as exc:
+        raise InputError(f"no session archive can be read at {path}: {exc.strerror or exc}") from exc
+    except (zipfile.BadZipFile, KeyError, ValueError, AttributeError, EOFError, NotImplementedError) as exc:
+        raise CodecError(f"{path} is not a whole session archive: {exc}") from exc

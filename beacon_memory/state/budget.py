@@ -1,0 +1,59 @@
+"""Keeping a session within its slots: which segment to fold again, and at which ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from beacon_memory.config import RATIOS, BeaconConfig, slot_count
+from beacon_memory.errors import BudgetExceeded, ConfigError
+from beacon_memory.state.state import Segment
+
+
+def default_budget(positions: int, config: BeaconConfig) -> int:
+    """The slots that leave room, in a model of so many positions, for the tail and a quarter for prompt and answer, or
+    for a document's window.
+
+    Raises ConfigError when a window does not fit the model.
+    """
+    budget = positions - max(positions // 4 + config.window + config.keep_last, config.overlap + config.document_window)
+    if budget < config.window:
+        raise ConfigError(
+            f"a window of {config.window} tokens, {config.document_window} of a document, and a tail of "
+            f"{config.keep_last} leave no room in a model of {positions} positions: choose a smaller window, "
+            f"document_windows or keep_last"
+        )
+    return budget
+
+
+def next_refold(segments: Sequence[Segment], budget: int) -> tuple[int, int]:
+    """The index of the segment to fold again, and its new ratio: the oldest one of the ratio that holds most slots.
+
+    So the ratios come to hold equal shares of the budget, and the older a memory, the coarser. Raises BudgetExceeded
+    when nothing can be made smaller.
+    """
+    held: dict[int, int] = {}
+    steps: list[int | None] = []
+    for segment in segments:
+        step = _next_ratio(segment)
+        steps.append(step)
+        if step is not None:
+            held[segment.ratio] = held.get(segment.ratio, 0) + segment.slots
+    if not held:
+        raise BudgetExceeded(
+            f"{sum(s.slots for s in segments)} slots, a budget of {budget}, and every segment is at its highest ratio: "
+            f"raise the budget, forget a document, or start another session"
+        )
+    fullest = max(held, key=lambda ratio: (held[ratio], -ratio))
+    for index, (segment, step) in enumerate(zip(segments, steps, strict=True)):
+        if segment.ratio == fullest and step is not None:
+            return index, step
+    raise AssertionError("a held ratio has a segment")
+
+
+def _next_ratio(segment: Segment) -> int | None:
+    """The next ratio that makes the segment smaller, or None."""
+    tokens = len(segment.ids) - segment.sink
+    for ratio in RATIOS:
+        if ratio > segment.ratio and slot_count(tokens, ratio) + segment.sink < segment.slots:
+            return ratio
+    return None

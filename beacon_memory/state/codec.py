@@ -1,0 +1,196 @@
+"""Bytes of segments, heads and pages: framed, checksummed, versioned (docs/format.md). No pickle.
+
+Every blob is a frame: 4 bytes "BCNM", 4 bytes kind, the version (uint32, little-endian), 4 zero bytes, a SHA-256 over
+everything but itself, then the payload. A segment's payload is a safetensors file, the others' are JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from beacon_memory.config import RATIOS, BeaconConfig, slot_count
+from beacon_memory.errors import BeaconError, CodecError, ModelMismatch
+from beacon_memory.state.quantise import BITS, SCALES, Packed, pack, shapes
+from beacon_memory.state.state import Fingerprint, Segment, segment_digest
+
+VERSION = 3  # newest that is read
+PLAIN, PACKED, OVERLAPPED = 1, 2, 3  # what is written: a blob names the oldest version that knows its form
+MAGIC = b"BCNM"
+SEGMENT, HEAD, PAGE, SOURCE, NOTE = b"SEGM", b"HEAD", b"PAGE", b"TEXT", b"NOTE"
+
+# What a hostile payload can make its readers raise.
+_UNREADABLE = (
+    safetensors.SafetensorError,
+    BeaconError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,  # torch, for a size that overflows
+    struct.error,
+)
+_START = struct.Struct("<4s4sII")
+_HEADER = _START.size + hashlib.sha256().digest_size
+
+
+def seal(kind: bytes, payload: bytes, *, version: int = PLAIN) -> bytes:
+    """A payload in its frame."""
+    start = _START.pack(MAGIC, kind, version, 0)
+    return b"".join((start, _checksum(start, payload), payload))
+
+
+def unseal(kind: bytes, blob: bytes) -> bytes:
+    """The payload of a frame of this kind. Raises CodecError for anything else, before looking into it."""
+    name = kind.decode().lower()
+    if len(blob) < _HEADER:
+        raise CodecError(f"{name}: {len(blob)} bytes are too few for a blob, which has at least {_HEADER}")
+    magic, found, version, _ = _START.unpack_from(blob)
+    if magic != MAGIC:
+        raise CodecError(f"{name}: not a beacon-memory blob (it begins with {magic!r})")
+    start, checksum, payload = blob[: _START.size], blob[_START.size : _HEADER], blob[_HEADER:]
+    if _checksum(start, payload) != checksum:
+        raise CodecError(f"{name}: the checksum does not match: the blob is damaged or truncated")
+    if not 1 <= version <= VERSION:
+        raise CodecError(f"{name}: written in format version {version}, this release reads up to {VERSION}: upgrade it")
+    if found != kind:
+        raise CodecError(f"{name}: expected a blob of kind {kind!r}, found {found!r}")
+    return payload
+
+
+def _checksum(start: bytes, payload: bytes) -> bytes:
+    digest = hashlib.sha256(start)
+    digest.update(payload)
+    return digest.digest()
+
+
+def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: BeaconConfig) -> bytes:
+    """A segment's bytes; they name who wrote it and how."""
+    about = {
+        "model": fingerprint.model,
+        "adapter": fingerprint.adapter,
+        "tokenizer": fingerprint.tokenizer,
+        "layout": fingerprint.layout,
+        "anchors": config.anchors,
+        "slot_dtype": config.slot_dtype,
+        "digest": segment.digest,
+        "parent": segment.parent,
+        "ratio": segment.ratio,
+        "sink": segment.sink,
+    } | ({"overlap": segment.overlap} if segment.overlap else {})
+    tensors = {"ids": torch.tensor(segment.ids, dtype=torch.int32)}
+    if config.slot_dtype in BITS:
+        packed = segment.packed or pack(segment.keys, segment.values, sink=segment.sink, dtype=config.slot_dtype)
+        tensors |= packed.tensors
+    else:
+        tensors |= {"keys": segment.keys.cpu().contiguous(), "values": segment.values.cpu().contiguous()}
+    # One metadata entry: safetensors writes several in any order, and equal segments should be equal bytes.
+    payload = save_tensors(tensors, metadata={"beacon": json.dumps(about, sort_keys=True)})
+    version = PACKED if config.slot_dtype in BITS else PLAIN
+    return seal(SEGMENT, payload, version=OVERLAPPED if segment.overlap else version)
+
+
+def decode_segment(blob: bytes, *, fingerprint: Fingerprint, digest: str | None = None) -> Segment:
+    """The segment back, bit for bit.
+
+    Raises CodecError when the blob is damaged, is not what its own digest says, or is not the segment `digest`; raises
+    ModelMismatch, naming the fields, when another model, adapter, tokenizer or layout wrote it.
+    """
+    payload = unseal(SEGMENT, blob)
+    try:
+        size = int.from_bytes(payload[:8], "little")
+        about = json.loads(json.loads(payload[8 : 8 + size])["__metadata__"]["beacon"])
+        theirs = Fingerprint(about["model"], about["adapter"], about["tokenizer"], about["layout"])
+        config = BeaconConfig(layout=theirs.layout, anchors=about["anchors"], slot_dtype=about["slot_dtype"])
+        tensors = load_tensors(payload)
+        ids, ratio, sink = tensors.pop("ids"), int(about["ratio"]), int(about["sink"])
+        overlap = int(about.get("overlap", 0))
+        if ids.dtype != torch.int32 or ids.ndim != 1 or ratio not in RATIOS or not 0 <= sink <= len(ids) or overlap < 0:
+            raise ValueError(f"{tuple(ids.shape)} ids of {ids.dtype}, ratio {ratio}, sink {sink}, overlap {overlap}")
+        slots = sink + slot_count(len(ids) - sink, ratio)
+        digest_, parent = str(about["digest"]), str(about["parent"])
+        kept = _slots(tensors, slots, sink, config)
+        segment = Segment(digest_, parent, tuple(ids.tolist()), ratio, sink, kept, overlap)
+        address = segment_digest(
+            segment.ids,
+            ratio=segment.ratio,
+            sink=segment.sink,
+            overlap=segment.overlap,
+            parent=segment.parent,
+            config=config,
+            fingerprint=theirs,
+        )
+    except CodecError:
+        raise
+    except _UNREADABLE as exc:
+        raise CodecError(f"segment: not a readable payload: {exc!r}") from exc
+    if address != segment.digest or (digest is not None and digest != segment.digest):
+        raise CodecError(f"segment: asked for {digest}, found {segment.digest}, whose contents are {address}")
+    require(theirs, fingerprint, what=f"segment {segment.digest[:12]}")
+    return segment
+
+
+def _slots(
+    tensors: Mapping[str, Tensor], slots: int, sink: int, config: BeaconConfig
+) -> tuple[Tensor, Tensor] | Packed:
+    """The keys and values among a segment's tensors. Raises CodecError when shapes or dtypes are not a segment's."""
+    packed = config.slot_dtype in BITS
+    layers, heads, _, width = tensors["sink_keys" if packed else "keys"].shape
+    if config.slot_dtype == "int4" and width % 2:
+        raise CodecError(f"segment: heads of {width} numbers cannot be kept in pairs")
+    if packed:
+        scales = tensors["key_scales"].dtype
+        if scales not in SCALES:
+            raise CodecError(f"segment: scales are of {SCALES}, found {scales}")
+        size = {"layers": layers, "heads": heads, "slots": slots, "sink": sink, "width": width}
+        expected = shapes(**size, dtype=config.slot_dtype, scales=scales)
+    else:
+        expected = dict.fromkeys(("keys", "values"), ((layers, heads, slots, width), getattr(torch, config.slot_dtype)))
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    if found != expected:
+        raise CodecError(f"segment: {slots} slots expected, {expected}, found {found}")
+    return Packed(config.slot_dtype, **tensors) if packed else (tensors["keys"], tensors["values"])
+
+
+def require(theirs: Fingerprint, ours: Fingerprint, *, what: str) -> None:
+    """Raises ModelMismatch, naming every field that differs."""
+    if fields := theirs.differences(ours):
+        differ = ", ".join(f"{f} {getattr(theirs, f)} (this one is {getattr(ours, f)})" for f in fields)
+        raise ModelMismatch(f"{what} was written with another {differ}: open it with that, or re-fold its text")
+
+
+def encode_ids(ids: Sequence[int]) -> bytes:
+    """A document's ids as bytes: what its segments can be folded from again."""
+    return seal(SOURCE, struct.pack(f"<{len(ids)}i", *ids))
+
+
+def decode_ids(blob: bytes, digest: str) -> list[int]:
+    """The ids back. Raises CodecError when the blob is damaged or is not the one that `digest` names."""
+    payload = unseal(SOURCE, blob)
+    if len(payload) % 4 or hashlib.sha256(blob).hexdigest() != digest:
+        raise CodecError(f"text: its {len(payload)} bytes are not those of {digest}")
+    return list(struct.unpack(f"<{len(payload) // 4}i", payload))
+
+
+def encode_json(kind: bytes, value: Any) -> bytes:
+    """A head's or a page's bytes."""
+    return seal(kind, json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def decode_json(kind: bytes, blob: bytes) -> Any:
+    """The value of a head or a page. Raises CodecError."""
+    try:
+        return json.loads(unseal(kind, blob))
+    except (ValueError, RecursionError) as exc:
+        raise CodecError(f"{kind.decode().lower()}: not a readable payload: {exc}") from exc

@@ -1,0 +1,173 @@
+"""What a session's head says: which segments it names, the raw tail, and where its transcript is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+from beacon_memory.errors import CodecError, InputError
+from beacon_memory.state.codec import HEAD, NOTE, PAGE, decode_json, encode_json
+from beacon_memory.state.state import BeaconState, Fingerprint, Segment
+
+DOCUMENT = "document"  # the role of the transcript's note that a document was read
+PAGE_MESSAGES = 64  # messages that a head carries before they become a page of their own
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One segment as its session names it."""
+
+    digest: str
+    tokens: int
+    slots: int
+    ratio: int
+    document: str = ""  # the id of the document it belongs to; the conversation's own have none
+
+
+@dataclass(frozen=True)
+class SessionHead:
+    """A session at one version. Small whatever the session's length: segments and old messages are named, not held."""
+
+    fingerprint: Fingerprint
+    ratio: int
+    budget: int | None = None
+    entries: tuple[Entry, ...] = ()
+    tail: tuple[int, ...] = ()
+    pages: tuple[str, ...] = ()  # blobs of PAGE_MESSAGES messages each, oldest first
+    recent: tuple[Mapping[str, Any], ...] = ()  # the messages after the last page
+    sources: Mapping[str, str] = field(default_factory=dict)  # document -> the blob of its ids
+    slot_dtype: str | None = None  # of what is folded next; the model's when None
+    notes: Mapping[str, str] = field(default_factory=dict)  # document's key -> the blob its owner keeps beside it
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Every blob the head names, each once."""
+        segments = (entry.digest for entry in self.entries)
+        return tuple(dict.fromkeys([*segments, *self.pages, *self.sources.values(), *self.notes.values()]))
+
+    @property
+    def unfolded(self) -> bool:
+        """Whether the tail is the whole conversation: no segment but documents'."""
+        return all(entry.document for entry in self.entries)
+
+    @property
+    def messages(self) -> int:
+        """The number of messages remembered, documents counted."""
+        return PAGE_MESSAGES * len(self.pages) + len(self.recent)
+
+    def with_state(self, state: BeaconState, *, document: str = "") -> Self:
+        """The head after a fold; segments that are new belong to `document`, or to the conversation."""
+        # A segment folded again keeps its place, so its document too.
+        named = [entry.document for entry in self.entries]
+        named += [document] * (len(state.segments) - len(named))
+        entries = tuple(
+            Entry(segment.digest, len(segment.ids), segment.slots, segment.ratio, name)
+            for segment, name in zip(state.segments, named, strict=True)
+        )
+        return replace(self, entries=entries, tail=state.tail)
+
+    def with_messages(self, messages: list[Mapping[str, Any]]) -> tuple[Self, dict[str, bytes]]:
+        """The head with more messages, and the pages that became full."""
+        recent, pages, blobs = [*self.recent, *messages], list(self.pages), {}
+        while len(recent) >= PAGE_MESSAGES:
+            blob = encode_json(PAGE, recent[:PAGE_MESSAGES])
+            digest = hashlib.sha256(blob).hexdigest()
+            pages.append(digest)
+            blobs[digest] = blob
+            recent = recent[PAGE_MESSAGES:]
+        return replace(self, pages=tuple(pages), recent=tuple(recent)), blobs
+
+    def to_bytes(self) -> bytes:
+        """The head's bytes (docs/format.md)."""
+        # What a turn changes stands together, so that a store sends no more than that (stores/patch.py).
+        value = {
+            "fingerprint": asdict(self.fingerprint),
+            "ratio": self.ratio,
+            "budget": self.budget,
+            "slot_dtype": self.slot_dtype,
+            "entries": [(e.digest, e.tokens, e.slots, e.ratio, e.document) for e in self.entries],
+            "recent": self.recent,
+            "tail": self.tail,
+            "pages": self.pages,
+            "sources": dict(self.sources),
+            "notes": dict(self.notes),
+        }
+        return encode_json(HEAD, value)
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> Self:
+        """The head back. Raises CodecError."""
+        value = decode_json(HEAD, blob)
+        try:
+            head = cls(
+                fingerprint=Fingerprint(**value["fingerprint"]),
+                ratio=value["ratio"],
+                budget=value["budget"],
+                entries=tuple(Entry(*entry) for entry in value["entries"]),
+                tail=tuple(value["tail"]),
+                pages=tuple(value["pages"]),
+                recent=tuple(value["recent"]),
+                sources=dict(value.get("sources", {})),
+                slot_dtype=value.get("slot_dtype"),
+                notes=dict(value.get("notes", {})),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise CodecError(f"head: not a readable payload: {exc!r}") from exc
+        _check(head)
+        return head
+
+
+def _check(head: SessionHead) -> None:
+    """Raises CodecError unless every field is of its type."""
+    named = [*(entry.digest for entry in head.entries), *head.pages, *head.sources.values(), *head.notes.values()]
+    texts = [*asdict(head.fingerprint).values(), *(entry.document for entry in head.entries)]
+    texts += [*head.sources, *head.notes, *named]
+    numbers = [head.ratio, *head.tail, *(n for e in head.entries for n in (e.tokens, e.slots, e.ratio))]
+    if head.slot_dtype is not None:
+        texts.append(head.slot_dtype)
+    if head.budget is not None:
+        numbers.append(head.budget)
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and all(isinstance(message, dict) for message in head.recent)
+    ):
+        raise CodecError("head: not a readable payload: a field is of the wrong type")
+
+
+def read_page(blob: bytes, digest: str) -> list[dict[str, Any]]:
+    """A page's messages. Raises CodecError when it is not the page that `digest` names."""
+    if hashlib.sha256(blob).hexdigest() != digest:
+        raise CodecError(f"page: its contents are not those of {digest}")
+    messages: list[dict[str, Any]] = decode_json(PAGE, blob)
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise CodecError("page: not a readable payload: a list of messages expected")
+    return messages
+
+
+def write_note(about: Mapping[str, Any]) -> tuple[str, bytes]:
+    """What a document's owner keeps beside it, as a blob, with its digest. Raises InputError for what is not JSON."""
+    try:
+        blob = encode_json(NOTE, about)
+    except (TypeError, ValueError) as exc:
+        raise InputError(f"what is kept beside a document is JSON: {exc}") from exc
+    return hashlib.sha256(blob).hexdigest(), blob
+
+
+def read_note(blob: bytes, digest: str) -> dict[str, Any]:
+    """The same back. Raises CodecError when it is not the note that `digest` names."""
+    if hashlib.sha256(blob).hexdigest() != digest:
+        raise CodecError(f"note: its contents are not those of {digest}")
+    about = decode_json(NOTE, blob)
+    if not isinstance(about, dict):
+        raise CodecError("note: not a readable payload: an object expected")
+    return about
+
+
+def check_entry(entry: Entry, segment: Segment) -> Segment:
+    """The segment, when it is what the head says it is. Raises CodecError."""
+    if (entry.tokens, entry.slots, entry.ratio) != (len(segment.ids), segment.slots, segment.ratio):
+        raise CodecError(f"head: entry {entry.digest[:12]} does not describe the segment it names")
+    return segment

@@ -1,0 +1,167 @@
+"""A session's memory as a value: slots by segment, and the raw tail."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import Tensor
+
+    from beacon_memory.config import BeaconConfig
+    from beacon_memory.state.quantise import Packed
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What must be equal for slots to mean the same: who wrote them, in hashes that name the field that differs."""
+
+    model: str  # architecture and weights
+    adapter: str  # beacon weights; "none" without
+    tokenizer: str  # what the ids stand for
+    layout: str  # how slots come about
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """The names of the fields in which the two differ, in order."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+
+    def __str__(self) -> str:
+        return "/".join(getattr(self, f.name) for f in fields(self))
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One folded window: its slots, and the tokens they stand for. Never changed once made.
+
+    The first `sink` slots are raw tokens; after them, each slot stands for `ratio` tokens (the last one of a closed
+    stream may stand for fewer). Position lives nowhere in a segment: keys are before RoPE, so segments can be joined
+    in any order.
+    """
+
+    digest: str  # address: fingerprint, settings, parent, ids
+    parent: str  # the context it was folded in, see `chain`
+    ids: tuple[int, ...]
+    ratio: int
+    sink: int
+    kept: tuple[Tensor, Tensor] | Packed  # keys and values; or what they are made of, in 8 or 4 bits, each time
+    overlap: int = 0  # tokens of the segment in front of it that were read again before its own
+
+    @property
+    def keys(self) -> Tensor:
+        """Its keys, before RoPE.  # (layers, kv_heads, slots, head_dim)"""
+        return self.kept[0] if isinstance(self.kept, tuple) else self.kept.unpacked_keys()
+
+    @property
+    def values(self) -> Tensor:
+        """Its values.  # (layers, kv_heads, slots, head_dim)"""
+        return self.kept[1] if isinstance(self.kept, tuple) else self.kept.unpacked_values()
+
+    @property
+    def packed(self) -> Packed | None:
+        """Its keys and values in 8 or 4 bits, where they are kept so."""
+        return None if isinstance(self.kept, tuple) else self.kept
+
+    @cached_property
+    def slots(self) -> int:
+        """The number of KV entries, sinks counted."""
+        return int(self.kept[0].shape[2]) if isinstance(self.kept, tuple) else self.kept.slots
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its keys and values as they are kept."""
+        return sum(t.nbytes for t in self.kept) if isinstance(self.kept, tuple) else self.kept.nbytes
+
+    def equals(self, other: Segment) -> bool:
+        """Whether every field is the same, bit for bit."""
+        import torch
+
+        return (
+            (self.digest, self.parent, self.ids, self.ratio, self.sink, self.overlap)
+            == (other.digest, other.parent, other.ids, other.ratio, other.sink, other.overlap)
+            and torch.equal(self.keys, other.keys)
+            and torch.equal(self.values, other.values)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class BeaconState:
+    """What a model has read: folded segments, oldest first, and the raw tokens behind them.
+
+    A value: folding more gives a new state and leaves this one as it is. States share their segments.
+    """
+
+    segments: tuple[Segment, ...] = ()
+    tail: tuple[int, ...] = ()
+
+    @cached_property
+    def slots(self) -> int:
+        """KV entries kept, sinks counted, the raw tail not."""
+        return sum(segment.slots for segment in self.segments)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens read, the tail counted."""
+        return sum(len(segment.ids) for segment in self.segments) + len(self.tail)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """The bytes of all slots."""
+        return sum(segment.nbytes for segment in self.segments)
+
+    @cached_property
+    def digest(self) -> str:
+        """The address of the folded part: what the next window will have as its parent."""
+        return chain(segment.digest for segment in self.segments)
+
+    def join(self, segments: Sequence[Segment]) -> Self:
+        """This state with segments of another stream behind its own; the tail stays newest."""
+        return replace(self, segments=self.segments + tuple(segments))
+
+    def equals(self, other: BeaconState) -> bool:
+        """Whether both hold the same segments and tail, bit for bit."""
+        return (
+            self.tail == other.tail
+            and len(self.segments) == len(other.segments)
+            and all(a.equals(b) for a, b in zip(self.segments, other.segments, strict=True))
+        )
+
+
+def chain(digests: Iterable[str]) -> str:
+    """The address of a sequence of segments: equal only for the same segments in the same order."""
+    digest = hashlib.sha256(b"beacon-chain-1")
+    for one in digests:
+        digest.update(bytes.fromhex(one))
+    return digest.hexdigest()
+
+
+def overlapped(before: Sequence[Segment], *, config: BeaconConfig) -> tuple[int, ...]:
+    """The ids that what follows these segments is read behind once more; none where the newest ends its stream, which
+    one of less than a window does.
+    """
+    if not before or not config.overlap or len(before[-1].ids) - before[-1].sink < config.window:
+        return ()
+    return before[-1].ids[-config.overlap :]
+
+
+def segment_digest(
+    ids: Sequence[int],
+    *,
+    ratio: int,
+    sink: int,
+    parent: str,
+    config: BeaconConfig,
+    fingerprint: Fingerprint,
+    overlap: int = 0,
+) -> str:
+    """A segment's address, known before it is folded: equal inputs give equal slots, so they are folded once."""
+    digest = hashlib.sha256(b"beacon-segment-1")
+    settings = f"{fingerprint}|{config.anchors}|{config.slot_dtype}|{ratio}|{sink}|{parent}|"
+    # Which ids they are, the parent says. Without any, the address is that of older versions.
+    digest.update((settings + (f"overlap {overlap}|" if overlap else "")).encode())
+    digest.update(struct.pack(f"<{len(ids)}q", *ids))
+    return digest.hexdigest()

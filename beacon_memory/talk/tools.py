@@ -1,0 +1,131 @@
+"""Tools in words: how a model is told of them, and how its calls are read. The words are Hermes', which Qwen speaks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from beacon_memory.errors import InputError
+from beacon_memory.talk.structured import CALL_CLOSE, CALL_OPEN, Grammar
+
+Tool = Mapping[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
+
+_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call as a model wrote it."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer, taken apart."""
+
+    text: str
+    calls: tuple[Call, ...] = ()
+    broken: tuple[str, ...] = ()  # what began as a call and is none
+
+
+def tools_prompt(tools: Sequence[Tool]) -> str:
+    """What a model whose template says nothing about tools is told of them."""
+    listed = "\n".join(json.dumps(dict(tool), ensure_ascii=False) for tool in tools)
+    return (
+        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+        f"You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{listed}\n</tools>\n\n"
+        "For each function call, return a json object with function name and arguments within "
+        '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n'
+        "</tool_call>"
+    )
+
+
+def schema_prompt(schema: Mapping[str, Any]) -> str:
+    """What a model is told of the form its answer will have."""
+    return f"Answer with JSON of this schema, and nothing else:\n{json.dumps(schema, ensure_ascii=False)}"
+
+
+def tools_choice(choice: str | Mapping[str, Any] | bool | None, names: Sequence[str]) -> str | None:
+    """Which tools may be called, in OpenAI's words or bare: "auto", "none", "any", a tool's name, or None for "auto".
+
+    Raises InputError for a tool that is not there.
+    """
+    if isinstance(choice, Mapping):
+        choice = str(choice.get("function", choice).get("name", choice.get("type")))
+    if choice is None or choice is False:
+        return None
+    if choice is True or choice == "required":
+        return "any"
+    if choice not in ("auto", "none", "any", *names):
+        raise InputError(f"tool_choice {choice!r} is not a bound tool; there are {', '.join(names) or 'none'}")
+    return str(choice)
+
+
+def tools_grammar(
+    tools: Sequence[Tool],
+    choice: str | Mapping[str, Any] | bool | None = None,
+    schema: Mapping[str, Any] | None = None,
+    *,
+    many: bool | None = None,
+) -> Grammar | None:
+    """What an answer is held to that may call tools, or must, or is JSON of `schema`; None for any text.
+
+    Raises InputError.
+    """
+    if not tools:
+        return None if schema is None else Grammar.json(schema)
+    schemas = {}
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not function.get("name"):
+            raise InputError(f"a tool is a function with a name, not {tool!r:.120}")
+        schemas[str(function["name"])] = _arguments(function.get("parameters") or {"type": "object", "properties": {}})
+    choice = tools_choice(choice, list(schemas))
+    if choice in (None, "auto"):
+        return Grammar.calls(schemas, text=True, many=many is not False, schema=schema)
+    if choice != "any":
+        schemas = {choice: schemas[choice]}
+    return Grammar.calls(schemas, text=False, many=bool(many))
+
+
+def _arguments(parameters: Any) -> Any:
+    """The schema of a call's arguments. A function takes what it names: a schema that says nothing of more, and is not
+    made of others, allows no more.
+    """
+    if isinstance(parameters, Mapping) and not parameters.keys() & {"allOf", "anyOf", "oneOf", "$ref"}:
+        return {"additionalProperties": False, **parameters}
+    return parameters
+
+
+def write_said(said: Said) -> str:
+    """An answer in the words in which it is remembered.
+
+    >>> write_said(Said("", (Call("now", {}),)))
+    '<tool_call>\\n{"name": "now", "arguments": {}}\\n</tool_call>'
+    """
+    calls = [
+        CALL_OPEN + json.dumps({"name": c.name, "arguments": dict(c.arguments)}, ensure_ascii=False) + CALL_CLOSE
+        for c in said.calls
+    ]
+    return "\n".join([*([said.text.strip()] if said.text.strip() else []), *calls])
+
+
+def read_said(text: str) -> Said:
+    """An answer's text and calls.
+
+    >>> read_said('Let me see. <tool_call>{"name": "now", "arguments": {}}</tool_call>')
+    Said(text='Let me see.', calls=(Call(name='now', arguments={}),), broken=())
+    """
+    calls, broken = [], []
+    for body in _CALL.findall(text):
+        try:
+            value = json.loads(body)
+            calls.append(Call(str(value["name"]), dict(value["arguments"])))
+        except (ValueError, TypeError, KeyError):
+            broken.append(body.strip())
+    return Said(_CALL.sub("", text).strip() if calls or broken else text, tuple(calls), tuple(broken))

@@ -1,0 +1,156 @@
+"""The benchmarks run, on a tiny model: their numbers mean nothing here, their lines and tables do."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beacon_memory.evaluation.items import Task
+from beacon_memory.evaluation.reporting.tables import markdown
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+LINES = {
+    "read",
+    "fold",
+    "cold turn",
+    "hot turn",
+    "decode",
+    "together",
+    "bytes",
+    "growth",
+    "start",
+    "store turn",
+    "store load",
+    "peak",
+    "profile",
+}
+
+
+def run(script: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, args)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("benchmarks") / "tiny.jsonl"
+    done = run("run.py", "--form", "tiny", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_every_line_is_measured_and_says_where(results: Path) -> None:
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert {row["line"] for row in rows} == LINES
+    for row in rows:
+        assert row["machine"]["cores"]
+        assert row["versions"]["torch"]
+        assert "run.py --form tiny" in row["command"]
+        assert row["ours"] in row["medians"]
+        assert all(len(values) >= 1 for values in row["values"].values())
+        assert all(one["rival"] in (None, *row["medians"]) for one in row["against"])
+
+
+def test_tables_and_plots_are_made_of_the_lines_alone(results: Path, tmp_path: Path) -> None:
+    places = {"table": BENCHMARKS / "README.md", "readme": ROOT / "README.md", "redis": ROOT / "docs" / "redis.md"}
+    options: list[str | Path] = ["--results", results, "--plots", tmp_path]
+    for name, path in places.items():
+        options += [f"--{name}", shutil.copy(path, tmp_path / f"{name}.md")]
+    first = run("table.py", *options)
+    assert first.returncode == 0, first.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert "decoding behind 32 slots" in table
+    assert "8,192" not in table.partition("generated: targets")[2].partition("<!-- end -->")[0]
+    assert (tmp_path / "time.png").stat().st_size > 0
+    assert (tmp_path / "bytes.png").stat().st_size > 0
+    assert run("table.py", *options).returncode == 0
+    assert (tmp_path / "table.md").read_text() == table
+
+
+def test_an_unknown_group_is_named(tmp_path: Path) -> None:
+    done = run("run.py", "--only", "flod", "--out", tmp_path / "none.jsonl")
+    assert done.returncode == 1
+    assert "no group 'flod'" in done.stderr
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_the_gpu_script_runs_where_there_is_none(tmp_path: Path) -> None:
+    small = ("--lengths", "64", "--slots", "16", "--new", "2", "--sessions", "2")
+    done = run("gpu.py", "--device", "cpu", "--model", "tiny", *small, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    assert all(row["what"] in (tmp_path / "gpu.md").read_text() for row in rows)
+
+
+def test_what_was_evaluated_is_gathered_and_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gather
+
+    monkeypatch.setattr(gather, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(gather, "DOCS", tmp_path / "docs")
+    (tmp_path / "docs").mkdir()
+    for name, task in (("F1", "copy"), ("F2", "needle")):
+        folder = tmp_path / name
+        folder.mkdir()
+        about = Task(task, "what it is", "loss", ())
+        (folder / "report.md").write_text(markdown([(about, [])], command=f"eval {name}", about={"model": name}))
+        (folder / "cells.jsonl").write_text(f'{{"task": "{task}"}}\n')
+        (folder / "scores.jsonl").write_text(f"{name} scores\n")
+        (folder / f"{task}.png").write_bytes(b"by ratio")
+    (tmp_path / "F2" / "needle-heat.png").write_bytes(b"by depth")
+    gather.gather([tmp_path / "F1", tmp_path / "F2"])
+    page = (tmp_path / "docs" / "evaluation.md").read_text()
+    assert page.count(gather.TITLE) == page.count("bootstrap interval") == 1
+    assert page.index("eval F1") < page.index("## copy") < page.index("eval F2") < page.index("## needle")
+    plots = {plot.name: plot.read_bytes() for plot in (tmp_path / "docs").glob("*.png")}
+    assert plots == {"copy.png": b"by ratio", "needle.png": b"by depth"}
+    assert (tmp_path / "results" / "F2.cells.jsonl").read_text() == '{"task": "needle"}\n'
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    with pytest.raises(SystemExit, match="nothing was changed"):
+        gather.gather([tmp_path / "F1", tmp_path / "F3"])
+    assert kept == {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    (tmp_path / "again" / "F2").mkdir(parents=True)
+    (tmp_path / "again" / "F2" / "scores.jsonl").write_text("newer ones\n")
+    gather.restore(tmp_path / "again")
+    assert (tmp_path / "again" / "F1" / "scores.jsonl").read_text() == "F1 scores\n"
+    assert (tmp_path / "again" / "F2" / "scores.jsonl").read_text() == "newer ones\n"
+
+
+def test_the_tables_of_quality_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import worth
+
+    said = (BENCHMARKS.parent / "README.md").read_text()
+    readme = tmp_path / "README.md"
+    readme.write_text(re.sub(r"(<!-- generated: .*? -->\n).*?(<!-- end -->)", r"\1\2", said, flags=re.DOTALL))
+    worth.main(["--readme", str(readme)])
+    for block in (*worth.TABLES, "long 8x", "long 4x"):
+        mark = f"<!-- generated: {block} -->"
+        written = readme.read_text().partition(mark)[2].partition("<!-- end -->")[0]
+        assert "**beacons, trained**" in written
+        assert written == said.partition(mark)[2].partition("<!-- end -->")[0]
+
+
+def test_a_method_has_its_figure_at_every_ratio_and_those_of_no_ratio_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import worth
+
+    measured = {("full", 1): 0.4, ("control", 4): 3.7, ("beacon", 8): 1.44, ("beacon", 2): 0.33}
+    found = {("copy", *key): {"figures": {"loss": {"value": value}}} for key, value in measured.items()}
+    rows = list(worth.compared(found, [("copy", "loss", "copy: loss"), ("prose", "kept", "prose")]))
+    assert rows[2:] == [
+        "| full context | 0.40 | – |",
+        "| **beacons, trained** | **0.33 / 1.44** | **–** |",
+        "| control: memory of another text, 4x | 3.70 | – |",
+        "| aim | 0.4 / 0.9 / 1.6 | 0.95 / 0.88 / 0.80 |",
+    ]

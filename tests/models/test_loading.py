@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import ModelError, UnsupportedModel
+from beacon_memory.models.loading import check_supported, model_fingerprint, resolve, tokenizer_fingerprint
+from beacon_memory.models.model import BeaconModel
+from beacon_memory.testing import tiny_checkpoint, tiny_model
+from beacon_memory.testing.models import tiny_lm, tiny_tokenizer
+
+LOCAL = {"local_files_only": True}  # a test never asks the network
+
+
+def load(folder: Path | str, config: BeaconConfig | None = None, **options: Any) -> BeaconModel:
+    return BeaconModel.from_pretrained(str(folder), config, **LOCAL, **options)
+
+
+def test_a_checkpoint_on_disk_folds_and_answers_as_the_model_it_was_saved_from(
+    family: str, config: BeaconConfig, ids: list[int], tmp_path: Path
+) -> None:
+    made = tiny_model(family, config=config)
+    loaded = load(tiny_checkpoint(tmp_path / "model", family), config)
+    assert loaded.fingerprint == made.fingerprint
+    state = loaded.compress(ids)
+    assert state.equals(made.compress(ids))
+    assert loaded.generate([ids[:3]], [state], max_new_tokens=8) == made.generate([ids[:3]], [state], max_new_tokens=8)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_attention_asked_for_is_the_attention_used(attention: str, tmp_path: Path) -> None:
+    model = load(tiny_checkpoint(tmp_path), attn_implementation=attention)
+    assert model.lm.config._attn_implementation == attention
+
+
+def test_a_sixteen_bit_checkpoint_is_the_same_model_in_any_precision(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, dtype=torch.bfloat16)
+    wide, narrow = load(folder), load(folder, dtype=torch.bfloat16)
+    assert wide.lm.dtype == torch.float32
+    assert narrow.lm.dtype == torch.bfloat16
+    assert wide.fingerprint == narrow.fingerprint
+
+
+def test_a_fingerprint_changes_with_any_one_weight_matrix_and_with_nothing_else(family: str) -> None:
+    lm = tiny_lm(family)
+    before = model_fingerprint(lm)
+    assert model_fingerprint(tiny_lm(family)) == before
+    found = {before}
+    for _, parameter in lm.named_parameters():
+        with torch.no_grad():
+            kept = parameter.clone()
+            parameter.mul_(1.01)
+        found.add(model_fingerprint(lm))
+        with torch.no_grad():
+            parameter.copy_(kept)
+    assert len(found) == 1 + len(list(lm.parameters()))
+    assert model_fingerprint(lm) == before
+
+
+def test_a_fingerprint_tells_rope_variants_apart() -> None:
+    plain = tiny_lm()
+    scaled = tiny_lm(rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0})
+    assert model_fingerprint(plain) != model_fingerprint(scaled)
+
+
+def test_another_tokenizer_shows_in_the_tokenizer_field_alone(
+    config: BeaconConfig, model_of: Callable[..., BeaconModel]
+) -> None:
+    tokenizer = tiny_tokenizer()
+    assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(tiny_tokenizer())
+    tokenizer.add_tokens(["Lyon"])
+    model = BeaconModel(tiny_lm(), tokenizer, config)
+    assert model.fingerprint.differences(model_of(config).fingerprint) == ["tokenizer"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("/no/such/model", "no model directory at '/no/such/model'"),
+        ("./no-such-model", "no model directory at './no-such-model'"),
+        ("~/no-such-model", "no model directory at '~/no-such-model'"),
+        ("no-such-model.gguf", "no GGUF file at 'no-such-model.gguf'"),
+        ("nobody/no-such-model", "'nobody/no-such-model' cannot be loaded"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(name: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        load(name)
+
+
+def test_an_empty_folder_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(tmp_path)
+
+
+def test_a_folder_is_found_under_its_name_and_a_file_in_its_folder(tmp_path: Path) -> None:
+    assert resolve(str(tmp_path)) == (str(tmp_path), {})
+    assert resolve("someone/model") == ("someone/model", {})
+    (tmp_path / "model.gguf").touch()
+    assert resolve(str(tmp_path / "model.gguf")) == (str(tmp_path), {"gguf_file": "model.gguf"})
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"\xff\xfe"),
+        ("config.json", b"[]"),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\x10" * 100),
+        ("tokenizer.json", b"{"),
+    ],
+)
+def test_a_damaged_file_is_a_model_error(file: str, content: bytes, tmp_path: Path) -> None:
+    """What safetensors and the GGUF reader raise came through as it was."""
+    (tiny_checkpoint(tmp_path) / file).write_bytes(content)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(tmp_path)
+
+
+def test_half_a_download_is_a_model_error(tmp_path: Path) -> None:
+    file = tiny_checkpoint(tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(tmp_path)
+
+
+def test_a_damaged_gguf_file_is_a_model_error(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF junk")
+    with pytest.raises(ModelError, match=r"model\.gguf' cannot be loaded"):
+        load(tmp_path / "model.gguf")
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
+    """transformers fills what is missing with random numbers, and says so only in its log."""
+    lm = tiny_lm()
+    tiny_checkpoint(tmp_path)
+    weights = lm.state_dict()
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    lm.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ModelError, match=r"1 weights are missing, first 'model\.layers\.1\.mlp\.up_proj\.weight'"):
+        load(tmp_path)
+
+
+def test_an_unsupported_architecture_is_refused_by_name_before_its_weights_are_read(tmp_path: Path) -> None:
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20)
+    config.save_pretrained(tmp_path)  # no weights beside it
+    with pytest.raises(UnsupportedModel, match="'gpt2' is not supported; supported: llama, mistral, qwen2, qwen3"):
+        load(tmp_path)
+    with pytest.raises(UnsupportedModel, match="gpt2"):
+        BeaconModel(GPT2LMHeadModel(config), tiny_tokenizer())
+
+
+def test_rope_that_changes_with_length_is_refused_by_name() -> None:
+    for kind in ("dynamic", "longrope"):
+        settings = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+        lm = tiny_lm()
+        lm.config.rope_parameters = settings
+        with pytest.raises(UnsupportedModel, match=f"RoPE type '{kind}'"):
+            check_supported(lm.config)
+
+
+def test_a_sliding_window_that_would_lose_slots_is_refused_and_can_be_switched_off(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="64 of 2048 positions"):
+        tiny_model("mistral", sliding_window=64)
+    folder = tiny_checkpoint(tmp_path, "mistral", sliding_window=64)
+    with pytest.raises(UnsupportedModel, match="sliding_window=None"):
+        load(folder)
+    assert load(folder, sliding_window=None).lm.config.sliding_window is None
+
+
+def test_a_sliding_window_as_wide_as_the_model_loses_nothing(
+    config: BeaconConfig, ids: list[int], model_of: Callable[..., BeaconModel]
+) -> None:
+    plain, wide = model_of(config, "mistral"), model_of(config, "mistral", sliding_window=2048)
+    state = plain.compress(ids)
+    assert wide.compress(ids).equals(state)
+    assert wide.generate([ids[:5]], [state], max_new_tokens=8) == plain.generate([ids[:5]], [state], max_new_tokens=8)
+
+
+def test_attention_that_would_see_the_future_is_refused_by_name() -> None:
+    """Without a mask of its own kind, flex attention is not causal."""
+    lm = tiny_lm()
+    lm.config._attn_implementation = "flex_attention"
+    with pytest.raises(UnsupportedModel, match="'flex_attention' is not supported: choose sdpa, eager"):
+        BeaconModel(lm, tiny_tokenizer())
+
+
+def test_a_tiny_checkpoint_is_an_ordinary_folder(tmp_path: Path) -> None:
+    names = {file.name for file in tiny_checkpoint(tmp_path).iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_tiny_model_of_an_unknown_family_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="no tiny model of family 'gpt2'"):
+        tiny_model("gpt2")
