@@ -19,12 +19,12 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.speed.run
 
 bench-full: $(READY)
 	rm -f benchmarks/results/speed.jsonl
-	$(BIN)/python benchmarks/run.py --form full
-	$(BIN)/python benchmarks/table.py
+	$(BIN)/python -m benchmarks.speed.run --form full
+	$(BIN)/python -m benchmarks.reports.speed_tables
 
 # torch first, by itself: its version decides what everything else may ask for.
 $(READY): pyproject.toml

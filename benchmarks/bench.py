@@ -8,16 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import record
 import torch
-from clock import Act, once
 from rich.console import Console
-from rivals import prefill
 
 from beacon_memory import BeaconConfig, BeaconModel
 from beacon_memory.models.loading import load
 from beacon_memory.testing import tiny_model
 from beacon_memory.testing.models import tiny_lm
+from benchmarks import record
+from benchmarks.baselines import prefill
+from benchmarks.timing import Act, once
 
 BOOK = Path(__file__).parent.parent / "examples" / "kjv_stories.txt"
 RATIO = 8
@@ -38,14 +38,14 @@ class Form:
     segments: Sequence[int]  # that a session names, of turns of the store alone
     loads: Sequence[int]  # tokens, of loads of the store alone
     repeats: int
-    together: int = 8  # sessions in a batch
+    batch: int = 8  # sessions in a batch
     new: int = 32  # tokens of an answer
     read: int = 8192  # plain prefills of more are made only where `--only read` asks for them
 
 
 FORMS = {
     "tiny": Form(
-        "tiny", {64: 2, 256: 1}, (64, 256), {8: 2, 32: 2}, 40, (256,), (10,), (512,), repeats=2, together=3, new=4
+        "tiny", {64: 2, 256: 1}, (64, 256), {8: 2, 32: 2}, 40, (256,), (10,), (512,), repeats=2, batch=3, new=4
     ),
     "quick": Form(
         "quick",
@@ -146,7 +146,7 @@ class Bench:
             if one["target"] is not None:
                 sign = "≥" if one["faster"] else "≤"
                 word = "[green]met" if one["met"] else "[red]missed"
-                beside = f" against {one['rival']}" if one["rival"] else ""
+                beside = f" against {one['baseline']}" if one["baseline"] else ""
                 self.console.print(f"  {one['figure']:.3g}{beside}, target {sign} {one['target']:g}: {word}")
 
     def __enter__(self) -> Bench:

@@ -23,27 +23,27 @@ PACKAGES = ("torch", "transformers", "safetensors", "redis")
 
 @dataclass(frozen=True)
 class Against:
-    """Ours beside one rival: ours / rival where less is better, rival / ours where `faster` counts.
+    """Ours beside one baseline: ours / baseline where less is better, baseline / ours where `faster` counts.
 
-    Without a rival the figure is ours alone.
+    Without a baseline the figure is ours alone.
     """
 
-    rival: str | None
+    baseline: str | None
     most: float | None = None  # the target, where there is one
     least: float | None = None
     faster: bool = False
 
     def row(self, ours: float, medians: Mapping[str, float]) -> dict[str, Any]:
         """The comparison as it is kept."""
-        rival = None if self.rival is None else medians[self.rival]
-        figure = ours if rival is None else rival / ours if self.faster or self.least else ours / rival
+        baseline = None if self.baseline is None else medians[self.baseline]
+        figure = ours if baseline is None else baseline / ours if self.faster or self.least else ours / baseline
         met = None
         if self.most is not None:
             met = figure <= self.most
         elif self.least is not None:
             met = figure >= self.least
         return {
-            "rival": self.rival,
+            "baseline": self.baseline,
             "figure": figure,
             "faster": bool(self.faster or self.least),
             "target": self.most if self.most is not None else self.least,
@@ -88,9 +88,15 @@ def stamp() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),  # of the minute before: other work makes a time longer
         "versions": versions(),
         "commit": commit(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def command() -> str:
+    """The command of this process, as it is typed at the root of the repository."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`, where argv begins with a path
+    return " ".join(["python", *(["-m", spec.name] if spec else sys.argv[:1]), *sys.argv[1:]])
 
 
 def machine() -> dict[str, Any]:

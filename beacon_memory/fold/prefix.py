@@ -149,7 +149,7 @@ class Prefix:
         """This past with whole segments behind it, batch 1.
 
         Where a stream begins behind another its first token is left out: it would draw attention away from what
-        stands before it (benchmarks/joined.py).
+        stands before it (benchmarks/quality/joined_documents.py).
         """
         if not segments:
             return self

@@ -14,6 +14,7 @@ import pytest
 
 from beacon_memory.evaluation.items import Task
 from beacon_memory.evaluation.reporting.tables import markdown
+from benchmarks.reports import collect_evaluation, quality_tables
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -23,10 +24,10 @@ LINES = {
     "cold turn",
     "hot turn",
     "decode",
-    "together",
+    "batched",
     "bytes",
     "growth",
-    "start",
+    "import",
     "store turn",
     "store load",
     "peak",
@@ -34,16 +35,16 @@ LINES = {
 }
 
 
-def run(script: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
+def run(module: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(BENCHMARKS / script), *map(str, args)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("benchmarks") / "tiny.jsonl"
-    done = run("run.py", "--form", "tiny", "--out", out)
+    done = run("speed.run", "--form", "tiny", "--out", out)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -54,10 +55,10 @@ def test_every_line_is_measured_and_says_where(results: Path) -> None:
     for row in rows:
         assert row["machine"]["cores"]
         assert row["versions"]["torch"]
-        assert "run.py --form tiny" in row["command"]
+        assert row["command"].startswith("python -m benchmarks.speed.run --form tiny")
         assert row["ours"] in row["medians"]
         assert all(len(values) >= 1 for values in row["values"].values())
-        assert all(one["rival"] in (None, *row["medians"]) for one in row["against"])
+        assert all(one["baseline"] in (None, *row["medians"]) for one in row["against"])
 
 
 def test_tables_and_plots_are_made_of_the_lines_alone(results: Path, tmp_path: Path) -> None:
@@ -65,19 +66,19 @@ def test_tables_and_plots_are_made_of_the_lines_alone(results: Path, tmp_path: P
     options: list[str | Path] = ["--results", results, "--plots", tmp_path]
     for name, path in places.items():
         options += [f"--{name}", shutil.copy(path, tmp_path / f"{name}.md")]
-    first = run("table.py", *options)
+    first = run("reports.speed_tables", *options)
     assert first.returncode == 0, first.stderr
     table = (tmp_path / "table.md").read_text()
     assert "decoding behind 32 slots" in table
     assert "8,192" not in table.partition("generated: targets")[2].partition("<!-- end -->")[0]
     assert (tmp_path / "time.png").stat().st_size > 0
     assert (tmp_path / "bytes.png").stat().st_size > 0
-    assert run("table.py", *options).returncode == 0
+    assert run("reports.speed_tables", *options).returncode == 0
     assert (tmp_path / "table.md").read_text() == table
 
 
 def test_an_unknown_group_is_named(tmp_path: Path) -> None:
-    done = run("run.py", "--only", "flod", "--out", tmp_path / "none.jsonl")
+    done = run("speed.run", "--only", "flod", "--out", tmp_path / "none.jsonl")
     assert done.returncode == 1
     assert "no group 'flod'" in done.stderr
     assert not (tmp_path / "none.jsonl").exists()
@@ -85,7 +86,7 @@ def test_an_unknown_group_is_named(tmp_path: Path) -> None:
 
 def test_the_gpu_script_runs_where_there_is_none(tmp_path: Path) -> None:
     small = ("--lengths", "64", "--slots", "16", "--new", "2", "--sessions", "2")
-    done = run("gpu.py", "--device", "cpu", "--model", "tiny", *small, "--out", tmp_path)
+    done = run("speed.gpu", "--device", "cpu", "--model", "tiny", *small, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert len(rows) == 4
@@ -93,11 +94,8 @@ def test_the_gpu_script_runs_where_there_is_none(tmp_path: Path) -> None:
 
 
 def test_what_was_evaluated_is_gathered_and_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import gather
-
-    monkeypatch.setattr(gather, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(gather, "DOCS", tmp_path / "docs")
+    monkeypatch.setattr(collect_evaluation, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(collect_evaluation, "DOCS", tmp_path / "docs")
     (tmp_path / "docs").mkdir()
     for name, task in (("F1", "copy"), ("F2", "needle")):
         folder = tmp_path / name
@@ -108,46 +106,40 @@ def test_what_was_evaluated_is_gathered_and_gone_on_from(tmp_path: Path, monkeyp
         (folder / "scores.jsonl").write_text(f"{name} scores\n")
         (folder / f"{task}.png").write_bytes(b"by ratio")
     (tmp_path / "F2" / "needle-heat.png").write_bytes(b"by depth")
-    gather.gather([tmp_path / "F1", tmp_path / "F2"])
+    collect_evaluation.collect([tmp_path / "F1", tmp_path / "F2"])
     page = (tmp_path / "docs" / "evaluation.md").read_text()
-    assert page.count(gather.TITLE) == page.count("bootstrap interval") == 1
+    assert page.count(collect_evaluation.TITLE) == page.count("bootstrap interval") == 1
     assert page.index("eval F1") < page.index("## copy") < page.index("eval F2") < page.index("## needle")
     plots = {plot.name: plot.read_bytes() for plot in (tmp_path / "docs").glob("*.png")}
     assert plots == {"copy.png": b"by ratio", "needle.png": b"by depth"}
     assert (tmp_path / "results" / "F2.cells.jsonl").read_text() == '{"task": "needle"}\n'
     kept = {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()}
     with pytest.raises(SystemExit, match="nothing was changed"):
-        gather.gather([tmp_path / "F1", tmp_path / "F3"])
+        collect_evaluation.collect([tmp_path / "F1", tmp_path / "F3"])
     assert kept == {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()}
     (tmp_path / "again" / "F2").mkdir(parents=True)
     (tmp_path / "again" / "F2" / "scores.jsonl").write_text("newer ones\n")
-    gather.restore(tmp_path / "again")
+    collect_evaluation.restore(tmp_path / "again")
     assert (tmp_path / "again" / "F1" / "scores.jsonl").read_text() == "F1 scores\n"
     assert (tmp_path / "again" / "F2" / "scores.jsonl").read_text() == "newer ones\n"
 
 
-def test_the_tables_of_quality_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import worth
-
+def test_the_tables_of_quality_are_those_of_the_results(tmp_path: Path) -> None:
     said = (BENCHMARKS.parent / "README.md").read_text()
     readme = tmp_path / "README.md"
     readme.write_text(re.sub(r"(<!-- generated: .*? -->\n).*?(<!-- end -->)", r"\1\2", said, flags=re.DOTALL))
-    worth.main(["--readme", str(readme)])
-    for block in (*worth.TABLES, "long 8x", "long 4x"):
+    quality_tables.main(["--readme", str(readme)])
+    for block in (*quality_tables.TABLES, "long 8x", "long 4x"):
         mark = f"<!-- generated: {block} -->"
         written = readme.read_text().partition(mark)[2].partition("<!-- end -->")[0]
         assert "**beacons, trained**" in written
         assert written == said.partition(mark)[2].partition("<!-- end -->")[0]
 
 
-def test_a_method_has_its_figure_at_every_ratio_and_those_of_no_ratio_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import worth
-
+def test_a_method_has_its_figure_at_every_ratio_and_those_of_no_ratio_once() -> None:
     measured = {("full", 1): 0.4, ("control", 4): 3.7, ("beacon", 8): 1.44, ("beacon", 2): 0.33}
     found = {("copy", *key): {"figures": {"loss": {"value": value}}} for key, value in measured.items()}
-    rows = list(worth.compared(found, [("copy", "loss", "copy: loss"), ("prose", "kept", "prose")]))
+    rows = list(quality_tables.compared(found, [("copy", "loss", "copy: loss"), ("prose", "kept", "prose")]))
     assert rows[2:] == [
         "| full context | 0.40 | – |",
         "| **beacons, trained** | **0.33 / 1.44** | **–** |",

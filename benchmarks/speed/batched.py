@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import made
-from bench import Bench
-from clock import Act, times
-from decode import Ticks
-from record import Against, Result
-from turn import questions
-
 from beacon_memory import BeaconMemory
 from beacon_memory.models.generation import end_ids
 from beacon_memory.stores import open_store
+from benchmarks import synthetic
+from benchmarks.bench import Bench
+from benchmarks.record import Against, Result
+from benchmarks.speed.decode import Ticks
+from benchmarks.speed.turn import questions
+from benchmarks.timing import Act, times
 
 BATCH, ONE = "one batch", "one after another"
 TARGETS = {512: 4.0, 4096: 2.5}
@@ -23,12 +22,12 @@ ROOM = 4 << 30  # bytes for hot sessions: eight of 4,096 slots take 1.6 GB in fl
 def lines(bench: Bench) -> Iterator[Result]:
     """One result for each number of slots."""
     asked, new = questions(), bench.form.new
-    for slots in bench.cases("together", bench.form.slots):
-        bench.told(f"{bench.form.together} sessions of {slots} slots")
+    for slots in bench.cases("batched", bench.form.slots):
+        bench.told(f"{bench.form.batch} sessions of {slots} slots")
         memory = BeaconMemory(bench.model, open_store("memory://"), cache_bytes=ROOM, resident_bytes=ROOM)
-        names = [f"session {number}" for number in range(bench.form.together)]
+        names = [f"session {number}" for number in range(bench.form.batch)]
         for seed, name in enumerate(names):
-            made.filled(memory, name, slots, seed=seed)
+            synthetic.filled(memory, name, slots, seed=seed)
         ends = end_ids(bench.model.lm)
 
         def batch(memory: BeaconMemory, names: list[str] = names, ends: list[int] = ends) -> object:
@@ -44,4 +43,4 @@ def lines(bench: Bench) -> Iterator[Result]:
             acts = {name: Act(run, lambda memory=memory: memory) for name, run in ((BATCH, batch), (ONE, alone))}
             values = times(acts, repeats=bench.form.slots[slots], told=bench.told, warm=slots <= 512)
         facts = {"slots": slots, "sessions": len(names), "answer": new}
-        yield Result("together", str(slots), BATCH, values, [Against(ONE, least=TARGETS.get(slots))], facts=facts)
+        yield Result("batched", str(slots), BATCH, values, [Against(ONE, least=TARGETS.get(slots))], facts=facts)

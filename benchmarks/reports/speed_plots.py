@@ -1,4 +1,4 @@
-"""The results of speed and size as pictures, made by table.py: docs/time.png and docs/bytes.png."""
+"""The results of speed and size as pictures, made by speed_tables.py: docs/time.png and docs/bytes.png."""
 
 from __future__ import annotations
 

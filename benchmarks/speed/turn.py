@@ -1,7 +1,8 @@
 """A turn on a session, from the question to the first word: cold from Redis, and hot.
 
-Cold: the worker holds nothing of the session. The rival is raw KV restored from the same server, then stock generate().
-LRUCache: the worker answered this session before. The rival is a stock cache that already holds as many entries.
+Cold: the worker holds nothing of the session. The baseline is raw KV restored from the same server, then stock
+generate().
+Hot: the worker answered this session before. The baseline is a stock cache that already holds as many entries.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import floor
-import made
 import redis
-from bench import QUESTION, RATIO, Bench
-from clock import Act, times
-from record import Against, Result
-from rivals import RawStore, answer, cache_of, get, prefill, random_entries
 
 from beacon_memory import BeaconMemory
 from beacon_memory.stores import open_store
 from beacon_memory.testing import redis_server
+from benchmarks import synthetic
+from benchmarks.baselines import RawStore, answer, cache_of, get, prefill, random_entries
+from benchmarks.bench import QUESTION, RATIO, Bench
+from benchmarks.record import Against, Result
+from benchmarks.speed import flops_floor
+from benchmarks.timing import Act, times
 
 OURS, RAW, AGAIN = "beacon", "raw KV restored", "reading again"
 NEWEST, GET, FULL = "truncation (newest, read again)", "bare GET", "plain cache"
@@ -47,7 +48,7 @@ def prompt(memory: BeaconMemory, question: str) -> list[int]:
 
 def lines(bench: Bench) -> Iterator[Result]:
     """A cold and a hot result for each length, as one document and as a talk."""
-    makers: dict[str, Callable[..., None]] = {"document": made.document, "talk": made.talk}
+    makers: dict[str, Callable[..., None]] = {"document": synthetic.document, "talk": synthetic.talk}
     with redis_server() as url, redis.Redis.from_url(url) as client:
         for length in bench.cases("turn", bench.form.turn):
             for kind, make in makers.items():
@@ -102,7 +103,7 @@ def _turns(bench: Bench, url: str, client: redis.Redis, kind: str, length: int) 
         return full[0]
 
     first_word(memory, kind, next(asked))
-    copy = floor.copy(2 * keys.numel() * 4)
+    copy = flops_floor.copy(2 * keys.numel() * 4)
     acts = {
         OURS: Act(lambda _: first_word(memory, kind, next(asked))),
         FULL: Act(lambda cache: answer(plain, prompt(memory, next(asked)), cache, new=1), ready),

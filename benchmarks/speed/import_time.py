@@ -6,9 +6,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from bench import Bench
-from clock import Act, times
-from record import Against, Result
+from benchmarks.bench import Bench
+from benchmarks.record import Against, Result
+from benchmarks.timing import Act, times
 
 IMPORT = "import time; began = time.perf_counter(); import beacon_memory; print(time.perf_counter() - began)"
 
@@ -22,10 +22,10 @@ def lines(bench: Bench) -> Iterator[Result]:
     bench.told("import")
     run("-c", IMPORT)
     taken = [float(run("-c", IMPORT)) for _ in range(5)]
-    yield Result("start", "import beacon_memory", "import", {"import": taken}, [Against(None, most=0.15)])
+    yield Result("import", "import beacon_memory", "import", {"import": taken}, [Against(None, most=0.15)])
     acts = {
         "--help": Act(lambda _: run("-m", "beacon_memory.cli", "--help")),
         "python -c pass": Act(lambda _: run("-c", "pass")),
     }
     values = times(acts, repeats=5, told=bench.told)
-    yield Result("start", "beacon-memory --help", "--help", values, [Against(None, most=0.5)])
+    yield Result("import", "beacon-memory --help", "--help", values, [Against(None, most=0.5)])

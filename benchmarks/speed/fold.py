@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import floor
-from bench import RATIO, READ, Bench
-from clock import Act, times
-from record import Against, Result
-from rivals import prefill
-
 from beacon_memory.evaluation.eviction import evict, most_expected
+from benchmarks.baselines import prefill
+from benchmarks.bench import RATIO, READ, Bench
+from benchmarks.record import Against, Result
+from benchmarks.speed import flops_floor
+from benchmarks.timing import Act, times
 
 TARGETS = {1024: 1.20, 8192: 0.80, 32768: 0.35}
 FOLD, FLOOR, EVICTION = "beacon fold", "bare matmuls", "eviction (Expected Attention)"
@@ -21,8 +20,8 @@ def lines(bench: Bench) -> Iterator[Result]:
     """One result a length."""
     for length in bench.cases("fold", bench.form.fold):
         repeats, model, ids = bench.form.fold[length], bench.model, bench.ids(length)
-        bare, flops = floor.fold(model, length, ratio=RATIO)
-        slots = floor.slots(model, length, ratio=RATIO)
+        bare, flops = flops_floor.fold(model, length, ratio=RATIO)
+        slots = flops_floor.slots(model, length, ratio=RATIO)
 
         def folded(_: object, ids: list[int] = ids) -> object:
             return bench.model.compress(ids, document=True)

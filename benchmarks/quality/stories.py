@@ -18,7 +18,7 @@ LIMIT = 7500  # tokens of a story, so that it fits the 8192 positions with a que
 
 
 @dataclass(frozen=True)
-class Tale:
+class Story:
     """A story, and what is asked of it."""
 
     name: str
@@ -38,17 +38,17 @@ class Tale:
         return Item(self.name, self.reader.start, context, self.questions)
 
 
-def tales(model: BeaconModel, path: Path, *, questions: int) -> list[Tale]:
+def stories(model: BeaconModel, path: Path, *, questions: int) -> list[Story]:
     """As many stories as ask so many questions, in the order of the file."""
     reader = Reader(model)
-    found: list[Tale] = []
-    for _, story in read_lines(path):
+    found: list[Story] = []
+    for _, entry in read_lines(path):
         if len(found) * EACH >= questions:
             break
-        sections = tuple(str(section).strip() for section in story["sections"])
-        tale = Tale(str(story["story"]), sections, tuple(_asked(reader, story)), reader)
-        if len(story["questions"]) >= EACH and len(tale.item.context) <= LIMIT:
-            found.append(tale)
+        sections = tuple(str(section).strip() for section in entry["sections"])
+        story = Story(str(entry["story"]), sections, tuple(_asked(reader, entry)), reader)
+        if len(entry["questions"]) >= EACH and len(story.item.context) <= LIMIT:
+            found.append(story)
     return found
 
 

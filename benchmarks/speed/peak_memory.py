@@ -1,6 +1,6 @@
 """Peak memory of folding, each length in a process of its own: above the loaded model, and without the slots kept.
 
-python benchmarks/peak.py --tokens 8192    # one length, its numbers as JSON
+python -m benchmarks.speed.peak_memory --tokens 8192    # one length, its numbers as JSON
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import BOOK, FORMS, Bench
-from record import Against, Result
 from rich.console import Console
-from rivals import prefill
 from transformers.utils import logging
+
+from benchmarks.baselines import prefill
+from benchmarks.bench import BOOK, FORMS, Bench
+from benchmarks.record import HERE, Against, Result
 
 OURS, PLAIN = "beacon fold", "plain prefill"
 RATIO = 32  # 128K tokens in 4,096 slots: what the model has positions for
@@ -38,8 +39,8 @@ def lines(bench: Bench) -> Iterator[Result]:
 
 
 def _child(bench: Bench, tokens: int, what: str) -> dict[str, int]:
-    command = [sys.executable, __file__, "--tokens", str(tokens), "--what", what, "--model", bench.name]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", __spec__.name, "--tokens", str(tokens), "--what", what, "--model", bench.name]
+    done = subprocess.run(command, cwd=HERE.parent, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, int] = json.loads(done.stdout)
     return found
 

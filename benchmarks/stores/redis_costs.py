@@ -15,10 +15,6 @@ from typing import Any
 
 import redis
 import torch
-from bench import Bench
-from clock import Act, times
-from record import Against, Result
-from rivals import get
 
 from beacon_memory import BeaconConfig
 from beacon_memory.state.codec import decode_segment, encode_segment
@@ -27,6 +23,10 @@ from beacon_memory.state.state import Fingerprint, Segment, segment_digest
 from beacon_memory.stores import Head
 from beacon_memory.stores.redis import RedisStore
 from beacon_memory.testing import redis_server
+from benchmarks.baselines import get
+from benchmarks.bench import Bench
+from benchmarks.record import Against, Result
+from benchmarks.timing import Act, times
 
 LAYERS, HEADS, WIDTH, WINDOW, RATIO = 30, 3, 64, 512, 8
 OURS = Fingerprint("0" * 16, "none", "0" * 16, "select")

@@ -2,7 +2,7 @@
 
 Between two marks `<!-- generated: NAME -->` and `<!-- end -->` nothing is written by hand.
 
-    python benchmarks/table.py
+    python -m benchmarks.reports.speed_tables
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import plot
-from record import HERE, newest, read
+from benchmarks.record import HERE, newest, read
+from benchmarks.reports import speed_plots
 
 Row = dict[str, Any]
 WORST = 3  # missed targets that the first page names
@@ -24,10 +24,10 @@ TITLES = {
     "cold turn": "a turn, cold from Redis: {}",
     "hot turn": "a turn, hot: {}",
     "decode": "decoding behind {} slots",
-    "together": "8 sessions of {} slots",
+    "batched": "8 sessions of {} slots",
     "bytes": "bytes kept: {}",
     "growth": "a session as it grows: {}",
-    "start": "{}",
+    "import": "{}",
     "peak": "peak memory of folding {} tokens",
 }
 
@@ -55,7 +55,7 @@ def number(value: float, unit: str) -> str:
 
 def figure(one: Row, unit: str) -> str:
     """A comparison's figure: a factor, or ours alone."""
-    if one["rival"] is None:
+    if one["baseline"] is None:
         return number(one["figure"], unit)
     digits = 2 if one["figure"] < 10 else 1 if one["figure"] < 100 else 0
     return f"{one['figure']:.{digits}f}x"
@@ -66,14 +66,15 @@ def targets(rows: Sequence[Row]) -> Iterator[str]:
     yield "| | against | target | measured | | ours | theirs | repeats |"
     yield "|---|---|---|---|---|---|---|---|"
     for row, one in compared(rows):
-        unit, rival = row["unit"], one["rival"]
-        limit = f"{one['target']:g}x" if rival else number(one["target"], unit)
+        unit, baseline = row["unit"], one["baseline"]
+        limit = f"{one['target']:g}x" if baseline else number(one["target"], unit)
         limit = f"{'≥' if one['faster'] else '≤'} {limit}"
-        repeats = " / ".join(str(len(row["values"][name])) for name in (row["ours"], rival) if name)
+        met = "met" if one["met"] else "**missed**"
+        theirs = number(row["medians"][baseline], unit) if baseline else ""
+        repeats = " / ".join(str(len(row["values"][name])) for name in (row["ours"], baseline) if name)
         yield (
-            f"| {title(row)} | {rival or ''} | {limit} | {figure(one, unit)} | {'met' if one['met'] else '**missed**'} "
-            f"| {number(row['medians'][row['ours']], unit)} | {number(row['medians'][rival], unit) if rival else ''} "
-            f"| {repeats} |"
+            f"| {title(row)} | {baseline or ''} | {limit} | {figure(one, unit)} | {met} "
+            f"| {number(row['medians'][row['ours']], unit)} | {theirs} | {repeats} |"
         )
 
 
@@ -83,7 +84,7 @@ def compared(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
         yield from ((row, one) for one in row["against"] if one["target"] is not None)
 
 
-def everyone(rows: Sequence[Row]) -> Iterator[str]:
+def every_number(rows: Sequence[Row]) -> Iterator[str]:
     """Every number, with its spread."""
     yield "| | median, and lowest to highest |"
     yield "|---|---|"
@@ -137,7 +138,7 @@ def store_loads(rows: Sequence[Row]) -> Iterator[str]:
                 yield (f"| {row['facts']['tokens']:,} | {form} | {size[form]:,} | {number(median, 's')} | {beside} |")
 
 
-def made(rows: Sequence[Row]) -> Iterator[str]:
+def measured_on(rows: Sequence[Row]) -> Iterator[str]:
     """Where the numbers come from."""
     last = rows[-1]
     machine, versions = last["machine"], last["versions"]
@@ -151,7 +152,7 @@ def made(rows: Sequence[Row]) -> Iterator[str]:
     yield "```"
     commands = dict.fromkeys((row["at"][:10], row["commit"], row["command"]) for row in sorted(rows, key=_when))
     yield from (f"{command}    # {day}, commit {commit}" for day, commit, command in commands)
-    yield "python benchmarks/table.py"
+    yield "python -m benchmarks.reports.speed_tables"
     yield "```"
 
 
@@ -190,7 +191,7 @@ def first(rows: Sequence[Row]) -> Iterator[str]:
     missed = sorted((pair for pair in judged if not pair[1]["met"]), key=lambda pair: _off(pair[1]), reverse=True)
     if missed:
         worst = "; ".join(
-            f"{title(row)}{', against ' + one['rival'] if one['rival'] else ''}, {figure(one, row['unit'])} "
+            f"{title(row)}{', against ' + one['baseline'] if one['baseline'] else ''}, {figure(one, row['unit'])} "
             f"({'≥' if one['faster'] else '≤'} {one['target']:g})"
             for row, one in missed[:WORST]
         )
@@ -229,12 +230,17 @@ def main() -> None:
     rows = sorted(found.values(), key=lambda row: order.index(row["line"]))
     fill(
         args.table,
-        {"targets": targets(rows), "made": made(rows), "profiles": profiles(rows), "everyone": everyone(rows)},
+        {
+            "targets": targets(rows),
+            "measured on": measured_on(rows),
+            "profiles": profiles(rows),
+            "every number": every_number(rows),
+        },
     )
     fill(args.readme, {"first": first(rows)})
     fill(args.redis, {"store turns": store_turns(rows), "store loads": store_loads(rows)})
-    plot.time(rows, args.plots)
-    plot.size(rows, args.plots)
+    speed_plots.time(rows, args.plots)
+    speed_plots.size(rows, args.plots)
 
 
 if __name__ == "__main__":

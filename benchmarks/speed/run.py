@@ -1,8 +1,8 @@
-"""The benchmarks of speed and size: each result a JSON line, from which table.py makes the tables and plots.
+"""The benchmarks of speed and size: each result is a JSON line, and benchmarks.reports makes tables and plots of them.
 
-python benchmarks/run.py                                # what takes under ten minutes on two cores
-python benchmarks/run.py --form full --only read        # group by group, or a group's cases: fold:1024,fold:8192,turn
-python benchmarks/table.py                              # benchmarks/README.md, docs/*.png
+python -m benchmarks.speed.run                            # what takes under ten minutes on two cores
+python -m benchmarks.speed.run --form full --only read    # group by group, or a group's cases: fold:1024,turn
+python -m benchmarks.reports.speed_tables                 # benchmarks/README.md, docs/*.png
 """
 
 from __future__ import annotations
@@ -12,33 +12,26 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import decode
-import fold
-import growth
-import peak
-import size
-import start
-import store
-import together
-import turn
-import where
-from bench import BOOK, FORMS, Bench
-from record import HERE, Result
 from rich.console import Console
 from transformers.utils import logging
+
+from benchmarks.bench import BOOK, FORMS, Bench
+from benchmarks.record import HERE, Result
+from benchmarks.speed import batched, decode, fold, import_time, peak_memory, profiles, turn
+from benchmarks.stores import bytes_per_token, redis_costs, session_growth
 
 GROUPS: dict[str, Callable[[Bench], Iterator[Result]]] = {
     "read": fold.read,
     "fold": fold.lines,
     "turn": turn.lines,
     "decode": decode.lines,
-    "together": together.lines,
-    "size": size.lines,
-    "growth": growth.lines,
-    "start": start.lines,
-    "store": store.lines,
-    "peak": peak.lines,
-    "profile": where.lines,
+    "batched": batched.lines,
+    "size": bytes_per_token.lines,
+    "growth": session_growth.lines,
+    "import": import_time.lines,
+    "store": redis_costs.lines,
+    "peak": peak_memory.lines,
+    "profile": profiles.lines,
 }
 MINUTES = ("read", "profile")  # groups that the quick form leaves out
 

@@ -1,6 +1,6 @@
 """Sessions of any length without folding them: real ids and messages, slots of random numbers.
 
-No time and no number of bytes depends on what a slot holds; `fold.py` folds real text.
+No time and no number of bytes depends on what a slot holds; `speed/fold.py` folds real text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from rivals import random_entries
 
 from beacon_memory import BeaconMemory, BeaconModel, BeaconState, Segment
 from beacon_memory.config import slot_count
@@ -19,6 +18,7 @@ from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT
 from beacon_memory.state.quantise import BITS, pack
 from beacon_memory.state.state import chain, segment_digest
+from benchmarks.baselines import random_entries
 
 MESSAGE = 60  # tokens
 

@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import made
-from bench import QUESTION, Bench
-from record import Against, Result
-from rivals import answer, cache_of, random_entries
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from beacon_memory.models.generation import end_ids
+from benchmarks import synthetic
+from benchmarks.baselines import answer, cache_of, random_entries
+from benchmarks.bench import QUESTION, Bench
+from benchmarks.record import Against, Result
 
 OURS, STOCK = "beacon", "stock generate()"
 
@@ -44,7 +44,7 @@ def lines(bench: Bench) -> Iterator[Result]:
     """One result for each number of slots."""
     for slots in bench.cases("decode", bench.form.slots):
         repeats, model, plain = bench.form.slots[slots], bench.model, bench.plain
-        state, asked = made.slots(model, slots, seed=0), model.encode(QUESTION)
+        state, asked = synthetic.slots(model, slots, seed=0), model.encode(QUESTION)
         keys, values = random_entries(plain, slots)
         new = 2 * bench.form.new
         found: dict[str, list[float]] = {OURS: [], STOCK: []}

@@ -1,9 +1,9 @@
 """What `beacon-memory eval` measured, folder by folder, put where it lasts: docs/evaluation.md and its plots, and in
 results/evaluation/ a line for each cell and the scores of each item, from which a later run can go on;
-and the tables of README.md (worth.py).
+and the tables of README.md (quality_tables.py).
 
-    python benchmarks/gather.py F1 F2 F3       # after eval --out F1, ...
-    python benchmarks/gather.py --restore RUNS # RUNS/F1, ...: eval --out RUNS/F1 measures what is new alone
+    python -m benchmarks.reports.collect_evaluation F1 F2 F3         # after eval --out F1, ...
+    python -m benchmarks.reports.collect_evaluation --restore RUNS   # eval --out RUNS/F1 then measures only what is new
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
-import worth
-from record import HERE
-from worth import RESULTS
-
 from beacon_memory.evaluation.reporting.tables import TITLE
+from benchmarks.record import HERE
+from benchmarks.reports import quality_tables
+from benchmarks.reports.quality_tables import RESULTS
 
 DOCS = HERE.parent / "docs"
 INTRO = """\
-The default adapter of SmolLM2-135M-Instruct beside its rivals, each at the same number of KV entries. DATA is a folder
-laid out as `beacon-memory eval --help` says; SCORER one with the scorer alone: the adapter that `beacon-memory
+The default adapter of SmolLM2-135M-Instruct beside its baselines, each at the same number of KV entries. DATA is a
+folder laid out as `beacon-memory eval --help` says; SCORER one with the scorer alone: the adapter that `beacon-memory
 fit-anchors` writes; INTERLEAVE the paper's layout, trained as in benchmarks/LOG.md. A cell has 200 questions, or as
 many as its `--items`: a machine of two cores takes hours for all.
 A line for each cell and the scores of each item are in `benchmarks/results/evaluation/`; `eval` goes on from them after
 
 ```
-python benchmarks/gather.py --restore RUNS
+python -m benchmarks.reports.collect_evaluation --restore RUNS
 ```
 """
 PLOTS = {"needle-heat.png": "needle.png", "long-length.png": "long.png"}  # the picture of its task
@@ -46,8 +45,8 @@ def page(reports: Sequence[str]) -> str:
     return "\n\n".join([*parts, *dict.fromkeys(notes)]) + "\n"
 
 
-def gather(folders: Sequence[Path]) -> None:
-    """Write all that lasts of these folders, in place of what was gathered before; read all of it first."""
+def collect(folders: Sequence[Path]) -> None:
+    """Write all that lasts of these folders, in place of what was collected before; read all of it first."""
     if len({folder.name for folder in folders}) < len(folders):
         raise SystemExit("two folders of one name: rename one")
     files: dict[Path, bytes] = {}
@@ -65,14 +64,14 @@ def gather(folders: Sequence[Path]) -> None:
         raise SystemExit(f"{exc}: not a folder that eval has left; nothing was changed") from exc
     for old in RESULTS.glob("*.jsonl*"):
         if old not in files:
-            print(f"{old.name} is gathered no more: {old} stays, remove it by hand")
+            print(f"{old.name} is collected no more: {old} stays, remove it by hand")
     RESULTS.mkdir(parents=True, exist_ok=True)
     for path, data in files.items():
         path.write_bytes(data)
 
 
 def restore(runs: Path) -> None:
-    """A folder for each that was gathered, from which eval goes on; one that is there already is left as it is."""
+    """A folder for each that was collected, from which eval goes on; one that is there already is left as it is."""
     for packed in sorted(RESULTS.glob(f"*{SCORES}")):
         scores = runs / packed.name.removesuffix(SCORES) / "scores.jsonl"
         if scores.exists():
@@ -92,8 +91,8 @@ def main() -> None:
     if args.restore:
         restore(args.restore)
     else:
-        gather(args.folders)
-        worth.main([])
+        collect(args.folders)
+        quality_tables.main([])
 
 
 if __name__ == "__main__":

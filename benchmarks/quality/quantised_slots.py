@@ -1,9 +1,9 @@
 """What slots in 8 and 4 bits cost in loss: the same slots, kept in each form, in front of the same text.
 
-256 tokens are folded at 4x, the next 128 scored (`prose` of quality.py, the same places), and 128 tokens folded and
-scored again (`copy`).
+As in next_token_loss.py, at the same places: 256 tokens are folded at 4x and the next 128 scored (`prose`), 128 tokens
+are folded and scored again (`copy`).
 
-    python benchmarks/quantised.py --texts DIR_OF_TXT --places 64 --out benchmarks/results/quantised.json
+    python -m benchmarks.quality.quantised_slots --texts DIR_OF_TXT --places 64 --out benchmarks/results/quantised.json
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from quality import FOLDED, SCORED, interval, loss, places
-from record import stamp
 
 from beacon_memory import BeaconConfig, BeaconModel, BeaconState, Segment
 from beacon_memory.state.codec import encode_segment
 from beacon_memory.state.quantise import BITS, pack
+from benchmarks.quality.next_token_loss import FOLDED, SCORED, interval, loss, places
+from benchmarks.record import stamp
 
 FORMS = ("float32", "bfloat16", "int8", "int4")
 

@@ -3,7 +3,7 @@
 `prose`: 256 tokens are folded, the next 128 scored. `copy`: 128 tokens are folded and the same 128 scored again (exact
 recall). Every method sees the same places. `kept` is the share of the gap between no context and full context.
 
-    python benchmarks/quality.py --texts DIR_OF_TXT --places 64 --out quality.json
+    python -m benchmarks.quality.next_token_loss --texts DIR_OF_TXT --places 64 --out quality.json
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 import torch
-from record import stamp
 from rich.progress import track
 
 from beacon_memory import BeaconConfig, BeaconModel, BeaconState
+from benchmarks.record import stamp
 
 FOLDED, SCORED = 256, 128
 

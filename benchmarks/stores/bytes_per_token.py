@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import made
 import redis
-from bench import RATIO, Bench
-from record import Against, Result
 
 from beacon_memory import BeaconMemory
 from beacon_memory.stores import open_store
 from beacon_memory.testing import redis_server
+from benchmarks import synthetic
+from benchmarks.bench import RATIO, Bench
+from benchmarks.record import Against, Result
 
 OURS, RAW = "beacon", "raw KV, bfloat16"
 TARGETS = {"bfloat16": 7.5, "int8": 14.0, "int4": 26.0}
-MAKERS = {"document": made.document, "talk": made.talk}
+MAKERS = {"document": synthetic.document, "talk": synthetic.talk}
 
 
 def lines(bench: Bench) -> Iterator[Result]:

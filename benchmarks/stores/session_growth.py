@@ -2,7 +2,7 @@
 
 With a tiny model the session has every one of its turns, and nearly all of the time is what a turn is besides the
 model: the store, the head, the slots joined and rotated. With the real model the session is made as it stands at either
-turn (`made.py`), and the turns around are taken: there the model reads more slots.
+turn (`synthetic.py`), and the turns around are taken: there the model reads more slots.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 
-import made
 import redis
-from bench import RATIO, Bench
-from record import Against, Result
 
 from beacon_memory import BeaconConfig, BeaconMemory, BeaconModel
 from beacon_memory.stores import open_store
 from beacon_memory.testing import redis_server, tiny_model
+from benchmarks import synthetic
+from benchmarks.bench import RATIO, Bench
+from benchmarks.record import Against, Result
 
 EARLY = 10
 CONFIG = BeaconConfig(ratio=RATIO, anchors="last")  # windows and tail as the real model has them
@@ -51,8 +51,8 @@ def lines(bench: Bench) -> Iterator[Result]:
 def _made(bench: Bench, model: BeaconModel, each: int, turn: int, around: int) -> list[Cost]:
     """The turns around one, of a session made as it stands before them."""
     with redis_server() as url, BeaconMemory(model, open_store(url)) as memory:
-        said = made.messages(memory, bench.ids(2 * each * (turn - around)), each=each)
-        made.keep(memory, "long", said, ratio=RATIO)
+        said = synthetic.messages(memory, bench.ids(2 * each * (turn - around)), each=each)
+        synthetic.keep(memory, "long", said, ratio=RATIO)
         return _turns(bench, memory, url, each, range(turn - around, turn + around))
 
 

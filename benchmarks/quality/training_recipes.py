@@ -5,7 +5,7 @@ novel, the 128 that follow, and 128 of it again) and is then measured: `prose`, 
 tokens; `copy`, the same behind 128 folded tokens that are said again.
 
     beacon-memory fit-anchors NOVELS --tokens 40000 --out SCORER
-    python benchmarks/recipe.py --texts DIR_OF_TXT --scorer SCORER --variants base,interleave \
+    python -m benchmarks.quality.training_recipes --texts DIR_OF_TXT --scorer SCORER --variants base,interleave \
         --out benchmarks/results/recipe.jsonl
 """
 
@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality import loss, places
-from record import stamp
 from transformers.utils import logging
 
 from beacon_memory import BeaconModel
@@ -30,6 +28,8 @@ from beacon_memory.training.data import Corpus
 from beacon_memory.training.examples import Mixture
 from beacon_memory.training.objective import Weights
 from beacon_memory.training.trainer import Plan, settings, train
+from benchmarks.quality.next_token_loss import loss, places
+from benchmarks.record import stamp
 
 BASE = {"rank": 32, "reach": 2, "learning_rate": 3e-3, "schedule": "linear"}
 MIXTURE = Mixture(text=1, question=0, dialogue=0, windows=(192,), depth=1, tail=128, batch=2)

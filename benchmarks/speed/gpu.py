@@ -1,7 +1,7 @@
 """Everything that a GPU may change, in one call: folding, a hot turn, decoding and a batch, beside the plain model.
 
-python benchmarks/gpu.py --out DIR                        # on a machine with a CUDA device: gpu.jsonl, gpu.md
-python benchmarks/gpu.py --device cpu --model tiny --lengths 256 --slots 32 --out DIR    # to see that it runs
+python -m benchmarks.speed.gpu --out DIR                        # on a machine with a CUDA device: gpu.jsonl, gpu.md
+python -m benchmarks.speed.gpu --device cpu --model tiny --lengths 256 --slots 32 --out DIR    # to see that it runs
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import made
 import torch
-from bench import BOOK, QUESTION, RATIO
-from decode import Ticks
-from rivals import prefill
 from transformers.utils import logging
 
 from beacon_memory import BeaconConfig, BeaconModel
 from beacon_memory.models.generation import end_ids
 from beacon_memory.models.resident import ResidentPrefix
 from beacon_memory.testing import tiny_model
+from benchmarks import synthetic
+from benchmarks.baselines import prefill
+from benchmarks.bench import BOOK, QUESTION, RATIO
+from benchmarks.speed.decode import Ticks
 
 
 def seconds(act: Callable[[], Any], *, device: torch.device, repeats: int = 5) -> float:
@@ -58,7 +58,7 @@ def opened(name: str, *, device: torch.device, attention: str) -> BeaconModel:
 
 
 def rows(model: BeaconModel, lengths: list[int], slots: list[int], *, new: int, many: int) -> Iterator[dict[str, Any]]:
-    """One row for each thing measured: ours, the rival's, and ours by the rival's."""
+    """One row for each thing measured: ours, the baseline's, and ours by the baseline's."""
     device = model.lm.device
     text = model.encode(BOOK.read_text(encoding="utf-8"))
     asked, ends = model.encode(QUESTION), end_ids(model.lm)
@@ -66,9 +66,9 @@ def rows(model: BeaconModel, lengths: list[int], slots: list[int], *, new: int, 
         ids = (text * -(-length // len(text)))[:length]
         ours = seconds(lambda ids=ids: model.compress(ids, document=True), device=device)
         plain = seconds(lambda ids=ids: prefill(model.lm, ids), device=device)
-        yield {"what": f"fold {length} tokens", "ours": ours, "rival": plain, "against": "plain prefill"}
+        yield {"what": f"fold {length} tokens", "ours": ours, "baseline": plain, "against": "plain prefill"}
     for count in slots:
-        states = [made.slots(model, count, seed=seed) for seed in range(many)]
+        states = [synthetic.slots(model, count, seed=seed) for seed in range(many)]
         ticks = Ticks(ends)
         model.answers([asked], [states[0]], max_new_tokens=new, constraint=ticks)
         resident, asks = ResidentPrefix(model.empty), itertools.count()
@@ -80,17 +80,17 @@ def rows(model: BeaconModel, lengths: list[int], slots: list[int], *, new: int, 
             return model.answers([other], [state], residents=[resident], max_new_tokens=1)
 
         hot = seconds(again, device=device)
-        yield {"what": f"turn behind {count} slots", "ours": hot, "rival": cold, "against": "slots read anew"}
-        yield {"what": f"a token behind {count} slots", "ours": ticks.token, "rival": None, "against": ""}
+        yield {"what": f"turn behind {count} slots", "ours": hot, "baseline": cold, "against": "slots read anew"}
+        yield {"what": f"a token behind {count} slots", "ours": ticks.token, "baseline": None, "against": ""}
 
-        def together(states=states) -> object:  # type: ignore[no-untyped-def]
+        def batched(states=states) -> object:  # type: ignore[no-untyped-def]
             return model.answers([asked] * many, states, max_new_tokens=new, constraint=Ticks(ends))
 
         def alone(states=states) -> object:  # type: ignore[no-untyped-def]
             return [model.answers([asked], [s], max_new_tokens=new, constraint=Ticks(ends)) for s in states]
 
-        batch, singly = seconds(together, device=device, repeats=2), seconds(alone, device=device, repeats=2)
-        yield {"what": f"{many} sessions, {count} slots", "ours": batch, "rival": singly, "against": "one by one"}
+        batch, singly = seconds(batched, device=device, repeats=2), seconds(alone, device=device, repeats=2)
+        yield {"what": f"{many} sessions, {count} slots", "ours": batch, "baseline": singly, "against": "one by one"}
 
 
 def main() -> None:
@@ -110,16 +110,16 @@ def main() -> None:
         kinds.append("flash_attention_2")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     args.out.mkdir(parents=True, exist_ok=True)
-    table = ["| | attention | ours, s | rival, s | ours / rival |", "|---|---|---|---|---|"]
+    table = ["| | attention | ours, s | baseline, s | ours / baseline |", "|---|---|---|---|---|"]
     with (args.out / "gpu.jsonl").open("w", encoding="utf-8") as file:
         for kind in kinds:
             model = opened(args.model, device=device, attention=kind)
             lengths, slots = ([int(n) for n in part.split(",")] for part in (args.lengths, args.slots))
             for row in rows(model, lengths, slots, new=args.new, many=args.sessions):
                 file.write(json.dumps({"device": name, "torch": torch.__version__, "attention": kind, **row}) + "\n")
-                rival = f"{row['rival']:.4g} ({row['against']})" if row["rival"] else ""
-                ratio = f"{row['ours'] / row['rival']:.2f}x" if row["rival"] else ""
-                table.append(f"| {row['what']} | {kind} | {row['ours']:.4g} | {rival} | {ratio} |")
+                baseline = f"{row['baseline']:.4g} ({row['against']})" if row["baseline"] else ""
+                ratio = f"{row['ours'] / row['baseline']:.2f}x" if row["baseline"] else ""
+                table.append(f"| {row['what']} | {kind} | {row['ours']:.4g} | {baseline} | {ratio} |")
                 print(table[-1], flush=True)
             del model
     (args.out / "gpu.md").write_text("\n".join([f"{name}, torch {torch.__version__}", "", *table, ""]))

@@ -1,6 +1,6 @@
-"""The README's tables of quality, from the cells that gather.py keeps. Run by it, or by itself:
+"""The README's tables of quality, from the cells that collect_evaluation.py keeps. Run by it, or by itself:
 
-python benchmarks/worth.py
+python -m benchmarks.reports.quality_tables
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from record import HERE
-from table import fill
+from benchmarks.record import HERE
+from benchmarks.reports.speed_tables import fill
 
 RESULTS = HERE / "results" / "evaluation"
 Cell = dict[str, Any]

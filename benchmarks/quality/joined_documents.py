@@ -4,7 +4,7 @@ The documents are a story's sections, its quarters, or whole stories that stand 
 nats a token. Where a document stands behind another, its first slots are sinks: all of them are kept, the first is
 left out (as the product does), or all. A story is a line of --out; a run that was stopped goes on.
 
-    python benchmarks/joined.py --data fairytaleqa/val.jsonl --out benchmarks/results/joined.jsonl
+    python -m benchmarks.quality.joined_documents --data fairytaleqa/val.jsonl --out benchmarks/results/joined.jsonl
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from quality import interval
-from record import stamp
-from tales import Tale, tales
 
 from beacon_memory import BeaconModel, Segment
 from beacon_memory.evaluation.memories import read_raw
 from beacon_memory.evaluation.reading import answer_losses
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.talk.sources import read_lines
+from benchmarks.quality.next_token_loss import interval
+from benchmarks.quality.stories import Story, stories
+from benchmarks.record import stamp
 
 SINKS = {"all sinks kept": 0, "first tokens left out": 1, "sinks left out": 4}  # of later documents
 BASE = "in sequence"
 
 
-def memories(model: BeaconModel, tale: Tale, others: Sequence[str]) -> Iterator[tuple[str, Prefix]]:
+def memories(model: BeaconModel, story: Story, others: Sequence[str]) -> Iterator[tuple[str, Prefix]]:
     """Memories of a story by label; `others` are stories that stand behind it."""
-    sections, whole, count = tale.sections, tale.text, len(tale.sections)
+    sections, whole, count = story.sections, story.text, len(story.sections)
     quarters = ["\n\n".join(sections[i * count // 4 : (i + 1) * count // 4]) for i in range(4)]
     yield "none", model.empty
-    yield "full", read_raw(model, model.empty, tale.item.context)
-    yield BASE, model.empty.extend(folded(model, tale, whole))
-    yield f"stories {BASE}", model.empty.extend(folded(model, tale, "\n\n".join([whole, *others])))
+    yield "full", read_raw(model, model.empty, story.item.context)
+    yield BASE, model.empty.extend(folded(model, story, whole))
+    yield f"stories {BASE}", model.empty.extend(folded(model, story, "\n\n".join([whole, *others])))
     for what, texts in (("sections", sections), ("quarters", quarters), ("stories", [whole, *others])):
-        documents = [folded(model, tale, text) for text in texts if text]
+        documents = [folded(model, story, text) for text in texts if text]
         for how, left_out in SINKS.items():
             yield f"{what} apart, {how}", joined(model, documents, left_out=left_out)
 
 
-def folded(model: BeaconModel, tale: Tale, text: str) -> Sequence[Segment]:
+def folded(model: BeaconModel, story: Story, text: str) -> Sequence[Segment]:
     """A text's segments, folded by itself."""
-    return model.compress([*tale.reader.start, *model.encode(text)], document=True).segments
+    return model.compress([*story.reader.start, *model.encode(text)], document=True).segments
 
 
 def joined(model: BeaconModel, documents: Sequence[Sequence[Segment]], *, left_out: int) -> Prefix:
@@ -75,21 +75,21 @@ def main() -> None:
     weights, began = str(model.fingerprint), time.monotonic()
     lines = [line for _, line in read_lines(args.out)] if args.out.exists() else []
     done = {line["story"]: line for line in lines if line["weights"] == weights}
-    found = tales(model, args.data, questions=args.questions)
-    for number, tale in enumerate(found):
-        if tale.name in done:
+    found = stories(model, args.data, questions=args.questions)
+    for number, story in enumerate(found):
+        if story.name in done:
             continue
         if time.monotonic() - began > 60 * args.minutes:
             break
         others = [found[(number + k) % len(found)].text for k in range(1, args.stories)]
         losses, entries = {}, {}
-        for label, memory in memories(model, tale, others):
+        for label, memory in memories(model, story, others):
             entries[label] = memory.slots
-            losses[label] = [float(answer_losses(model, memory, tale.item, q)[0].mean()) for q in tale.questions]
-        line = {"story": tale.name, "tokens": len(tale.item.context), "losses": losses, "entries": entries}
-        done[tale.name] = line | {"weights": weights, **stamp()}
+            losses[label] = [float(answer_losses(model, memory, story.item, q)[0].mean()) for q in story.questions]
+        line = {"story": story.name, "tokens": len(story.item.context), "losses": losses, "entries": entries}
+        done[story.name] = line | {"weights": weights, **stamp()}
         with args.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(done[tale.name]) + "\n")
+            file.write(json.dumps(done[story.name]) + "\n")
         print(f"{number + 1} of {len(found)}", file=sys.stderr, flush=True)
     if done:
         report(list(done.values()))

@@ -13,7 +13,8 @@ A question and method is a line of --scores, and a run that was stopped goes on;
 Seconds are of one question with the index at hand, the first of a story and later ones: the LLM keeps on the device
 what stands in front of a question, raw text too. A story's fold is told apart; how long `full` reads it is not timed.
 
-    python benchmarks/query_engine.py --data fairytaleqa/val.jsonl --scores scores.jsonl --out query_engine.jsonl
+    python -m benchmarks.quality.query_engine --data fairytaleqa/val.jsonl --scores scores.jsonl \
+        --out query_engine.jsonl
 """
 
 from __future__ import annotations
@@ -42,9 +43,6 @@ from llama_index.indices.managed.beacon.query_engine import QUESTION
 from llama_index.llms.beacon import BeaconLLM
 from llama_index.llms.beacon.messages import to_plain
 from pydantic import Field
-from quality import interval
-from record import stamp
-from tales import Tale, tales
 
 from beacon_memory import BeaconModel
 from beacon_memory.evaluation.items import Question
@@ -56,6 +54,9 @@ from beacon_memory.fold.prefix import Prefix
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.sessions.context import CONTEXT
 from beacon_memory.talk.sources import read_lines
+from benchmarks.quality.next_token_loss import interval
+from benchmarks.quality.stories import Story, stories
+from benchmarks.record import stamp
 
 METHODS = ("beacon", "beacon, bare", "summary", "full", "bm25", "none")
 BARE = PromptTemplate("{query_str}")
@@ -96,106 +97,106 @@ class Bench:
         self._indices: dict[str, BeaconIndex] = {}
         self._raws: dict[str, tuple[Sequence[int], Prefix]] = {}  # method -> the ids read last, and their KV
 
-    def line(self, method: str, tale: Tale, number: int) -> dict[str, Any]:
+    def line(self, method: str, story: Story, number: int) -> dict[str, Any]:
         """What is kept of a method's answer to a question of a story."""
-        self.index(tale)  # not within the seconds of a question
-        question = tale.questions[number]
-        given = self.ask(method, tale, question)
+        self.index(story)  # not within the seconds of a question
+        question = story.questions[number]
+        given = self.ask(method, story, question)
         scored = replace(question, prompt=tuple(given.prompt))
         return {
-            "story": tale.name,
+            "story": story.name,
             "question": number,
             "method": method,
             "ratio": self.ratio,
-            "tokens": len(tale.item.context),
-            "loss": float(answer_losses(self.model, given.memory, tale.item, scored)[0].mean()),
+            "tokens": len(story.item.context),
+            "loss": float(answer_losses(self.model, given.memory, story.item, scored)[0].mean()),
             "f1": f1(given.text, question.gold),
             "seconds": given.seconds,
-            "folding": self.folding[tale.name] if method.startswith("beacon") else 0.0,
+            "folding": self.folding[story.name] if method.startswith("beacon") else 0.0,
             "entries": given.entries,
             "bytes": given.bytes,
             "answer": given.text,
         }
 
-    def ask(self, method: str, tale: Tale, question: Question) -> Answered:
+    def ask(self, method: str, story: Story, question: Question) -> Answered:
         """A method's answer to a question of a story."""
         if method.startswith("beacon"):
-            return self._beacon(tale, question, bare=method != "beacon")
+            return self._beacon(story, question, bare=method != "beacon")
         if method == "summary":
-            return self._summary(tale, question)
+            return self._summary(story, question)
         if method == "full":
-            return self._full(tale, question)
-        return self._raw(tale, question, self._chunks(tale, question) if method == "bm25" else ())
+            return self._full(story, question)
+        return self._raw(story, question, self._chunks(story, question) if method == "bm25" else ())
 
-    def index(self, tale: Tale) -> BeaconIndex:
+    def index(self, story: Story) -> BeaconIndex:
         """The story, read."""
-        if tale.name not in self._indices:
+        if story.name not in self._indices:
             began = time.perf_counter()
-            document = Document(text=tale.text, id_=tale.name)
-            self._indices[tale.name] = BeaconIndex.from_documents(
-                [document], llm=self.llm, index_id=tale.name, ratio=self.ratio
+            document = Document(text=story.text, id_=story.name)
+            self._indices[story.name] = BeaconIndex.from_documents(
+                [document], llm=self.llm, index_id=story.name, ratio=self.ratio
             )
-            self.folding[tale.name] = time.perf_counter() - began
-        return self._indices[tale.name]
+            self.folding[story.name] = time.perf_counter() - began
+        return self._indices[story.name]
 
-    def _beacon(self, tale: Tale, question: Question, *, bare: bool) -> Answered:
-        engine = self.index(tale).as_query_engine(**({"text_qa_template": BARE} if bare else {}))
+    def _beacon(self, story: Story, question: Question, *, bare: bool) -> Answered:
+        engine = self.index(story).as_query_engine(**({"text_qa_template": BARE} if bare else {}))
         began = time.perf_counter()
         said = str(engine.query(asked(question)))
         seconds = time.perf_counter() - began
-        memory, session = self.llm.opened.memory, CONTEXT + tale.name
+        memory, session = self.llm.opened.memory, CONTEXT + story.name
         stored, _ = memory.store.load(session)
         kept = len(stored.body) + sum(map(len, memory.store.read(stored.digests)))
         past = self.model.empty.extend(memory.session(session).state().segments)
-        return Answered(said, seconds, past, question.prompt if bare else told(tale, question), past.slots, kept)
+        return Answered(said, seconds, past, question.prompt if bare else told(story, question), past.slots, kept)
 
-    def _summary(self, tale: Tale, question: Question) -> Answered:
-        index = SummaryIndex.from_documents([Document(text=tale.text, id_=tale.name)])
+    def _summary(self, story: Story, question: Question) -> Answered:
+        index = SummaryIndex.from_documents([Document(text=story.text, id_=story.name)])
         engine = index.as_query_engine(llm=self.llm)
         self.heard.said.clear()
         began = time.perf_counter()
         said = str(engine.query(asked(question)))
         seconds = time.perf_counter() - began
         assert len(self.heard.said) == 1, "the story went to the model in one prompt"
-        plain, talk = to_plain(self.heard.said[0]), tale.reader.transcript
+        plain, talk = to_plain(self.heard.said[0]), story.reader.transcript
         prompt = tuple(talk.prompt([], behind=False, opens=True, asked=plain.messages, system=plain.system))
         with tempfile.TemporaryDirectory() as folder:
             index.storage_context.persist(folder)
             kept = sum(file.stat().st_size for file in Path(folder).iterdir())
-        past, rest = self._read("summary", tale, prompt)
+        past, rest = self._read("summary", story, prompt)
         return Answered(said, seconds, past, rest, len(prompt), kept)
 
-    def _full(self, tale: Tale, question: Question) -> Answered:
-        past, prompt = self._read("full", tale, (*tale.item.context, *told(tale, question)))
+    def _full(self, story: Story, question: Question) -> Answered:
+        past, prompt = self._read("full", story, (*story.item.context, *told(story, question)))
         began = time.perf_counter()
         ask = replace(question, prompt=tuple(prompt))
-        (ids,) = greedy(self.model, past, tale.item, [ask], limit=ANSWER)
+        (ids,) = greedy(self.model, past, story.item, [ask], limit=ANSWER)
         seconds = time.perf_counter() - began
-        kept = len(tale.item.context) * self.model.raw_bytes_per_token
-        return Answered(self.model.decode(ids), seconds, past, prompt, len(tale.item.context), kept)
+        kept = len(story.item.context) * self.model.raw_bytes_per_token
+        return Answered(self.model.decode(ids), seconds, past, prompt, len(story.item.context), kept)
 
-    def _raw(self, tale: Tale, question: Question, ids: Sequence[int]) -> Answered:
+    def _raw(self, story: Story, question: Question, ids: Sequence[int]) -> Answered:
         """Some of the story, raw in front of the prompt."""
-        prompt = told(tale, question) if ids else question.prompt
+        prompt = told(story, question) if ids else question.prompt
         began = time.perf_counter()
-        whole = [*(ids or tale.item.start), *prompt]
-        (said,) = self.model.generate([whole], max_new_tokens=ANSWER, stop=tale.reader.transcript.stop)
+        whole = [*(ids or story.item.start), *prompt]
+        (said,) = self.model.generate([whole], max_new_tokens=ANSWER, stop=story.reader.transcript.stop)
         seconds = time.perf_counter() - began
         past = read_raw(self.model, self.model.empty, tuple(ids))
-        return Answered(said, seconds, past, prompt, len(ids), len(tale.text.encode()) if ids else 0)
+        return Answered(said, seconds, past, prompt, len(ids), len(story.text.encode()) if ids else 0)
 
-    def _chunks(self, tale: Tale, question: Question) -> Sequence[int]:
-        entries = self.llm.opened.memory.session(CONTEXT + self.index(tale).index_id).info().slots
-        return best_chunks(self.model, tale.item, question.query, entries, tail=0)
+    def _chunks(self, story: Story, question: Question) -> Sequence[int]:
+        entries = self.llm.opened.memory.session(CONTEXT + self.index(story).index_id).info().slots
+        return best_chunks(self.model, story.item, question.query, entries, tail=0)
 
-    def _read(self, method: str, tale: Tale, ids: Sequence[int]) -> tuple[Prefix, Sequence[int]]:
+    def _read(self, method: str, story: Story, ids: Sequence[int]) -> tuple[Prefix, Sequence[int]]:
         """What is read already of these ids, and the rest: a story is read raw once for all of its questions."""
         known, past = self._raws.get(method, ((), self.model.empty))
         pairs = enumerate(zip(known, ids[:-1], strict=False))
         same = next((n for n, (one, other) in pairs if one != other), min(len(known), len(ids) - 1))
-        if same < len(tale.item.context):
+        if same < len(story.item.context):
             self._raws[method] = (ids, read_raw(self.model, self.model.empty, tuple(ids)))
-            return self._read(method, tale, ids)
+            return self._read(method, story, ids)
         return past.front(same), ids[same:]
 
 
@@ -204,9 +205,9 @@ def asked(question: Question) -> str:
     return f"{question.query} Answer in a few words."
 
 
-def told(tale: Tale, question: Question) -> Sequence[int]:
+def told(story: Story, question: Question) -> Sequence[int]:
     """The prompt that our query engine makes of it."""
-    return tale.reader.prompt(QUESTION.format(query_str=asked(question)))
+    return story.reader.prompt(QUESTION.format(query_str=asked(question)))
 
 
 def main() -> None:
@@ -227,14 +228,14 @@ def main() -> None:
     lines = [line for line in lines if (line["weights"], line["ratio"]) == (weights, args.ratio)]
     done = {(line["story"], line["question"], line["method"]) for line in lines}
     bench = Bench(model, ratio=args.ratio)
-    found = tales(model, args.data, questions=args.questions)
-    asks = [(tale, number, method) for tale in found for number in range(len(tale.questions)) for method in METHODS]
-    for count, (tale, number, method) in enumerate(asks):
-        if (tale.name, number, method) in done:
+    found = stories(model, args.data, questions=args.questions)
+    asks = [(story, number, method) for story in found for number in range(len(story.questions)) for method in METHODS]
+    for count, (story, number, method) in enumerate(asks):
+        if (story.name, number, method) in done:
             continue
         if time.monotonic() - began > 60 * args.minutes:
             break
-        line = bench.line(method, tale, number) | {"weights": weights}
+        line = bench.line(method, story, number) | {"weights": weights}
         lines.append(line)
         with args.scores.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -248,8 +249,8 @@ def report(lines: Sequence[dict[str, Any]], args: argparse.Namespace, weights: s
     common = sorted(set.intersection(*(set(found) for found in by_method.values())))
     if not common:
         return
-    stories = len({story for story, _ in common})
-    head = f"{len(common)} questions, {stories} stories"
+    story_count = len({story for story, _ in common})
+    head = f"{len(common)} questions, {story_count} stories"
     print(f"| {head} | log-likelihood, nats a token | F1 | seconds, first / later | fold | KV entries | KiB kept |")
     print("|---|---|---|---|---|---|---|")
     rows = []
@@ -261,7 +262,7 @@ def report(lines: Sequence[dict[str, Any]], args: argparse.Namespace, weights: s
             "model": args.model,
             "ratio": args.ratio,
             "questions": len(common),
-            "stories": stories,
+            "stories": story_count,
             "log_likelihood": -statistics.fmean(of["loss"]),
             "log_likelihood_interval": interval(of["loss"]),
             "f1": statistics.fmean(of["f1"]),

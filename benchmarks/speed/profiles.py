@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import made
 import redis
 import torch
-import turn
-from bench import QUESTION, RATIO, Bench
-from decode import Ticks
-from record import Result
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from beacon_memory import BeaconMemory
 from beacon_memory.models.generation import end_ids
 from beacon_memory.stores import open_store
 from beacon_memory.testing import redis_server
+from benchmarks import synthetic
+from benchmarks.bench import QUESTION, RATIO, Bench
+from benchmarks.record import Result
+from benchmarks.speed import turn
+from benchmarks.speed.decode import Ticks
 
 MOST = 8  # operators named
 WHOLE = "benchmark"
@@ -30,9 +30,9 @@ def lines(bench: Bench) -> Iterator[Result]:
     """A profile of the fold, the turns and the batch."""
     model = bench.model
     slots, length = max(bench.form.slots), max(bench.form.turn)
-    past = made.slots(model, slots, seed=0)
+    past = synthetic.slots(model, slots, seed=0)
     asked, ends = model.encode(QUESTION), end_ids(model.lm)
-    states = [made.slots(model, slots, seed=seed) for seed in range(bench.form.together)]
+    states = [synthetic.slots(model, slots, seed=seed) for seed in range(bench.form.batch)]
     rows, questions, read = bench.ids(model.config.window), turn.questions(), min(bench.form.fold)
     acts: dict[str, Callable[[], object]] = {
         f"fold of {read} tokens": lambda: model.compress(bench.ids(read), document=True),
@@ -45,7 +45,7 @@ def lines(bench: Bench) -> Iterator[Result]:
         act()
         yield _profiled(bench, name, act)
     with redis_server() as url, redis.Redis.from_url(url) as client:
-        for kind, make in (("document", made.document), ("talk", made.talk)):
+        for kind, make in (("document", synthetic.document), ("talk", synthetic.talk)):
             client.flushall()
             memory = BeaconMemory(model, open_store(url))
             make(memory, kind, bench.ids(length), ratio=RATIO)

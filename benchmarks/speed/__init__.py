@@ -1,0 +1,1 @@
+"""Seconds and memory: folding, turns, decoding, batches, importing. `run` measures them, and the stores, in one go."""
