@@ -1,6 +1,7 @@
-"""The command `beacon-memory`: sessions from a terminal, and making a memory better.
+"""The command `beacon-memory`. stdout is the answer; progress and notes go to stderr.
 
-stdout is the answer; talk and progress go to stderr. torch is imported only once a model is needed.
+May import: every other room, but only inside a command that needs it: `--help` loads no torch. Hands out: `main`.
+A new command goes here: `sessions.py` for reading and asking, `learn.py` for training, `measure.py` for evaluation.
 """
 
 from __future__ import annotations

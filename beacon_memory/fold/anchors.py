@@ -37,8 +37,8 @@ def pick(
     ordered = sorted(zip(shares, _quotas(shares, slots), strict=True), key=lambda item: item[0][0] != "last")
     for (rule, _), quota in ordered:
         if rule == "last":
-            places = unit_ends(tokens, ratio) if quota == slots else evenly(tokens, quota)
-            taken[..., places.to(device)] = True
+            positions = unit_ends(tokens, ratio) if quota == slots else evenly(tokens, quota)
+            taken[..., positions.to(device)] = True
         else:
             left = scores[rule].expand(*shape, tokens).masked_fill(taken, float("-inf"))
             # A stable sort: equal scores must give equal anchors on every machine.
@@ -76,9 +76,9 @@ class Spread:
             of_head = {rule: s[:, head : head + 1] if s.shape[1] > 1 else s for rule, s in scores.items()}
             costs.append(SPREAD * ratio * kept / max(self._heads, 1))
             of_head["spread"] = (own[:, head] - costs[-1])[:, None]
-            places = pick(shares, of_head, tokens=tokens, ratio=ratio, device=device)[:, 0]
-            found.append(places)
-            kept = (kept * forget).scatter_add_(1, places, torch.ones_like(places, dtype=kept.dtype))
+            positions = pick(shares, of_head, tokens=tokens, ratio=ratio, device=device)[:, 0]
+            found.append(positions)
+            kept = (kept * forget).scatter_add_(1, positions, torch.ones_like(positions, dtype=kept.dtype))
             self._heads = self._heads * forget + 1
         self._kept, self._costs = kept, costs
         return torch.stack(found, dim=1)

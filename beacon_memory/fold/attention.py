@@ -271,9 +271,9 @@ class _AsBase:
         return getattr(self._module, name)
 
 
-def rows_at(by_head: Tensor, places: Tensor) -> Tensor:
-    """Each head's rows at its places.  # (batch, heads, rows, width), (batch, heads, places)"""
-    return by_head.gather(2, places[..., None].expand(-1, -1, -1, by_head.shape[3]))
+def rows_at(by_head: Tensor, positions: Tensor) -> Tensor:
+    """Each head's own rows.  # by_head: (batch, heads, rows, width), positions: (batch, heads, chosen)"""
+    return by_head.gather(2, positions[..., None].expand(-1, -1, -1, by_head.shape[3]))
 
 
 def heads(rows: Tensor, module: Any) -> Tensor:

@@ -67,12 +67,12 @@ def _select(
         found = {rule: by_layer[layer][..., sink:] for rule, by_layer in scores.items()}
         anchors = choose(config.shares, found, tokens=window, ratio=ratio, device=ids.device) + sink
         for name, all_rows, out in (("k", raw.keys[layer], keys), ("v", raw.values[layer], values)):
-            places = anchors.to(all_rows.device).expand(*all_rows.shape[:2], -1)
+            positions = anchors.to(all_rows.device).expand(*all_rows.shape[:2], -1)
             if projections[name].trained:
-                own = projections[name].beacon_at(raw.hidden[layer], places, based=raw.based[layer, name])
+                own = projections[name].beacon_at(raw.hidden[layer], positions, based=raw.based[layer, name])
                 own = normed(own, beacons.attention(layer)) if name == "k" else own
             else:
-                own = rows_at(all_rows, places)
+                own = rows_at(all_rows, positions)
             out.append(torch.cat([all_rows[:, :, :sink], own], dim=2))
     return Folded(torch.stack(keys), torch.stack(values), hidden, raw)
 
@@ -92,9 +92,9 @@ def _shadow(
     started = embedded.gather(1, anchors[..., None].expand(-1, -1, embedded.shape[2]))
     if beacons.offset is not None:
         started = started + beacons.offset
-    places = torch.cat([torch.arange(rows, device=ids.device).expand(batch, -1), anchors], dim=1)
+    positions = torch.cat([torch.arange(rows, device=ids.device).expand(batch, -1), anchors], dim=1)
     shadow = ShadowPass(past, rows, anchors, last=_last(beacons, states=states))
-    hidden = read(beacons.lm, shadow, torch.cat([embedded, started], dim=1), places + past.slots)
+    hidden = read(beacons.lm, shadow, torch.cat([embedded, started], dim=1), positions + past.slots)
     return Folded(_kept(shadow.keys, sink, rows), _kept(shadow.values, sink, rows), hidden[:, :rows])
 
 
@@ -103,12 +103,12 @@ def _interleave(
 ) -> Folded:
     """The paper's beacon tokens."""
     batch, rows = ids.shape
-    raw_places, beacon_places = interleaved(rows, ratio, sink=sink)
+    raw_positions, beacon_positions = interleaved(rows, ratio, sink=sink)
     embedded = embed(beacons.lm, ids)
-    start = beacon_start(beacons).expand(batch, len(beacon_places), -1)
-    places = torch.cat([raw_places, beacon_places])
-    woven = InterleavePass(past, rows, places, last=_last(beacons, states=states))
-    hidden = read(beacons.lm, woven, torch.cat([embedded, start], dim=1), places + past.slots)
+    start = beacon_start(beacons).expand(batch, len(beacon_positions), -1)
+    positions = torch.cat([raw_positions, beacon_positions])
+    woven = InterleavePass(past, rows, positions, last=_last(beacons, states=states))
+    hidden = read(beacons.lm, woven, torch.cat([embedded, start], dim=1), positions + past.slots)
     return Folded(_kept(woven.keys, sink, rows), _kept(woven.values, sink, rows), hidden[:, :rows])
 
 
@@ -154,16 +154,16 @@ def look_back(lm: Any, raw: RawPass, embedded: Tensor, *, mean: bool = False) ->
     return [back.scores[layer] for layer in range(len(back.scores))]
 
 
-def read(lm: Any, rows: Pass, embedded: Tensor, places: Tensor) -> Tensor:
+def read(lm: Any, rows: Pass, embedded: Tensor, positions: Tensor) -> Tensor:
     """One stock forward of the decoder under a pass; gives the last hidden states, or none where the pass ended it.
 
     # (batch, rows, hidden)
     """
-    places = places.to(embedded.device)
+    positions = positions.to(embedded.device)
     try:
         output: Any = lm.model(
             inputs_embeds=embedded,
-            position_ids=places if places.ndim == 2 else places[None],
+            position_ids=positions if positions.ndim == 2 else positions[None],
             # A four-dimensional mask is taken as it is, so none is built; the pass brings its own.
             attention_mask=torch.zeros(1, 1, 1, 1, dtype=embedded.dtype, device=embedded.device),
             use_cache=False,

@@ -16,7 +16,7 @@ from beacon_memory.fold.layout import causal
 from beacon_memory.fold.prefix import Prefix
 
 QUERY_BLOCK = 128  # rows of a look-back pass scored at once
-FRONT = 16  # slots at the front of the past that it sees
+LEADING = 16  # slots of the past that the repeat pass sees
 
 
 class Enough(Exception):
@@ -40,8 +40,10 @@ class RawPass:
         self.based: dict[tuple[int, str], Tensor] = {}  # layer, "k" or "v" -> (batch, rows, features)
         self.scores: dict[int, Tensor] = {}  # layer -> (batch, kv_heads, rows), where a scorer is attached
         self.rotated: dict[int, tuple[Tensor, Tensor]] | None = {} if rotated else None
-        places = torch.arange(rows)
-        self._mask = causal(places, places, past=past.slots, dtype=past.dtype).to(past.device) if past.slots else None
+        positions = torch.arange(rows)
+        self._mask = (
+            causal(positions, positions, past=past.slots, dtype=past.dtype).to(past.device) if past.slots else None
+        )
 
     def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
         projected: Tensor = projection.base(hidden)
@@ -71,8 +73,10 @@ class TailPass:
 
     def __init__(self, past: Prefix, rows: int) -> None:
         self.past = past
-        places = torch.arange(rows)
-        self._mask = causal(places, places, past=past.slots, dtype=past.dtype).to(past.device) if past.slots else None
+        positions = torch.arange(rows)
+        self._mask = (
+            causal(positions, positions, past=past.slots, dtype=past.dtype).to(past.device) if past.slots else None
+        )
 
     def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
         projected: Tensor = projection.base(hidden)
@@ -86,17 +90,17 @@ class LookBackPass:
     """Tokens read behind a window: how much they look back at each of the window's tokens, by layer and head.
 
     A token's score is the highest attention that any query of its KV head's group pays it (KVzip, 2505.23416), or with
-    `mean` the mean over queries and group. Of the past only the front is seen, the sinks that attention rests on, so
-    the cost does not grow with the session.
+    `mean` the mean over queries and group. Of the past it sees only the first slots, the sinks that attention rests on,
+    so the cost does not grow with the session.
     """
 
     def __init__(self, first: RawPass, rows: int, *, mean: bool = False) -> None:
         self.first = first
         self.mean = mean
-        self.past = first.past.front(FRONT)
+        self.past = first.past.leading(LEADING)
         self.scores: dict[int, Tensor] = {}  # layer -> (batch, kv_heads, rows of the window)
-        places = torch.arange(rows)
-        self._mask = causal(places, places, past=0, dtype=first.past.dtype).to(first.past.device)[0, 0]
+        positions = torch.arange(rows)
+        self._mask = causal(positions, positions, past=0, dtype=first.past.dtype).to(first.past.device)[0, 0]
 
     def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
         projected: Tensor = projection.base(hidden)
@@ -108,8 +112,8 @@ class LookBackPass:
         first_key, first_value = self.first.rotated[layer]
         keys, values = self.past.join(layer, torch.cat([first_key, key], dim=2), torch.cat([first_value, value], dim=2))
         batch, heads, rows, width = query.shape
-        kv_heads, front = keys.shape[1], self.past.slots
-        before = front + first_key.shape[2]
+        kv_heads, leading = keys.shape[1], self.past.slots
+        before = leading + first_key.shape[2]
         scores = query.new_zeros(batch, kv_heads, first_key.shape[2], dtype=torch.float32)
         outputs = []
         for start in range(0, rows, QUERY_BLOCK):
@@ -120,7 +124,7 @@ class LookBackPass:
             weights = (grouped @ keys[:, :, :seen].transpose(2, 3)).view(batch, kv_heads, -1, end - start, seen)
             weights[..., before:] += self._mask[start:end, :end]
             weights = weights.softmax(dim=-1, dtype=torch.float32)
-            paid = weights[..., front:before]
+            paid = weights[..., leading:before]
             if self.mean:
                 scores += paid.mean(dim=2).sum(dim=2) / rows
             else:
@@ -169,18 +173,18 @@ class ShadowPass(BeaconPass):
     def __init__(self, past: Prefix, raw: int, anchors: Tensor, *, last: int | None) -> None:
         super().__init__(past, raw, last=last)
         self.anchors = anchors  # (batch, beacons): rows of the raw block
-        places = torch.arange(raw, device=anchors.device)
+        positions = torch.arange(raw, device=anchors.device)
         slots, dtype = past.slots, past.dtype
-        self._raw_mask = causal(places, places, past=slots, dtype=dtype).to(past.device) if slots else None
-        masks = [causal(row, places, past=slots, dtype=dtype) for row in anchors]
+        self._raw_mask = causal(positions, positions, past=slots, dtype=dtype).to(past.device) if slots else None
+        masks = [causal(row, positions, past=slots, dtype=dtype) for row in anchors]
         self._beacon_mask = torch.cat(masks).to(past.device)
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = self.record(module, value)
         raw_key, raw_value = key[:, :, : self.raw], value[:, :, : self.raw]
-        places = self.anchors[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])
-        seen_key = raw_key.scatter(2, places, key[:, :, self.raw :])
-        seen_value = raw_value.scatter(2, places, value[:, :, self.raw :])
+        positions = self.anchors[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])
+        seen_key = raw_key.scatter(2, positions, key[:, :, self.raw :])
+        seen_value = raw_value.scatter(2, positions, value[:, :, self.raw :])
         raw = attend(query[:, :, : self.raw], *self.past.join(layer, raw_key, raw_value), self._raw_mask)
         keys, values = self.past.join(layer, seen_key, seen_value)
         beacons = scaled_attention(query[:, :, self.raw :], keys, values, self._beacon_mask, module)
@@ -190,9 +194,9 @@ class ShadowPass(BeaconPass):
 class InterleavePass(BeaconPass):
     """The paper's order: a beacon after each unit, everyone sees everything that stands earlier, beacons too."""
 
-    def __init__(self, past: Prefix, raw: int, places: Tensor, *, last: int | None) -> None:
+    def __init__(self, past: Prefix, raw: int, positions: Tensor, *, last: int | None) -> None:
         super().__init__(past, raw, last=last)
-        self._mask = causal(places, places, past=past.slots, dtype=past.dtype).to(past.device)
+        self._mask = causal(positions, positions, past=past.slots, dtype=past.dtype).to(past.device)
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = self.record(module, value)

@@ -34,8 +34,8 @@ class Rope:
     def _block(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
         # Whole blocks only: a vectorised cosine differs in the last bit from the same one at a shorter row's end.
         if index not in self._blocks:
-            places = torch.arange(index * BLOCK, (index + 1) * BLOCK, device=device)[None]
-            cos, sin = self._rotary(torch.empty(0, device=device), position_ids=places)
+            positions = torch.arange(index * BLOCK, (index + 1) * BLOCK, device=device)[None]
+            cos, sin = self._rotary(torch.empty(0, device=device), position_ids=positions)
             self._blocks[index] = (cos[0], sin[0])
         return self._blocks[index]
 
@@ -45,10 +45,10 @@ class Rope:
             return keys
         return _turned(keys, *self.at(start, start + keys.shape[-2], keys))
 
-    def rotate_at(self, keys: Tensor, places: Tensor) -> Tensor:
+    def rotate_at(self, keys: Tensor, positions: Tensor) -> Tensor:
         """Keys rotated each at its own position.  # (..., slots, head_dim), (..., slots)"""
-        cos, sin = self.at(0, int(places.max()) + 1, keys)
-        return _turned(keys, cos[places], sin[places])
+        cos, sin = self.at(0, int(positions.max()) + 1, keys)
+        return _turned(keys, cos[positions], sin[positions])
 
 
 def _turned(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class Prefix:
             past = past.append(*(t[:, None, :, start:] for t in (segment.keys, segment.values)))
         return past
 
-    def front(self, slots: int) -> Self:
+    def leading(self, slots: int) -> Self:
         """The first slots alone, where they stand."""
         if self.keys is None or self.values is None:
             return self
@@ -167,11 +167,11 @@ class Prefix:
 
     def back(self, slots: int) -> Self:
         """The past as it was at its first slots; what stood behind them gives way to what comes."""
-        front = self.front(slots)
+        leading = self.leading(slots)
         if self.room is None:
-            return front
+            return leading
         self.room.filled = slots
-        return replace(front, room=self.room)
+        return replace(leading, room=self.room)
 
     def seen(self, rows: int) -> Self:
         """This past and the rows that were written behind it in its room."""

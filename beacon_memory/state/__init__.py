@@ -1,5 +1,5 @@
-"""What a session is: slots and ids as values (`BeaconState`, `SessionHead`), and the bytes they are stored as.
+"""What a session is, as values (`BeaconState`, `SessionHead`) and as the bytes they are stored as. No model, no store.
 
 May import: config, errors. Hands out: `state.BeaconState`, `head.SessionHead`, `codec`, `archive`.
-A new field, slot format, or rule for what is folded coarser first (`budget.py`) goes here.
+A new field of a session, a new slot format, or a new rule for which old memories get coarser (`budget.py`) goes here.
 """

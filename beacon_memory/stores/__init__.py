@@ -1,4 +1,8 @@
-"""Where sessions are kept: in this process, in one SQLite file, or in Redis."""
+"""Where sessions are kept: in this process, in one SQLite file, or in Redis. Stores see bytes, never tensors.
+
+May import: config, errors; never torch. Hands out: `open_store`, `StateStore`, `Head`.
+A new store goes here: a class of `base.StateStore`, a scheme in `open_store`, and a test of `testing.StoreContract`.
+"""
 
 from __future__ import annotations
 

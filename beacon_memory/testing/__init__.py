@@ -1,4 +1,8 @@
-"""What our tests are made of, for those who write a store, a model or an integration."""
+"""What our tests are made of, for whoever writes a store, a model or an integration: the real thing, small.
+
+May import: every room but cli. Hands out: `tiny_model`, `redis_server`, `scripted_engine`, `StoreContract`.
+A new contract, test server or small model goes here.
+"""
 
 from __future__ import annotations
 

@@ -58,10 +58,10 @@ def gate(
         chosen = _choice(own - spread.costs if rule == "spread" else own, kept)
         bias.append(nn.functional.pad(chosen, (sink, 0)))
         # One that is not kept stands where the next that is kept stands.
-        places = kept.long().cumsum(-1) - kept.long() + sink
-        front = torch.arange(sink, device=places.device).expand(*places.shape[:2], -1)
-        places = torch.cat([front, places], dim=-1) + past.slots
-        keys.append(past.rope.rotate_at(_all_rows(beacons, raw, layer, "k", sink=lead)[:, :, overlap:], places))
+        positions = kept.long().cumsum(-1) - kept.long() + sink
+        sinks = torch.arange(sink, device=positions.device).expand(*positions.shape[:2], -1)
+        positions = torch.cat([sinks, positions], dim=-1) + past.slots
+        keys.append(past.rope.rotate_at(_all_rows(beacons, raw, layer, "k", sink=lead)[:, :, overlap:], positions))
         values.append(_all_rows(beacons, raw, layer, "v", sink=lead)[:, :, overlap:])
     slots = past.slots + sink + slot_count(tokens, ratio)
     whole = Folded(stacked(raw.keys), stacked(raw.values), hidden[:, overlap:], None if overlap else raw)
@@ -95,8 +95,8 @@ class GatedPass:
         self._gated = gated
         self.past = gated.past.repeat(count)
         self._count = count
-        places = torch.arange(rows)
-        self._own = causal(places, places, past=0, dtype=self.past.dtype).to(self.past.device)
+        positions = torch.arange(rows)
+        self._own = causal(positions, positions, past=0, dtype=self.past.dtype).to(self.past.device)
 
     def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
         projected: Tensor = projection.base(hidden)
