@@ -46,12 +46,6 @@ def read_apart(memory: Repository, texts: Iterable[str], *, ratio: int | None = 
     return BeaconState(fitted)
 
 
-def context_state(memory: Repository, contexts: Iterable[str | BeaconState]) -> BeaconState:
-    """What stands in front: the documents of sessions, by their ids, or states; in the order given."""
-    states = (one if isinstance(one, BeaconState) else memory.view(one, memory.state)[0] for one in contexts)
-    return BeaconState(tuple(segment for state in states for segment in state.segments))
-
-
 def context_sessions(memory: Repository, context_id: str | Sequence[str] | None) -> list[str]:
     """The sessions of the documents in front. Raises InputError for one that is not there."""
     ids = [CONTEXT + one for one in ([context_id] if isinstance(context_id, str) else context_id or [])]

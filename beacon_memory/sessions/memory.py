@@ -13,6 +13,7 @@ from beacon_memory.models.model import BeaconModel
 from beacon_memory.sessions.repair import repair
 from beacon_memory.sessions.repository import CACHE_BYTES, RESIDENT_BYTES, Repository
 from beacon_memory.sessions.session import Session
+from beacon_memory.sessions.turn import batch_answers
 from beacon_memory.state.archive import read_archive
 from beacon_memory.state.codec import decode_ids, require
 from beacon_memory.state.head import SessionHead, check_entry, read_note, read_page
@@ -96,11 +97,8 @@ class BeaconMemory(Repository):
         """
         if not asked:
             return []
-        told = [self.session(name).prompt(question, system=system) for name, question in asked]
-        residents = [self.resident(name) for name, _ in asked]
-        sampling = {"stop": self.transcript.stop} | sampling
-        prompts, states = zip(*told, strict=True)
-        return [one.text for one in self.model.answers(prompts, states, residents=residents, left=left, **sampling)]
+        prompts = [self.session(name).prompt_for(question, system=system) for name, question in asked]
+        return [answer.text for answer in batch_answers(self, prompts, left=left, **sampling)]
 
     def repair(self, session_id: str) -> int:
         """Fold a session's lost or damaged segments again from its ids and messages; gives their number.

@@ -1,33 +1,129 @@
-"""A bare prompt, without a chat template: documents in front of it, and what does not fit raw is folded."""
+"""A prompt: segments in front as slots, raw ids behind them, and what each range of these ids is.
+
+Every answer of a session, of a batch and of the frameworks is asked for by a prompt made here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from beacon_memory.sessions.context import context_state
 from beacon_memory.state.state import BeaconState
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
+    from beacon_memory.state.state import Segment
+    from beacon_memory.talk.transcript import Message
 
 
-def read_prompt(
+@dataclass(frozen=True)
+class Part:
+    """A range of a prompt's ids."""
+
+    name: str  # what it is: "start", "system", "tail", "asked", "header"; "text" of a bare prompt
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model reads before an answer: a prefix of segments, and the ids behind it.
+
+    >>> prompt = Prompt.of((), [("system", [1, 2]), ("tail", []), ("asked", [3]), ("header", [4])])
+    >>> prompt.ids, prompt.part("asked")
+    ((1, 2, 3, 4), (3,))
+    """
+
+    segments: tuple[Segment, ...]
+    ids: tuple[int, ...]
+    parts: tuple[Part, ...]  # they cover `ids`, in order
+    resident: tuple[str, ...] = ()  # whose prefix may be on the device still: see `Repository.resident`
+    stop: tuple[str, ...] = ()  # what ends the answer, where the caller does not say
+
+    @classmethod
+    def of(
+        cls,
+        segments: Sequence[Segment],
+        pieces: Iterable[tuple[str, Sequence[int]]],
+        *,
+        resident: Sequence[str] = (),
+        stop: Sequence[str] = (),
+    ) -> Prompt:
+        """A prompt of named pieces, in order."""
+        ids: list[int] = []
+        parts = []
+        for name, piece in pieces:
+            parts.append(Part(name, len(ids), len(ids) + len(piece)))
+            ids += piece
+        return cls(tuple(segments), tuple(ids), tuple(parts), tuple(resident), tuple(stop))
+
+    @property
+    def state(self) -> BeaconState:
+        """What stands in front, as the model takes it."""
+        return BeaconState(self.segments)
+
+    @property
+    def slots(self) -> int:
+        """KV entries in front of the ids."""
+        return sum(segment.slots for segment in self.segments)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the answer can see, folded or raw."""
+        return sum(len(segment.ids) for segment in self.segments) + len(self.ids)
+
+    def part(self, name: str) -> tuple[int, ...]:
+        """The ids of a part; none where the prompt has no such part."""
+        return tuple(i for part in self.parts if part.name == name for i in self.ids[part.start : part.end])
+
+
+def make_prompt(
+    memory: Repository,
+    state: BeaconState,
+    *,
+    opens: bool,
+    segments: Sequence[Segment] | None = None,
+    asked: Sequence[Message] = (),
+    system: str | None = None,
+    tools: Sequence[Any] = (),
+    resident: Sequence[str] = (),
+) -> Prompt:
+    """The prompt for an answer behind a state: its slots, system prompt, raw tail, what is `asked`, and the header.
+
+    `segments` stand in front where these are not the state's own; the tail `opens` its stream where nothing of it is
+    folded. Raises InputError, TranscriptError.
+    """
+    front = state.segments if segments is None else tuple(segments)
+    tail = memory.model.tail(state, opens=opens)
+    pieces = memory.transcript.pieces(tail, behind=bool(front), opens=opens, asked=asked, system=system, tools=tools)
+    return Prompt.of(front, pieces, resident=resident, stop=memory.transcript.stop)
+
+
+def text_prompt(
     memory: Repository,
     ids: Sequence[int],
     *,
     contexts: Sequence[str | BeaconState] = (),
     answer: int = 256,
     ratio: int | None = None,
-) -> tuple[list[int], BeaconState]:
-    """The ids that stay raw, and the state in front of them: `contexts` are sessions of documents, or states; `answer`
-    is how many tokens the answer may have. Raises SessionNotFound, BudgetExceeded.
+) -> Prompt:
+    """A bare prompt, without a chat template; what does not fit raw is folded.
+
+    `contexts` are sessions of documents that stand in front, or states; `answer` is how many tokens the answer may
+    have. Raises SessionNotFound, BudgetExceeded.
     """
     model, start = memory.model, memory.transcript.start
     segments = context_state(memory, contexts).segments
     if len(ids) < model.positions - sum(segment.slots for segment in segments) - answer:
-        return [*([] if segments else start), *ids], BeaconState(tuple(segments))
+        return Prompt.of(segments, [("start", [] if segments else start), ("text", ids)])
     folded = model.compress([*start, *ids], ratio=ratio, known=memory.known)
     joined = tuple(model.fit([*segments, *folded.segments], known=memory.known))
     memory.keep(joined)
-    return model.tail(folded), BeaconState(joined)
+    return Prompt.of(joined, [("text", model.tail(folded))])
+
+
+def context_state(memory: Repository, contexts: Iterable[str | BeaconState]) -> BeaconState:
+    """What stands in front: the documents of sessions, by their ids, or states; in the order given."""
+    states = (one if isinstance(one, BeaconState) else memory.view(one, memory.state)[0] for one in contexts)
+    return BeaconState(tuple(segment for state in states for segment in state.segments))

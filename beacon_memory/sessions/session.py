@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
-from beacon_memory.config import SLOT_BITS, check_ratio
-from beacon_memory.errors import ConfigError, InputError, SessionNotFound
+from beacon_memory.config import SLOT_BITS
+from beacon_memory.errors import InputError
+from beacon_memory.sessions.prompt import Prompt, make_prompt
 from beacon_memory.sessions.rewind import Changed, back, branch
+from beacon_memory.sessions.stored import Progress, StoredSession
+from beacon_memory.sessions.turn import Turn, stream_answer
 from beacon_memory.state.archive import Exported, write_archive
-from beacon_memory.state.codec import encode_ids, encode_segment
+from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.state import BeaconState, chain
-from beacon_memory.stores.base import check_session, not_found, retrying
+from beacon_memory.stores.base import check_session
 from beacon_memory.talk.history import match
 from beacon_memory.talk.sources import check_text, read_source
 from beacon_memory.talk.transcript import check_message
 
-if TYPE_CHECKING:
-    from beacon_memory.sessions.repository import Repository
-
 Messages = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
-Progress = Callable[[int], None]
-Change = Callable[[SessionHead, BeaconState], Changed]
 
 
 @dataclass(frozen=True)
@@ -46,30 +44,8 @@ class SessionInfo:
     raw_bytes: int  # what a bfloat16 KV cache of the same tokens would take
 
 
-class Session:
+class Session(StoredSession):
     """A session by its id. It holds nothing but names: every call reads the session's newest version."""
-
-    def __init__(
-        self,
-        memory: Repository,
-        session_id: str,
-        *,
-        ratio: int | None = None,
-        budget: int | None = None,
-        slot_dtype: str | None = None,
-        at_least: int = 0,
-    ) -> None:
-        self.id = check_session(session_id)
-        self._at_least = at_least
-        self._memory = memory
-        config = memory.model.config
-        self._slot_dtype = None if slot_dtype is None else config.replace(slot_dtype=slot_dtype).slot_dtype
-        self._ratio = None if ratio is None else check_ratio(ratio, config.window)
-        if budget is not None and not config.sink < budget <= memory.model.budget:
-            raise ConfigError(
-                f"budget is {config.sink + 1} to {memory.model.budget} slots for this model, not {budget!r}"
-            )
-        self._budget = budget
 
     def add(self, messages: Messages, *, progress: Progress | None = None) -> None:
         """Remember one or several messages: `{"role": "user" | "assistant" | "tool", "content": text}`.
@@ -82,7 +58,7 @@ class Session:
         if not many:
             raise InputError("no message to add")
         checked = [dict(check_message(message)) for message in many]
-        self._append(checked, progress=progress)
+        self.append(checked, progress=progress)
 
     def set(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Make these all that was said. What agrees from the start on is not read again, what differs from there on is
@@ -96,10 +72,10 @@ class Session:
             found = match(talk, checked, "full")
             if found.kept < len(talk):
                 head, state, pages = branch(self._memory, head, state, past, found.kept)
-            head, state, more = self._extended(head, state, checked[found.known :])
+            head, state, more = self.extended(head, state, checked[found.known :])
             return head, state, pages | more
 
-        self._change(change)
+        self.change(change)
 
     def add_document(self, source: str | Path, *, name: str | None = None, progress: Progress | None = None) -> None:
         """Read a document: the path of a UTF-8 text file, or the text itself. One that the session has read is not
@@ -134,7 +110,7 @@ class Session:
             noted = replace(noted, sources={**head.sources, document: digest})
             return noted, state, pages | {digest: source}
 
-        self._change(change)
+        self.change(change)
 
     @overload
     def ask(self, question: str, *, system: str | None = ..., stream: Literal[False] = ..., **sampling: Any) -> str: ...
@@ -151,14 +127,19 @@ class Session:
         `sampling`: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed. Raises SessionNotFound,
         PromptTooLong.
         """
-        state, head, _ = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
-        pieces = self._answer(question, head, state, system=system, sampling=sampling)
+        pieces = stream_answer(self._memory, self.prompt_for(question, system=system), **sampling)
         return pieces if stream else "".join(pieces)
 
     def prompt(self, question: str, *, system: str | None = None) -> tuple[list[int], BeaconState]:
         """What `ask` gives the model: the ids, and the state in front of them. Raises SessionNotFound."""
+        prompt = self.prompt_for(question, system=system)
+        return list(prompt.ids), prompt.state
+
+    def prompt_for(self, question: str, *, system: str | None = None) -> Prompt:
+        """The same, with what each range of the ids is. Raises SessionNotFound, InputError."""
         state, head, _ = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
-        return self._prompt(question, head, state, system=system)
+        asked = [{"role": "user", "content": question}]
+        return make_prompt(self._memory, state, opens=head.unfolded, asked=asked, system=system, resident=(self.id,))
 
     @overload
     def chat(self, text: str, *, system: str | None = ..., stream: Literal[False] = ..., **sampling: Any) -> str: ...
@@ -172,8 +153,9 @@ class Session:
 
         A generation that fails, or a stream that is closed before its end, leaves the session where it was.
         """
-        head, state, _ = self.opened()
-        pieces = self._turn(text, self._answer(text, head, state, system=system, sampling=sampling))
+        asked = {"role": "user", "content": text}
+        pieces = Turn(self._memory, [asked], session=self, history="append", raw=1, system=system, **sampling)
+        pieces.begin()  # what can be refused is refused now, not at the first piece
         return pieces if stream else "".join(pieces)
 
     def info(self) -> SessionInfo:
@@ -243,7 +225,7 @@ class Session:
                 )
             return back(self._memory, head, state, past, messages)
 
-        self._change(change, create=False)
+        self.change(change, create=False)
 
     def export(self, path: str | Path) -> None:
         """The whole session in one file, for `BeaconMemory.import_session`. Raises SessionNotFound, InputError."""
@@ -254,98 +236,3 @@ class Session:
         """Remove the session, and every byte that no other session names. Raises SessionNotFound."""
         self._memory.resident(self.id)  # taken, and gone
         self._memory.store.delete(self.id)
-
-    def opened(self) -> tuple[SessionHead, BeaconState, int]:
-        """The session's head, state and version; what a new one begins with, at version 0, when there is none."""
-        try:
-            state, head, version = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
-        except SessionNotFound:
-            return self.settled(None), BeaconState(), 0
-        return self.settled(head), state, version
-
-    def settled(self, head: SessionHead | None) -> SessionHead:
-        """The head, or a new one, with what this session was opened with."""
-        model = self._memory.model
-        head = head or SessionHead(fingerprint=model.fingerprint, ratio=model.config.ratio)
-        return replace(
-            head,
-            ratio=self._ratio or head.ratio,
-            budget=self._budget or head.budget,
-            slot_dtype=self._slot_dtype or head.slot_dtype,
-        )
-
-    def write(
-        self, head: SessionHead, changed: SessionHead, after: BeaconState, pages: dict[str, bytes], *, expected: int
-    ) -> None:
-        """Move the session from `head`, at version `expected`, to `changed`. Raises SessionConflict."""
-        named = {entry.digest for entry in head.entries}
-        new = [segment for segment in after.segments if segment.digest not in named]
-        model = self._memory.model
-        config = model.config.replace(slot_dtype=changed.slot_dtype or model.config.slot_dtype)
-        blobs = pages | {s.digest: encode_segment(s, fingerprint=model.fingerprint, config=config) for s in new}
-        self._memory.keep(new)
-        self._memory.commit(self.id, changed, blobs, expected=expected)
-
-    def _change(self, change: Change, *, create: bool = True) -> None:
-        """Move the head by `change`, which is done again on the newest head when another writer was faster."""
-
-        def once() -> None:
-            head, state, version = self.opened()
-            if not version and not create:
-                raise not_found(self.id)
-            changed, after, pages = change(head, state)
-            if not version or changed != head:
-                self.write(head, changed, after, pages, expected=version)
-
-        retrying(once)
-
-    def _append(self, messages: list[dict[str, Any]], *, progress: Progress | None = None) -> None:
-        self._change(lambda head, state: self._extended(head, state, messages, progress=progress))
-
-    def _extended(
-        self,
-        head: SessionHead,
-        state: BeaconState,
-        messages: list[dict[str, Any]],
-        *,
-        progress: Progress | None = None,
-    ) -> Changed:
-        model, transcript = self._memory.model, self._memory.transcript
-        ids = [i for message in messages for i in transcript.turn(message)]
-        resident = self._memory.resident(self.id)
-        how: dict[str, Any] = {"slot_dtype": head.slot_dtype, "progress": progress, "resident": resident}
-        start = transcript.start if ids and not state.tokens else []
-        state = model.compress([*start, *ids], state, ratio=head.ratio, budget=head.budget, **how)
-        resident.release(resident)
-        noted, pages = head.with_state(state).with_messages(list(messages))
-        return noted, state, pages
-
-    def _turn(self, text: str, pieces: Iterator[str]) -> Iterator[str]:
-        answer = []
-        for piece in pieces:
-            answer.append(piece)
-            yield piece
-        # Reached only when the answer is whole: closing this iterator earlier, or an error, skips it.
-        said: list[dict[str, Any]] = [{"role": "user", "content": text}]
-        if whole := "".join(answer).strip():
-            said.append({"role": "assistant", "content": whole})
-        self._append(said)
-
-    def _answer(
-        self, question: str, head: SessionHead, state: BeaconState, *, system: str | None, sampling: dict[str, Any]
-    ) -> Iterator[str]:
-        """The answer in pieces. What can be refused is refused now, not at the first piece."""
-        prompt, behind = self._prompt(question, head, state, system=system)
-        sampling = {"stop": self._memory.transcript.stop} | sampling
-        return self._memory.model.stream(prompt, behind, resident=self._memory.resident(self.id), **sampling)
-
-    def _prompt(
-        self, question: str, head: SessionHead, state: BeaconState, *, system: str | None
-    ) -> tuple[list[int], BeaconState]:
-        """The ids that ask a question, and what stands in front of them."""
-        asked, opens = [{"role": "user", "content": question}], head.unfolded
-        tail = self._memory.model.tail(state, opens=opens)
-        prompt = self._memory.transcript.prompt(
-            tail, behind=bool(state.segments), opens=opens, asked=asked, system=system
-        )
-        return prompt, replace(state, tail=())

@@ -1,4 +1,4 @@
-"""One turn of a chat whose caller has the message list: what the session holds is not read again."""
+"""Answers: the only place that asks the model for one, alone or in a batch, and writes a turn to its session."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from beacon_memory.errors import InputError, SegmentMissing, SessionConflict
 from beacon_memory.models.generation import Answer, Sampling, Stream
-from beacon_memory.sessions.context import context_state
+from beacon_memory.sessions.prompt import Prompt, context_state, make_prompt
 from beacon_memory.sessions.rewind import branch
-from beacon_memory.sessions.session import Session
+from beacon_memory.sessions.stored import StoredSession
 from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.state import BeaconState, Segment
 from beacon_memory.talk.history import History, Match, all_new, match
@@ -19,7 +19,8 @@ from beacon_memory.talk.tools import Tool
 from beacon_memory.talk.transcript import check_message
 
 if TYPE_CHECKING:
-    from beacon_memory.models.resident import ResidentPrefix
+    from threading import Event
+
     from beacon_memory.sessions.repository import Repository
 
 Message = Mapping[str, Any]
@@ -57,12 +58,13 @@ class Turn(Iterator[str]):
         memory: Repository,
         messages: Sequence[Message],
         *,
-        session: Session | None = None,
+        session: StoredSession | None = None,
         history: History = "auto",
         contexts: Sequence[str | BeaconState] = (),
         system: str | None = None,
         tools: Sequence[Tool] = (),
         keep: int | None = None,
+        raw: int = 0,
         behind: int | None = None,
         close: int = 0,
         remember: Remember | None = None,
@@ -72,11 +74,11 @@ class Turn(Iterator[str]):
 
         `history` says what `messages` are to the session (see `history.match`). `contexts` are sessions whose documents
         stand in front, or states. With `keep`, the newest so many messages stay raw and are not remembered, nor is the
-        answer: they come again with the next turn. With `behind` nothing is remembered at all: `messages` stand behind
-        the session's first so many messages, documents counted, whatever it holds later. The first `close` messages are
-        folded to their end, however short they are, but for what is asked last. `remember` makes the message of the
-        answer's text, or None. Without a session nothing is remembered; what does not fit raw is folded for this turn
-        alone. `sampling` as `Session.ask` takes it. Raises InputError, ConfigError; when read, PromptTooLong,
+        answer: they come again with the next turn. The newest `raw` messages stay raw for this answer, and are folded
+        once it is whole. With `behind` nothing is remembered at all: `messages` stand behind the session's first so
+        many messages, documents counted, whatever it holds later. The first `close` messages are folded to their end,
+        however short they are, but for what is asked last. `remember` makes the message of the answer's text, or None.
+        Without a session nothing is remembered; what does not fit raw is folded for this turn alone. `sampling` as `Session.ask` takes it. Raises InputError, ConfigError; when read, PromptTooLong,
         BudgetExceeded, StoreError.
         """
         self._memory = memory
@@ -85,11 +87,12 @@ class Turn(Iterator[str]):
         self._history: History = history
         self._contexts = tuple(contexts)
         self._system, self._tools = system, tuple(tools)
-        self._keep, self._behind, self._close = keep, behind, close
+        self._keep, self._raw, self._behind, self._close = keep, raw, behind, close
         self._remember = remember or _plain
         self._sampling = {"stop": memory.transcript.stop} | sampling
         Sampling(**self._sampling)
         self._found: set[str] = set()  # segments that were folded before, by whomever
+        self._begun: list[_Begun] = []
         self._whole: list[tuple[Answer, Usage]] = []
         # The generator knows a twin of this object: a turn that is dropped is closed at once.
         self._pieces = copy(self)._read()
@@ -114,8 +117,26 @@ class Turn(Iterator[str]):
         """Stop the model; the session stays where it was."""
         self._pieces.close()
 
+    def begin(self) -> None:
+        """Read the session and make the prompt now, not at the first piece. Raises what reading raises."""
+        if not self._begun:
+            self._begun.append(self._begin())
+
     def _read(self) -> Generator[str, None, None]:
-        model, transcript = self._memory.model, self._memory.transcript
+        self.begin()
+        begun = self._begun[0]
+        try:
+            yield from begun.stream
+        finally:
+            begun.stream.close()
+        answer = begun.stream.answer
+        assert answer is not None
+        if self._writes:
+            self._commit(begun, answer.text)
+        self._whole.append((answer, self._usage(begun, answer)))
+
+    def _begin(self) -> _Begun:
+        transcript = self._memory.transcript
         head, before, version, past = self._opened()
         talk = [message for message in past if message["role"] != DOCUMENT]
         found = self._matched(head, past, talk)
@@ -123,8 +144,9 @@ class Turn(Iterator[str]):
         forked = found.kept < len(talk)
         if forked:
             head, before, pages = branch(self._memory, head, before, past, found.kept)
-        raw = 0 if self._keep is None else min(self._keep, len(self._messages) - found.known)
+        raw = min(self._raw if self._keep is None else self._keep, len(self._messages) - found.known)
         new = self._messages[found.known : len(self._messages) - raw]
+        asked = self._messages[len(self._messages) - raw :]
         if not (before.tokens or new or raw):
             raise InputError("no message to answer")
 
@@ -133,32 +155,26 @@ class Turn(Iterator[str]):
         if not before.tokens and (first := closed or ids):
             first[:0] = transcript.start
         context = context_state(self._memory, self._contexts)
-        asked = self._messages[len(self._messages) - raw :]
-        state, segments, prompt = self._folded(head, before, closed, ids, context=context, asked=asked)
-        resident = self._resident()
-        stream: Stream = model.stream(prompt, BeaconState(segments), resident=resident, **self._sampling)
-        try:
-            yield from stream
-        finally:
-            stream.close()
-        assert stream.answer is not None
-        if self._writes:
-            said = self._remember(stream.answer.text) if self._keep is None else None
-            self._commit(opened, head, state, pages, [*new, *([said] if said else [])], said, version, forked=forked)
+        state, prompt = self._folded(head, before, closed, ids, context=context, asked=asked)
+        stream = stream_answer(self._memory, prompt, **self._sampling)
+        later = asked if self._keep is None else []
+        return _Begun(opened, head, before, state, version, pages, forked, new, later, context, prompt, stream)
+
+    def _usage(self, begun: _Begun, answer: Answer) -> Usage:
+        state, before, prompt = begun.state, begun.before, begun.prompt
         folded = sum(len(s.ids) for s in state.segments)
         # Its segments may have been folded again, coarser; what was read is still what stood there before.
         known = sum(len(s.ids) for s in before.segments)
         known += sum(len(s.ids) for s in state.segments[len(before.segments) :] if s.digest in self._found)
-        usage = Usage(
-            tokens=sum(len(s.ids) for s in segments) + len(prompt),
-            read=known + sum(len(s.ids) for s in context.segments),
+        return Usage(
+            tokens=prompt.tokens,
+            read=known + sum(len(s.ids) for s in begun.context.segments),
             folded=folded - known,
-            answer=stream.answer.tokens,
-            slots=sum(s.slots for s in segments),
-            prefill=len(prompt),
-            ratio=head.ratio,
+            answer=answer.tokens,
+            slots=prompt.slots,
+            prefill=len(prompt.ids),
+            ratio=begun.head.ratio,
         )
-        self._whole.append((stream.answer, usage))
 
     @property
     def _writes(self) -> bool:
@@ -211,22 +227,21 @@ class Turn(Iterator[str]):
         *,
         context: BeaconState,
         asked: Sequence[Message],
-    ) -> tuple[BeaconState, tuple[Segment, ...], list[int]]:
-        """The session after `closed` and `ids`, what the model finds in front of the prompt, and the prompt."""
-        memory, model, transcript = self._memory, self._memory.model, self._memory.transcript
+    ) -> tuple[BeaconState, Prompt]:
+        """The session after `closed` and `ids`, and the prompt behind it."""
+        memory, model = self._memory, self._memory.model
         about: dict[str, Any] = {"asked": asked, "system": self._system, "tools": self._tools}
+        about["resident"] = self._resident_names()
         state = before
         if closed:
             state = self._compressed(closed, state, head, close=True, known=self._known)
             memory.keep(state.segments)
         if not self._writes:
             whole, segments = replace(state, tail=(*state.tail, *ids)), context.join(state.segments).segments
-            opens = head.unfolded and not closed
-            tail = model.tail(whole, opens=opens)
-            prompt = transcript.prompt(tail, behind=bool(segments), opens=opens, **about)
+            prompt = make_prompt(memory, whole, segments=segments, opens=head.unfolded and not closed, **about)
             room = model.positions - Sampling(**self._sampling).max_new_tokens
-            if sum(segment.slots for segment in segments) + len(prompt) <= room:
-                return whole, segments, prompt  # it fits as it is
+            if prompt.slots + len(prompt.ids) <= room:
+                return whole, prompt  # it fits as it is
         state = self._compressed(ids, state, head, known=self._known)
         memory.keep(state.segments)
         segments = context.join(state.segments).segments
@@ -235,18 +250,17 @@ class Turn(Iterator[str]):
             segments = tuple(model.fit(segments, budget=max(model.budget, context.slots), **how))
             memory.keep(segments)
         opens = head.unfolded and len(state.segments) == len(head.entries)
-        tail = model.tail(state, opens=opens)
-        return state, segments, transcript.prompt(tail, behind=bool(segments), opens=opens, **about)
+        return state, make_prompt(memory, state, segments=segments, opens=opens, **about)
 
-    def _resident(self) -> ResidentPrefix | None:
-        """What the last turn with the same in front left on the device."""
+    def _resident_names(self) -> list[str]:
+        """What stands in front, by names under which the last turn may have left it on the device."""
         names = [one if isinstance(one, str) else one.digest for one in self._contexts]
-        names += [] if self._session is None else [self._session.id]
-        return self._memory.resident(*names) if names else None
+        return names + ([] if self._session is None else [self._session.id])
 
     def _compressed(self, ids: Sequence[int], state: BeaconState, head: SessionHead, **how: Any) -> BeaconState:
         """The session's state after these ids."""
-        resident = None if self._contexts else self._resident()
+        names = [] if self._contexts else self._resident_names()
+        resident = self._memory.resident(*names) if names else None
         how |= {"ratio": head.ratio, "budget": head.budget, "slot_dtype": head.slot_dtype, "resident": resident}
         state = self._memory.model.compress(ids, state, **how)
         if resident is not None:
@@ -258,31 +272,65 @@ class Turn(Iterator[str]):
             self._found.add(digest)
         return segment
 
-    def _commit(
-        self,
-        opened: SessionHead,
-        head: SessionHead,
-        state: BeaconState,
-        pages: dict[str, bytes],
-        said: Sequence[Message],
-        answer: Message | None,
-        version: int,
-        *,
-        forked: bool,
-    ) -> None:
+    def _commit(self, begun: _Begun, text: str) -> None:
+        """Write the turn: what was folded, what was read raw, and the answer."""
         assert self._session is not None
-        if not said and not forked:
+        answer = self._remember(text) if self._keep is None else None
+        late = [*begun.later, *([answer] if answer else [])]
+        said, state, head = [*begun.new, *late], begun.state, begun.head
+        if not said and not begun.forked:
             return
-        if answer:
-            ids = self._memory.transcript.turn(answer)
-            state = self._compressed(ids, state, head, known=self._memory.known)
-        changed, more = head.with_state(state).with_messages(list(said))
+        if late:
+            transcript = self._memory.transcript
+            ids = [i for message in late for i in transcript.turn(message)]
+            # What is appended was not folded before: nothing is looked for.
+            known = None if self._history == "append" else self._memory.known
+            state = self._compressed([*([] if state.tokens else transcript.start), *ids], state, head, known=known)
+        changed, more = head.with_state(state).with_messages(said)
         try:
-            self._session.write(opened, changed, state, pages | more, expected=version)
+            self._session.write(begun.opened, changed, state, begun.pages | more, expected=begun.version)
         except SessionConflict:
-            if forked or not said:
+            if begun.forked or not said:
                 raise
-            self._session.add(said)  # another writer was faster: what was said here comes behind
+            self._session.append(said)  # another writer was faster: what was said here comes behind
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A turn whose answer is on its way."""
+
+    opened: SessionHead  # the session as it was found, at `version`
+    head: SessionHead  # the same, gone back to where the messages part from it
+    before: BeaconState  # its state
+    state: BeaconState  # and what it is after `new`
+    version: int
+    pages: dict[str, bytes]
+    forked: bool
+    new: Sequence[Message]  # folded before the answer
+    later: Sequence[Message]  # read raw, and folded behind it
+    context: BeaconState  # the documents in front
+    prompt: Prompt
+    stream: Stream
+
+
+def stream_answer(memory: Repository, prompt: Prompt, **sampling: Any) -> Stream:
+    """The answer to a prompt, in pieces as they come. Raises ConfigError, PromptTooLong."""
+    resident = memory.resident(*prompt.resident) if prompt.resident else None
+    sampling = {"stop": prompt.stop} | sampling
+    return memory.model.stream(list(prompt.ids), prompt.state, resident=resident, **sampling)
+
+
+def batch_answers(
+    memory: Repository, prompts: Sequence[Prompt], *, left: Sequence[Event] | None = None, **sampling: Any
+) -> list[Answer]:
+    """The answers to prompts of one kind in one batch; an event of `left`, one for each, ends its answer where it is.
+
+    Raises ConfigError, PromptTooLong.
+    """
+    residents = [memory.resident(*prompt.resident) if prompt.resident else None for prompt in prompts]
+    ids, states = [list(prompt.ids) for prompt in prompts], [prompt.state for prompt in prompts]
+    sampling = {"stop": prompts[0].stop} | sampling
+    return memory.model.answers(ids, states, residents=residents, left=left, **sampling)
 
 
 def _plain(text: str) -> Message | None:

@@ -109,10 +109,29 @@ class Transcript:
         The stream's opening token stands first of all, or nowhere when the prompt stands `behind` slots, which have
         their own; a tail that `opens` the stream begins with one, where it is no template's.
         """
+        pieces = self.pieces(tail, behind=behind, opens=opens, asked=asked, system=system, tools=tools)
+        return [i for _, ids in pieces for i in ids]
+
+    def pieces(
+        self,
+        tail: Sequence[int],
+        *,
+        behind: bool,
+        opens: bool,
+        asked: Sequence[Message] = (),
+        system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[tuple[str, list[int]]]:
+        """The same in pieces, in order, each with what it is: "start", "system", "tail", "asked", "header"."""
         opening = [*self.start, *self._repeated]
         size = len(self.start) if opens and list(tail[: len(opening)]) == opening else 0
-        told = [*([] if behind else self.start), *self.system(system, tools=tools)]
-        return [*told, *tail[size:], *(i for message in asked for i in self.turn(message)), *self.header()]
+        return [
+            ("start", [] if behind else self.start),
+            ("system", self.system(system, tools=tools)),
+            ("tail", list(tail[size:])),
+            ("asked", [i for message in asked for i in self.turn(message)]),
+            ("header", self.header()),
+        ]
 
     def header(self) -> list[int]:
         """The ids that ask the model for its answer."""

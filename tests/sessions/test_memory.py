@@ -240,7 +240,7 @@ def test_segments_on_hand_stay_within_their_bytes(model):
     memory = BeaconMemory(model, MemoryStore(), cache_bytes=0)
     memory.session("alice").add(turns(20))
     assert memory.session("alice").state().equals(BeaconMemory(model, memory.store).session("alice").state())
-    assert memory._hot._values == {}
+    assert memory._segments._values == {}
 
 
 def test_a_chat_of_twenty_windows_never_exceeds_its_budget(memory):

@@ -12,9 +12,9 @@ from langchain_core.runnables.config import get_config_list
 from pydantic import model_validator
 
 from beacon_memory.models.generation import Stream
-from beacon_memory.sessions.prompt import read_prompt
+from beacon_memory.sessions.prompt import Prompt, text_prompt
 from beacon_memory.sessions.reply import Reply
-from beacon_memory.state.state import BeaconState
+from beacon_memory.sessions.turn import batch_answers, stream_answer
 from beacon_memory.version import __version__
 from langchain_beacon.errors import translated
 from langchain_beacon.sessions import BeaconSessions
@@ -103,11 +103,9 @@ class BeaconLLM(BeaconSessions, BaseLLM):
             sampling = self._sampling(stop, kwargs)
             if self._session_id(kwargs) is None:
                 read = [self._read(prompt, sampling, kwargs) for prompt in prompts]
-                answers = self.opened.memory.model.answers(
-                    [ids for ids, _ in read], [state for _, state in read], **sampling
-                )
+                answers = batch_answers(self.opened.memory, read, **sampling)
                 said = [(answer.text, {"finish_reason": answer.finish}) for answer in answers]
-                told = sum(len(ids) + state.tokens for ids, state in read)
+                told = sum(prompt.tokens for prompt in read)
                 made = sum(answer.tokens for answer in answers)
             else:
                 replies = [self._reply(prompt, sampling, kwargs) for prompt in prompts]
@@ -158,8 +156,7 @@ class BeaconLLM(BeaconSessions, BaseLLM):
             sampling = self._sampling(stop, kwargs)
             said: Reply | Stream
             if self._session_id(kwargs) is None:
-                ids, state = self._read(prompt, sampling, kwargs)
-                said = self.opened.memory.model.stream(ids, state, **sampling)
+                said = stream_answer(self.opened.memory, self._read(prompt, sampling, kwargs), **sampling)
             else:
                 said = self._reply(prompt, sampling, kwargs)
             try:
@@ -175,11 +172,11 @@ class BeaconLLM(BeaconSessions, BaseLLM):
         session, contexts = self._session(kwargs), self._contexts(kwargs)
         return Reply(self.opened.memory, asked, session=session, history="append", contexts=contexts, **sampling)
 
-    def _read(self, prompt: str, sampling: dict[str, Any], kwargs: dict[str, Any]) -> tuple[list[int], BeaconState]:
-        """A prompt's ids, and the state in front of them: documents, and what does not fit raw."""
+    def _read(self, prompt: str, sampling: dict[str, Any], kwargs: dict[str, Any]) -> Prompt:
+        """A prompt with documents in front of it; what does not fit raw is folded."""
         memory = self.opened.memory
         answer = int(sampling.get("max_new_tokens", 256))
-        return read_prompt(
+        return text_prompt(
             memory, memory.model.encode(prompt), contexts=self._contexts(kwargs), answer=answer, ratio=self.beacon_ratio
         )
 

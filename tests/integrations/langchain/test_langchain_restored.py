@@ -46,7 +46,7 @@ def told(model: str, url: str) -> torch.Tensor:
     root = Path(__file__).parents[3]
     paths = json.dumps([str(root), str(root / "integrations/langchain")])
     done = subprocess.run(
-        [sys.executable, "-c", TELL, model, url, paths, str(root / "tests")], capture_output=True, text=True
+        [sys.executable, "-c", TELL, model, url, paths, str(Path(__file__).parent)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return torch.tensor(json.loads(done.stdout.splitlines()[-1]))

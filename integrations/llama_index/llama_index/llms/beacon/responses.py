@@ -15,8 +15,9 @@ from llama_index.core.base.llms.types import (
 )
 
 from beacon_memory.sessions.memory import BeaconMemory
-from beacon_memory.sessions.prompt import read_prompt
+from beacon_memory.sessions.prompt import text_prompt
 from beacon_memory.sessions.reply import Reply
+from beacon_memory.sessions.turn import stream_answer
 from beacon_memory.state.state import BeaconState
 
 
@@ -89,8 +90,8 @@ def completion_pieces(
     start = memory.transcript.start
     ids = ids[len(start) :] if start and ids[: len(start)] == start else ids
     answer = int(sampling.get("max_new_tokens", 256))
-    raw, state = read_prompt(memory, ids, contexts=contexts, answer=answer, ratio=ratio)
-    stream, text = memory.model.stream(raw, state, **sampling), ""
+    read = text_prompt(memory, ids, contexts=contexts, answer=answer, ratio=ratio)
+    stream, text = stream_answer(memory, read, **sampling), ""
     try:
         for piece in stream:
             text += piece
@@ -98,11 +99,10 @@ def completion_pieces(
     finally:
         stream.close()
     assert stream.answer is not None
-    tokens = len(raw) + state.tokens
     usage = {
-        "prompt_tokens": tokens,
+        "prompt_tokens": read.tokens,
         "completion_tokens": stream.answer.tokens,
-        "total_tokens": tokens + stream.answer.tokens,
+        "total_tokens": read.tokens + stream.answer.tokens,
     }
     about = {"model": model, "finish_reason": stream.answer.finish, "usage": usage}
     yield CompletionResponse(text=text, delta="", raw=about, additional_kwargs=usage)

@@ -1,0 +1,118 @@
+"""A session in its store: read at its newest version, changed, and written behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from beacon_memory.config import check_ratio
+from beacon_memory.errors import ConfigError, SessionNotFound
+from beacon_memory.sessions.rewind import Changed
+from beacon_memory.state.codec import encode_segment
+from beacon_memory.state.head import SessionHead
+from beacon_memory.state.state import BeaconState
+from beacon_memory.stores.base import check_session, not_found, retrying
+
+if TYPE_CHECKING:
+    from beacon_memory.sessions.repository import Repository
+    from beacon_memory.talk.transcript import Message
+
+Progress = Callable[[int], None]
+Change = Callable[[SessionHead, BeaconState], Changed]
+
+
+class StoredSession:
+    """A session's id, and how it is folded from now on. It holds nothing else: every call reads the newest version."""
+
+    def __init__(
+        self,
+        memory: Repository,
+        session_id: str,
+        *,
+        ratio: int | None = None,
+        budget: int | None = None,
+        slot_dtype: str | None = None,
+        at_least: int = 0,
+    ) -> None:
+        self.id = check_session(session_id)
+        self._at_least = at_least
+        self._memory = memory
+        config = memory.model.config
+        self._slot_dtype = None if slot_dtype is None else config.replace(slot_dtype=slot_dtype).slot_dtype
+        self._ratio = None if ratio is None else check_ratio(ratio, config.window)
+        if budget is not None and not config.sink < budget <= memory.model.budget:
+            raise ConfigError(
+                f"budget is {config.sink + 1} to {memory.model.budget} slots for this model, not {budget!r}"
+            )
+        self._budget = budget
+
+    def opened(self) -> tuple[SessionHead, BeaconState, int]:
+        """The session's head, state and version; what a new one begins with, at version 0, when there is none."""
+        try:
+            state, head, version = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
+        except SessionNotFound:
+            return self.settled(None), BeaconState(), 0
+        return self.settled(head), state, version
+
+    def settled(self, head: SessionHead | None) -> SessionHead:
+        """The head, or a new one, with what this session was opened with."""
+        model = self._memory.model
+        head = head or SessionHead(fingerprint=model.fingerprint, ratio=model.config.ratio)
+        return replace(
+            head,
+            ratio=self._ratio or head.ratio,
+            budget=self._budget or head.budget,
+            slot_dtype=self._slot_dtype or head.slot_dtype,
+        )
+
+    def write(
+        self, head: SessionHead, changed: SessionHead, after: BeaconState, pages: dict[str, bytes], *, expected: int
+    ) -> None:
+        """Move the session from `head`, at version `expected`, to `changed`. Raises SessionConflict."""
+        named = {entry.digest for entry in head.entries}
+        new = [segment for segment in after.segments if segment.digest not in named]
+        model = self._memory.model
+        config = model.config.replace(slot_dtype=changed.slot_dtype or model.config.slot_dtype)
+        blobs = pages | {s.digest: encode_segment(s, fingerprint=model.fingerprint, config=config) for s in new}
+        self._memory.keep(new)
+        self._memory.commit(self.id, changed, blobs, expected=expected)
+
+    def change(self, change: Change, *, create: bool = True) -> None:
+        """Move the head by `change`, which is done again on the newest head when another writer was faster.
+
+        Raises SessionNotFound where there is no session and none is to be made.
+        """
+
+        def once() -> None:
+            head, state, version = self.opened()
+            if not version and not create:
+                raise not_found(self.id)
+            changed, after, pages = change(head, state)
+            if not version or changed != head:
+                self.write(head, changed, after, pages, expected=version)
+
+        retrying(once)
+
+    def append(self, messages: Sequence[Message], *, progress: Progress | None = None) -> None:
+        """Remember messages behind all that is stored."""
+        self.change(lambda head, state: self.extended(head, state, messages, progress=progress))
+
+    def extended(
+        self,
+        head: SessionHead,
+        state: BeaconState,
+        messages: Sequence[Message],
+        *,
+        progress: Progress | None = None,
+    ) -> Changed:
+        """Head and state with messages behind them, and the pages that became full."""
+        model, transcript = self._memory.model, self._memory.transcript
+        ids = [i for message in messages for i in transcript.turn(message)]
+        resident = self._memory.resident(self.id)
+        how: dict[str, Any] = {"slot_dtype": head.slot_dtype, "progress": progress, "resident": resident}
+        start = transcript.start if ids and not state.tokens else []
+        state = model.compress([*start, *ids], state, ratio=head.ratio, budget=head.budget, **how)
+        resident.release(resident)
+        noted, pages = head.with_state(state).with_messages(list(messages))
+        return noted, state, pages
