@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,8 @@ fit-anchors` writes; INTERLEAVE the paper's layout, trained as in benchmarks/LOG
 many as its `--items`: a machine of two cores takes hours for all.
 A line for each cell and the scores of each item are in `benchmarks/results/evaluation/`; `eval` goes on from them after
 
-```
+<!-- not run: after hours of evaluation -->
+```sh
 python -m benchmarks.reports.collect_evaluation --restore RUNS
 ```
 """
@@ -40,7 +42,7 @@ def page(reports: Sequence[str]) -> str:
     parts, notes = [TITLE, INTRO.strip()], []
     for report in reports:
         *body, note = report.strip().removeprefix(TITLE).strip().split("\n\n")
-        parts += body
+        parts += [re.sub(r"^```\n", "<!-- not run: hours -->\n```sh\n", part) for part in body]  # tests run the others
         notes.append(note)
     return "\n\n".join([*parts, *dict.fromkeys(notes)]) + "\n"
 
