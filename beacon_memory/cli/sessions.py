@@ -51,7 +51,7 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", help="the longest answer
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time")]
 System = Annotated[str | None, typer.Option(help="a system prompt for this answer; not remembered")]
 
-KEY_VARIABLE = "BEACON_STORE_KEY"  # seals what is kept in Redis
+KEY_VARIABLE = "BEACON_STORE_KEY"  # signs what is kept in Redis
 DEFAULT_STORE = "sqlite:///beacon-memory.db"
 
 
@@ -169,7 +169,7 @@ def sessions(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
 def fork(
     session: SessionName, new: Annotated[str, typer.Argument(help="the new id")], store: Store = DEFAULT_STORE
 ) -> None:
-    """Begin a new session where another one stands."""
+    """Begin a new session as a copy of another."""
     from beacon_memory.stores.base import check_session
 
     with stored(store) as opened:
@@ -241,7 +241,7 @@ def stored(url: str) -> StateStore:
 def remembering(
     model: str, store: str, *, adapter: str, anchors: str | None = None, must_exist: str | None = None
 ) -> Iterator[BeaconMemory]:
-    """A memory; a session that must exist is looked for before a model is loaded."""
+    """A memory; looks for a session that must exist before it loads a model."""
     opened = stored(store)
     try:
         if must_exist is not None:

@@ -1,4 +1,4 @@
-"""What the commands share: options, progress on a terminal, and how answers and talk are printed."""
+"""What the commands share: options, progress bars, and how answers and messages are printed."""
 
 from __future__ import annotations
 

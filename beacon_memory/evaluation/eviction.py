@@ -1,9 +1,9 @@
 """Training-free eviction, the strongest query-agnostic rule of one pass: Expected Attention (arXiv 2510.00636).
 
-An entry is kept for the attention that queries to come are expected to pay it: the queries of a text are taken as
-Gaussian, rotated to the next 512 positions on average, and exp(q k / sqrt(d)) has then a mean in closed form, which
-is weighed by the norm of the value. The rule is NVIDIA kvpress's `ExpectedAttentionPress`; the package itself asks for
-transformers below 5.3.
+An entry's score is the attention that later queries are expected to pay it. The queries of a text are taken as Gaussian
+and rotated to the next 512 positions on average; then exp(q k / sqrt(d)) has a mean in closed form, which is weighed by
+the norm of the value. The rule is `ExpectedAttentionPress` of NVIDIA's kvpress, written here because that package asks
+for transformers below 5.3.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def most_expected(scores: Tensor, count: int) -> Tensor:
 
 
 def evenly_kept(scores: Tensor, count: int) -> Tensor:
-    """Every so-manieth entry, whatever it scores."""
+    """Every n-th entry, whatever it scores."""
     return evenly(scores.shape[-1], count).to(scores.device).expand(*scores.shape[:-1], count)
 
 
 class ExpectedAttentionPass(RawPass):
-    """A raw pass that leaves behind what attention each of its tokens may expect from later ones."""
+    """A raw pass that also records how much attention each token may expect from later ones."""
 
     def __init__(self, past: Prefix, rows: int) -> None:
         super().__init__(past, rows)
@@ -134,7 +134,7 @@ class Kept:
 def evict(
     model: BeaconModel, past: Prefix, ids: tuple[int, ...], slots: int, rule: Rule, *, sink: int, tail: int
 ) -> Prefix:
-    """The same for more tokens than the model has positions: block by block, each behind what is left of the others."""
+    """The same for more tokens than the model has positions: block by block, each behind what was kept before."""
     block = model.positions // 4
     between = len(ids) - sink - tail
     done = 0

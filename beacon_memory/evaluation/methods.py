@@ -1,4 +1,4 @@
-"""Which methods stand beside each other, and the attached model each of them needs."""
+"""The methods that are compared, and what each of them needs attached to the model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Method:
 
     @property
     def attached(self) -> tuple[Path | None, str | None]:
-        """What must be attached to the model: methods that agree in it share a model."""
+        """What must be attached to the model; methods that need the same share a model."""
         return self.adapter, self.anchors
 
     def ratios(self, asked: Sequence[int]) -> tuple[int, ...]:
@@ -44,7 +44,7 @@ class Method:
 
 
 def chosen(names: Sequence[str], adapters: Mapping[str, Path]) -> list[Method]:
-    """The methods by name; `beacon` is one for each adapter, the control folds as the first of them does.
+    """The methods by name; `beacon` is one for each adapter, and the control folds as the first of these.
 
     Raises ConfigError.
     """

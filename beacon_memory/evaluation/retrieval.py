@@ -1,4 +1,4 @@
-"""The retrieval that a memory replaces: BM25 over chunks of the context, the best of them read raw."""
+"""The retrieval that a memory replaces: BM25 over chunks of the context; the best chunks are read raw."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def best_chunks(model: BeaconModel, item: Item, query: str, entries: int, *, tai
 
 
 def chunk_ends(model: BeaconModel, ids: tuple[int, ...], *, size: int) -> list[int]:
-    """Where chunks of at most `size` tokens end: after the last full stop of their second half, else when full."""
+    """Where chunks of at most `size` tokens end: after the last full stop in their second half, else at `size`."""
     stops = [model.decode([i]).rstrip().endswith((".", "!", "?", ".”", '."')) for i in ids]
     ends: list[int] = []
     start = 0

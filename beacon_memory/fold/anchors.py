@@ -4,7 +4,7 @@
 `surprise`     the tokens the model predicted worst
 `reconstruct`  per layer and head, those attended most when the window is read again (the idea of KVzip, 2505.23416)
 `learned`      per layer and head, what a linear scorer says of the layer's input (the idea of KVzap, 2601.07891)
-`spread`       as `learned`, less what the heads before have kept: left to themselves, heads keep the same tokens
+`spread`       as `learned`, but a token costs more once other heads have kept it: else heads keep the same tokens
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def pick(
 ) -> Tensor:
     """The anchors of a window: indices of its tokens, in order.  # (batch, heads, slots)
 
-    scores: for each scored rule, (batch, heads, tokens), higher is kept; batch and heads may be 1. `last` takes its
-    share first, then each rule the best tokens not taken yet, so that a mix never takes a token twice.
+    scores: for each scored rule, (batch, heads, tokens); the highest are kept, batch and heads may be 1. `last` takes
+    its share first, then each rule takes the best tokens that are left. So a mix never takes a token twice.
     """
     slots = slot_count(tokens, ratio)
     shape = [max([1, *(score.shape[i] for score in scores.values())]) for i in (0, 1)]
@@ -48,9 +48,10 @@ def pick(
 
 
 class Spread:
-    """What the heads of the layers below, and those before in the same layer, have kept of a window.
+    """What has been kept of a window so far: by the layers below, and by the heads before in the same layer.
 
-    A token that as many of them kept as would by chance costs SPREAD, less the fewer; newer layers count more.
+    A token that was kept as often as chance would keep it costs SPREAD; one kept less often costs less. Newer layers
+    count more.
     """
 
     def __init__(self) -> None:
@@ -96,7 +97,7 @@ def standard(scores: Tensor) -> Tensor:
 
 
 def surprise(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor) -> Tensor:
-    """How badly each token was predicted, in nats; the first, which nothing predicted, counts as worst.
+    """How badly each token was predicted, in nats; the first, which nothing predicts, counts as the worst.
 
     head: hidden states to logits; hidden: (batch, tokens, hidden); ids: (batch, tokens).  # (batch, 1, tokens)
     """
@@ -111,7 +112,7 @@ def surprise(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor) -> T
 
 
 def shared(scores: Tensor) -> Tensor:
-    """One score per token from scores per layer and head, each head counted by rank so that none drowns the others.
+    """One score per token from scores per layer and head, by rank in each head so that none drowns the others.
 
     scores: (layers, batch, heads, tokens).  # (batch, 1, tokens)
     """

@@ -1,8 +1,8 @@
 """Beacons on a transformers model: wrapped projections, and an attention function that a pass can take over.
 
-Nothing is forked. `q_proj`, `k_proj` and `v_proj` of each layer are wrapped, the layers' attention modules look their
-attention function up under the name "beacon", and a forward that carries no `beacon_pass` does exactly what the model
-did before. `detach` puts everything back.
+Nothing is forked. `q_proj`, `k_proj` and `v_proj` of each layer are wrapped, and the attention modules look up their
+attention function under the name "beacon". A forward without a `beacon_pass` does exactly what the model did before.
+`detach` puts everything back.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _current: ContextVar[Pass | None] = ContextVar("beacon_pass", default=None)
 
 
 class BeaconProjection(nn.Module):
-    """A q, k or v projection with weights of its own for beacons: none (the base's), low-rank deltas, or full.
+    """A q, k or v projection with its own weights for beacons: none (the base's are used), a low-rank delta, or full.
 
     A delta may reach to a row's neighbours, so that a slot carries what stands around its anchor.
     """
@@ -74,7 +74,7 @@ class BeaconProjection(nn.Module):
     def make_low_rank(self, rank: int, *, reach: int = 0) -> None:
         """Give beacons the base's projection plus a delta of this rank, zero at the start.
 
-        The delta sees so many rows before and behind its own as `reach` says, of the same window.
+        The delta also sees `reach` rows before and behind its own, within the window.
         """
         self.down = self._linear(self.base.in_features, rank * (2 * reach + 1), bias=False)
         self.up = self._linear(rank, self.base.out_features, bias=False)
@@ -88,7 +88,7 @@ class BeaconProjection(nn.Module):
         nn.init.zeros_(self.scorer.bias)
 
     def beacon(self, hidden: Tensor, *, based: Tensor | None = None) -> Tensor:
-        """The rows, projected as beacons; `based` is the base's projection of them, where it is there already."""
+        """The rows, projected as beacons; `based` is the base's projection of them, if it has been made."""
         projected: Tensor
         if self.full is not None:
             projected = self.full(hidden)
@@ -99,7 +99,7 @@ class BeaconProjection(nn.Module):
         return projected
 
     def beacon_at(self, hidden: Tensor, anchors: Tensor, *, based: Tensor) -> Tensor:
-        """As `beacon` at each head's anchors alone, other rows and heads are not computed.
+        """As `beacon`, but only at each head's anchors: no other row or head is computed.
 
         hidden and based: (batch, rows, …); anchors: (batch, heads, anchors), rows of them.
         # (batch, heads, anchors, head_dim)
@@ -122,7 +122,7 @@ class BeaconProjection(nn.Module):
         return own + delta
 
     def _gathered(self, lowered: Tensor) -> Tensor:
-        """Each row's own share and those its neighbours have for it, added up.  # (batch, rows, rank)"""
+        """The sum of each row's own share and its neighbours' shares for it.  # (batch, rows, rank)"""
         assert self.up is not None
         rows = lowered.shape[1]
         offsets = lowered.view(len(lowered), rows, -1, self.up.in_features).unbind(2)
@@ -146,7 +146,7 @@ class Beacons:
     def __init__(self, lm: Any) -> None:
         """Attach to `lm`, a causal LM of a supported family. Importing registers nothing; this does.
 
-        Raises ModelError when `lm` carries beacons already: two sets would answer for each other.
+        Raises ModelError when `lm` has beacons already: two sets would get in each other's way.
         """
         AttentionInterface.register(NAME, _attention)
         self.lm = lm

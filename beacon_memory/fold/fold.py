@@ -39,8 +39,8 @@ def fold(
 ) -> Folded:
     """The slots of a window behind `past`; at ratio 1 every token is one.
 
-    ids: (batch, overlap + sink + tokens); the first `overlap` of them are of the window before, and leave nothing.
-    Without `states` there may be no `hidden`: a slot asks nothing of the last layer but its keys and values.
+    ids: (batch, overlap + sink + tokens); the first `overlap` of them belong to the window before, and leave no slots.
+    Without `states` there may be no `hidden`: slots need only the keys and values of the last layer.
     """
     if ratio == 1:
         raw = RawPass(past, ids.shape[1], last=_last(beacons, states=states))
@@ -145,7 +145,7 @@ def scored(
 def look_back(lm: Any, raw: RawPass, embedded: Tensor, *, mean: bool = False) -> list[Tensor]:
     """How much more tokens, read behind a window, look back at each of its tokens; the window read with `rotated` kept.
 
-    embedded: (batch, rows, hidden), the tokens read now.  # layers x (batch, kv_heads, rows of the window)
+    embedded: (batch, rows, hidden), the tokens that look back.  # layers x (batch, kv_heads, rows of the window)
     """
     rows, window = embedded.shape[1], raw.keys[0].shape[2]
     back = LookBackPass(raw, rows, mean=mean)
@@ -182,7 +182,7 @@ def embed(lm: Any, ids: Tensor) -> Tensor:
 
 
 def beacon_start(beacons: Beacons) -> Tensor:
-    """Where an interleaved beacon starts: its own embedding, untrained the row of the first EOS id (the paper's)."""
+    """Where an interleaved beacon starts: its own embedding; untrained, that of the first EOS id, as in the paper."""
     if beacons.embedding is not None:
         return beacons.embedding
     table: Tensor = beacons.lm.get_input_embeddings().weight
@@ -197,7 +197,7 @@ def stacked(by_layer: dict[int, Tensor]) -> Tensor:
 
 
 def _last(beacons: Beacons, *, states: bool) -> int | None:
-    """The layer that is read no further than its keys and values: the last one, where its states are not wanted."""
+    """The layer of which only keys and values are computed: the last one, if its states are not wanted."""
     return None if states else len(beacons.layers) - 1
 
 

@@ -1,7 +1,7 @@
-"""Where rows stand and what they see: pure functions from counts to positions and masks.
+"""The positions of rows and what they see: pure functions from counts to positions and masks.
 
-A fold's rows are `[raw | beacons]`, two blocks, whatever the layout; a layout differs only in the positions of the rows
-and in who sees whom. Positions count KV entries from the front of the state.
+The rows of a fold are two blocks, `[raw | beacons]`, in every layout. Layouts differ only in the positions of the rows
+and in who sees whom. Positions count KV entries from the beginning of the state.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def interleaved(tokens: int, ratio: int, *, sink: int) -> tuple[Tensor, Tensor]:
 
 
 def causal(queries: Tensor, keys: Tensor, *, past: int, dtype: torch.dtype) -> Tensor:
-    """An additive mask by position: a row sees all of the past, and what stands no later than itself.
+    """An additive mask by position: a row sees all of the past, and every row at its own position or before.
 
     queries: (rows,) and keys: (columns,), positions counted from the end of the past.  # (1, 1, rows, past + columns)
     """

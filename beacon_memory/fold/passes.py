@@ -1,6 +1,6 @@
-"""The passes over a window, one class each: what its rows are, what they see, what they leave behind.
+"""The passes over a window, a class for each: which rows there are, what they see, and what is kept of them.
 
-A pass is handed down a stock forward as the keyword `beacon_pass` and taken up by `attention.py`. Keys and values are
+A pass is given to a stock forward as the keyword `beacon_pass`, and `attention.py` picks it up. Keys and values are
 recorded as they leave the projections, before RoPE: nothing has to be un-rotated, so no precision is lost.
 """
 
@@ -20,18 +20,18 @@ LEADING = 16  # slots of the past that the repeat pass sees
 
 
 class Enough(Exception):
-    """All that a pass was made for is there: raised within a forward, whose last states nobody wants."""
+    """A pass has all it was made for: ends a forward whose last states are not wanted."""
 
 
 class RawPass:
     """The window's tokens as they are, plain causal behind the past; their keys and values by layer.
 
-    Where beacons have weights of their own, the layer's input and what the base makes of it are kept too: beacons are
-    projected from them once it is known which tokens they are.
+    Where beacons have their own weights, each layer's input and the base's projection of it are kept too: beacons are
+    projected from these once their tokens are chosen.
     """
 
     def __init__(self, past: Prefix, rows: int, *, rotated: bool = False, last: int | None = None) -> None:
-        """`last`: the layer that is read no further than its keys and values."""
+        """`last`: the layer of which only keys and values are computed."""
         self.past = past
         self._last = last
         self.keys: dict[int, Tensor] = {}  # layer -> (batch, kv_heads, rows, head_dim), before RoPE
@@ -87,7 +87,7 @@ class TailPass:
 
 
 class LookBackPass:
-    """Tokens read behind a window: how much they look back at each of the window's tokens, by layer and head.
+    """Tokens read behind a window, to see how much they look back at each of its tokens, by layer and head.
 
     A token's score is the highest attention that any query of its KV head's group pays it (KVzip, 2505.23416), or with
     `mean` the mean over queries and group. Of the past it sees only the first slots, the sinks that attention rests on,
@@ -156,7 +156,7 @@ class BeaconPass:
         return projected
 
     def record(self, module: Any, value: Tensor) -> int:
-        """Keep the layer's keys and values; gives the layer's index, where it is to be read further."""
+        """Keep the layer's keys and values; gives the layer's index if its attention is to be computed."""
         layer = int(module.layer_idx)
         self.keys[layer] = heads_last(self.keys[layer], module)
         self.values[layer] = value
@@ -192,7 +192,7 @@ class ShadowPass(BeaconPass):
 
 
 class InterleavePass(BeaconPass):
-    """The paper's order: a beacon after each unit, everyone sees everything that stands earlier, beacons too."""
+    """The paper's order: a beacon after each unit; every row sees all rows before it, beacons included."""
 
     def __init__(self, past: Prefix, raw: int, positions: Tensor, *, last: int | None) -> None:
         super().__init__(past, raw, last=last)

@@ -1,4 +1,4 @@
-"""Slots as the attention of a model reads them: rotated once, at positions counted from the front."""
+"""Slots as a model's attention reads them: rotated once, at positions counted from the first slot."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _turned(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Room:
-    """Keys and values of a past, with room behind them: what comes is written once, and nothing that is there moves."""
+    """Keys and values of a past, with room behind them: new rows are written once, and nothing that is there moves."""
 
     keys: Tensor  # (layers, batch, kv_heads, capacity, head_dim), rotated
     values: Tensor  # (layers, batch, kv_heads, capacity, head_dim)
@@ -97,10 +97,10 @@ def _starts(segments: Sequence[Segment], *, behind: bool) -> list[int]:
 
 @dataclass(frozen=True)
 class Prefix:
-    """A batch of equally long pasts: what a window, or a prompt, finds in front of it.
+    """A batch of equally long pasts: the KV entries in front of a window or a prompt.
 
-    A value: `append` gives a longer one. One that has room is for one thread at a time, as what is read behind it is
-    written there.
+    A value: `append` gives a longer one. A prefix with room is for one thread at a time, because what is read behind it
+    is written there.
     """
 
     rope: Rope
@@ -108,7 +108,7 @@ class Prefix:
     device: torch.device
     keys: Tensor | None = None  # (layers, batch, kv_heads, slots, head_dim), rotated
     values: Tensor | None = field(default=None)  # (layers, batch, kv_heads, slots, head_dim)
-    room: Room | None = field(default=None)  # what keys and values are the front of
+    room: Room | None = field(default=None)  # the buffer whose first rows keys and values are
     ahead: int = 0  # slots to make room for, when room is next made
 
     @classmethod
@@ -148,8 +148,8 @@ class Prefix:
     def extend(self, segments: Sequence[Segment]) -> Self:
         """This past with whole segments behind it, batch 1.
 
-        Where a stream begins behind another its first token is left out: it would draw attention away from what
-        stands before it (benchmarks/quality/joined_documents.py).
+        Where a stream begins behind another, its first token is left out: it would draw attention away from what stands
+        before it (benchmarks/quality/joined_documents.py).
         """
         if not segments:
             return self
@@ -166,7 +166,7 @@ class Prefix:
         return replace(self, keys=self.keys[..., :slots, :], values=self.values[..., :slots, :], room=None)
 
     def back(self, slots: int) -> Self:
-        """The past as it was at its first slots; what stood behind them gives way to what comes."""
+        """The past as it was after its first slots; whatever is read next overwrites the rest."""
         leading = self.leading(slots)
         if self.room is None:
             return leading
@@ -187,14 +187,14 @@ class Prefix:
         return replace(self, keys=self.keys.detach(), values=self.values.detach())
 
     def repeat(self, times: int) -> Self:
-        """Each past of the batch so many times, one after another."""
+        """Each past of the batch repeated, copies side by side."""
         if self.keys is None or self.values is None:
             return self
         keys, values = (t.repeat_interleave(times, dim=1) for t in (self.keys, self.values))
         return replace(self, keys=keys, values=values, room=None)
 
     def join(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values with the past in front.  # (batch, kv_heads, slots + rows, head_dim)"""
+        """A layer's keys and values behind those of the past.  # (batch, kv_heads, slots + rows, head_dim)"""
         if self.keys is None or self.values is None:
             return key, value
         end = self.slots + key.shape[2]
@@ -207,7 +207,7 @@ class Prefix:
         return torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
 
     def _free(self, keys: Tensor, values: Tensor) -> Room | None:
-        """The room, when rows like these may be written behind the slots. What is trained through is never written."""
+        """The room, if rows like these may be written behind the slots: never where gradients have to flow."""
         room = self.room
         if room is None or room.filled != self.slots or room.capacity < self.slots + keys.shape[-2]:
             return None
@@ -215,7 +215,7 @@ class Prefix:
         return None if trained or keys.device != room.keys.device else room
 
     def _written(self, room: Room, keys: Tensor, values: Tensor, *, start: int) -> Self:
-        """The past that ends with these slots, written where they are to stand."""
+        """The past that ends with these slots, written into its room."""
         end = start + keys.shape[-2]
         with torch.no_grad():
             room.keys[..., start:end, :] = keys

@@ -78,8 +78,8 @@ class Turn(Iterator[str]):
         once it is whole. With `behind` nothing is remembered at all: `messages` stand behind the session's first so
         many messages, documents counted, whatever it holds later. The first `close` messages are folded to their end,
         however short they are, but for what is asked last. `remember` makes the message of the answer's text, or None.
-        Without a session nothing is remembered; what does not fit raw is folded for this turn alone. `sampling` as `Session.ask` takes it. Raises InputError, ConfigError; when read, PromptTooLong,
-        BudgetExceeded, StoreError.
+        Without a session nothing is remembered; what does not fit raw is folded for this turn alone. `sampling` as
+        `Session.ask` takes it. Raises InputError, ConfigError; when read, PromptTooLong, BudgetExceeded, StoreError.
         """
         self._memory = memory
         self._messages = [dict(check_message(message)) for message in messages]

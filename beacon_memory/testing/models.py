@@ -49,7 +49,7 @@ def tiny_model(
 def tiny_checkpoint(
     folder: str | Path, family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
 ) -> Path:
-    """The folder, now a checkpoint of `tiny_model`'s language model and tokenizer for `from_pretrained` to find.
+    """The folder, after `tiny_model`'s language model and tokenizer were written there for `from_pretrained`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

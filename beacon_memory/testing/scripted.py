@@ -1,4 +1,4 @@
-"""A model that says what a script says: everything about it is real but its judgement."""
+"""A model that says what a script says: everything about it is real except its judgement."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Script = Callable[[str], str]
 class ScriptedModel(BeaconModel):
     """A tiny model whose logits follow a script: text it can see (memory, then prompt) -> what it wants to say.
 
-    It folds, streams, stops and is constrained as any other; a grammar that forbids the script's word wins.
+    It folds, streams, stops and is constrained as any other; a grammar wins over the script's word.
 
     >>> model = ScriptedModel(lambda seen: "Rex." if "dog" in seen else "?")
     >>> model.generate([model.encode("My dog")])

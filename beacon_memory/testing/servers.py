@@ -99,9 +99,9 @@ class RedisServer:
 
 @contextmanager
 def redis_cluster(kind: str = "redis", *, replicas: int = 0, deadline: float = 30.0) -> Iterator[list[RedisServer]]:
-    """A cluster of three masters, with so many replicas of each behind them in the list; any of them names it.
+    """A cluster of three masters, followed in the list by the replicas of each; any of them can be named in its URL.
 
-    Its URL for a store is `redis+cluster://127.0.0.1:{servers[0].port}`. Raises MissingExtra, StoreUnavailable.
+    The store's URL is `redis+cluster://127.0.0.1:{servers[0].port}`. Raises MissingExtra, StoreUnavailable.
     """
     settings: dict[str, Any] = {
         "cluster_enabled": "yes",
@@ -158,7 +158,7 @@ class _Sentinel(RedisServer):
 
 
 def until(true: Callable[[], object], deadline: float) -> float:
-    """Wait until it is true; gives the seconds. Raises StoreUnavailable after so many."""
+    """Wait until it is true; gives the seconds it took. Raises StoreUnavailable after the deadline."""
     start = time.monotonic()
     while not true():
         if time.monotonic() - start > deadline:

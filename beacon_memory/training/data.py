@@ -7,7 +7,7 @@ A text file is prose. A JSONL file holds, on each line, a dialogue or a text wit
     {"text": "…", "question": "…", "answer": "…"}              also "sections" (a list), "questions" (a list of
                                                                {"question", "answer", "section"}), several answers
 
-Example number i is a function of the seed and i alone, so a resumed run goes on with the very data it would have had.
+Example number i depends on the seed and i alone, so a resumed run goes on with the data it would have had.
 """
 
 from __future__ import annotations

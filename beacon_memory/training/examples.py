@@ -28,10 +28,10 @@ RECALLED = 12  # made-up facts that are asked for, at most: short answers, so ma
 class Mixture:
     """What examples are made of. Raises ConfigError.
 
-    A `text` is folded; the text that follows is read behind it, and a stretch of the text itself again (auto-encoding).
-    A `question` is asked behind a folded text. A `dialogue` goes on behind its folded start, is said again, and is
-    asked for what was said. A `fact` is put into a text that does not tell it, plainly or as what a user
-    says of himself, and asked for.
+    `text`: a text is folded; what follows is read behind it, and a stretch of the text itself again (auto-encoding).
+    `question`: a question is asked behind a folded text. `dialogue`: a dialogue goes on behind its folded start, a
+    stretch is said again, and what was said is asked for. `fact`: a fact is put into a text that does not tell it,
+    plainly or as what a user says of himself, and is asked for.
     """
 
     text: float = 0.5  # shares of the examples
@@ -119,7 +119,7 @@ class Examples(Dataset[Example]):
         return context, tails + ([self._repeat(draw, context)] if self._mixture.again else [])
 
     def _fact(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
-        """Facts anywhere in a text, or told in talks in the midst of it, and questions about some of them."""
+        """Facts put anywhere into a text, or told in talks in the middle of it, and questions about some of them."""
         count = draw.randint(1, max(length // APART, 1))
         if draw.random() < 0.5:
             facts = draw_facts(draw, count)
@@ -154,7 +154,7 @@ class Examples(Dataset[Example]):
         return ids[start : start + length]
 
     def _question(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
-        """Sections up to one that is asked about, other texts before and behind them where they are short."""
+        """Sections up to the one that is asked about; if they are short, other texts before and behind them."""
         document = draw.choice(self._corpus.documents)
         sections, questions = self._sections(document), document.questions
         asked = draw.choice(questions)
@@ -171,7 +171,7 @@ class Examples(Dataset[Example]):
         return whole[start : start + length], [self._asked(q) for q in draw.sample(inside, min(ASKED, len(inside)))]
 
     def _dialogue(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
-        """A dialogue's start, others before it where it is short; how it goes on, a stretch again, its facts."""
+        """A dialogue's start (other dialogues before it if it is short), how it goes on, a stretch again, its facts."""
         dialogue = draw.choice(self._corpus.dialogues)
         turns, questions = self._turns(dialogue), dialogue.questions
         said = draw.randint(max(len(turns) // 2, 1), len(turns))
@@ -217,7 +217,7 @@ class Examples(Dataset[Example]):
         return ids, [False] * len(before) + [True] * len(answer)
 
     def _padded(self, rows: Sequence[list[Tail]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tails of one length and number; what fills up is not scored."""
+        """Tails of one length and number; the padding is not scored."""
         count, size = max(map(len, rows)), max(len(ids) for tails in rows for ids, _ in tails)
         ids = torch.zeros(len(rows), count, size, dtype=torch.long)
         scored = torch.zeros(len(rows), count, size, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Small facts, such as people tell each other or of themselves, to be put into a text and asked for."""
+"""Small facts, as people tell them about things or themselves, to be put into a text and asked for."""
 
 from __future__ import annotations
 
@@ -170,8 +170,8 @@ class Fact:
 
 
 def draw_facts(draw: random.Random, count: int) -> list[Fact]:
-    """So many facts, no two about the same thing of the same owner; half of the time all of them about one thing, so
-    that whose it is must be remembered with it.
+    """So many facts, no two about the same thing of the same owner. Half of the time all are about one kind of thing,
+    so that the owner has to be remembered with the thing.
     """
     things = list(_THINGS) if draw.random() < 0.5 else [draw.choice(list(_THINGS))]
     objects = [f"the {draw.choice(_ADJECTIVES)} {name}" for name in draw.sample(_OBJECTS, len(_OWNERS))]

@@ -1,9 +1,9 @@
 """The scorer of the `learned` anchors, fitted in closed form: minutes on a CPU, any model, no gradient.
 
-For each layer and KV head, a ridge regression from the layer's normed input to how much a token is looked back at: by
-the same window read again (what exact recall needs; KVzip, 2505.23416) and by the text that follows (what going on
-needs). Both are taken as logarithms, standardised and added. The idea of a cheap stand-in for the second pass is
-KVzap's (2601.07891).
+For each layer and KV head, a ridge regression from the layer's normed input to how much attention a token gets later:
+when the same window is read again (exact recall needs this; KVzip, 2505.23416), and from the text that follows (going
+on needs this). Both are taken as logarithms, standardised and added. A cheap stand-in for the second pass is KVzap's
+idea (2601.07891).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Anchors that learn: a choice of tokens through which the loss reaches the scorer.
+"""Anchors that learn: a way to choose tokens through which the loss reaches the scorer.
 
-To keep a token or not is a hard choice, and has no gradient. Here a tail reads *all* tokens of a window as slots: those
-that are kept as they are, the others where they would stand and LEAK nats further away. Backwards the choice is a
-smooth one (straight-through, 1308.3432): what a tail would have read had it been kept raises that token's score.
+Keeping a token or not is a hard choice and has no gradient. So here a tail reads *all* tokens of a window as slots: the
+kept ones as they are, the others at their positions with LEAK nats less attention. In the backward pass the choice is
+smooth (straight-through, 1308.3432): if a tail would have read a token that was not kept, that token's score rises.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WIDTH = 0.5  # standard deviations of a head's scores over which the smooth choi
 
 @dataclass(frozen=True)
 class Gated:
-    """A window whose tokens are all there, and how far away those are that a fold would not keep."""
+    """A window with all of its tokens, and the penalty on those that a fold would not keep."""
 
     past: Prefix
     slots: int  # of the past, and of this window were it folded
@@ -69,7 +69,7 @@ def gate(
 
 
 def _choice(scores: Tensor, kept: Tensor) -> Tensor:
-    """Nothing for what is kept, -LEAK for the rest; backwards, how the score stands to the last one that is kept."""
+    """0 for what is kept and -LEAK for the rest; in the backward pass, the score's distance from the last one kept."""
     last, next_best = scores.masked_fill(~kept, torch.inf).amin(-1), scores.masked_fill(kept, -torch.inf).amax(-1)
     edge = ((last + next_best) / 2).detach().nan_to_num(neginf=0)[..., None]
     soft = nn.functional.logsigmoid((scores - edge) / WIDTH)

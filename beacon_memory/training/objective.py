@@ -1,8 +1,8 @@
 """What training minimises: how far a model behind folded windows is from the same model with the full context.
 
-The windows of an example are folded in turn by `fold`, the same code that serves, each at its own ratio; then the tails
-are read raw behind the slots, each by itself. Gradients flow through all windows into the beacons; the base is frozen.
-Where anchors are learned, tails read the newest window through `gates`.
+The windows of an example are folded in turn, each at its own ratio, by the `fold` that also serves. Then each tail is
+read raw behind the slots, by itself. Gradients flow through all windows into the beacons; the base is frozen. Where
+anchors are learned, tails read the newest window through `gates`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Weights:
 class Example:
     """A batch of contexts of one length, folded window by window, and what is read behind each of them."""
 
-    windows: tuple[Tensor, ...]  # each (batch, tokens), folded in turn; the sinks are the front of the first
+    windows: tuple[Tensor, ...]  # each (batch, tokens), folded in turn; the first one begins with the sinks
     ratios: tuple[int, ...]  # one per window
     tails: Tensor  # (batch, tails, tokens)
     scored: Tensor  # (batch, tails, tokens), bool: the tokens whose prediction counts
@@ -84,8 +84,8 @@ class Objective(nn.Module):
         gated: bool = False,
         through: int | None = None,
     ) -> None:
-        """`gated`: for training the scorer of the anchors. `through`: the newest windows, through whose reading
-        gradients flow back into the slots they were read behind; None for all of them.
+        """`gated`: train the anchors' scorer. `through`: how many of the newest windows are read with gradients, which
+        then flow back into the slots in front of them; None for all.
         """
         super().__init__()
         self.lm = beacons.lm
@@ -99,9 +99,9 @@ class Objective(nn.Module):
     def forward(self, example: Example) -> Tensor:
         """The weighted loss, in nats per scored token.  # ()
 
-        Tokens of a window behind another count too: the very pass that folds them predicts them. The windows before
-        the newest `through` are read without gradients, the slots they leave are made with them: of a long context
-        every slot learns from what is read behind all of them, for little more than a forward pass.
+        Tokens of a window behind another count too: the pass that folds them also predicts them. Windows before the
+        newest `through` are read without gradients, but their slots are made with gradients. So every slot of a long
+        context learns from what is read behind it, for little more than a forward pass.
         """
         past, gated, older = self._empty, None, self._older(example)
         folds: list[Folded] = []
@@ -139,7 +139,7 @@ class Objective(nn.Module):
         return loss
 
     def _again(self, example: Example, number: int) -> Tensor:
-        """The tokens of the window before that a window is read behind once more.  # (batch, overlap)"""
+        """The tokens of the window before that are read once more in front of a window.  # (batch, overlap)"""
         before = example.windows[number - 1] if number else example.windows[0][:, :0]
         return before[:, max(before.shape[1] - self._config.overlap, 0) :]
 
@@ -157,14 +157,14 @@ class Objective(nn.Module):
         return torch.cat([context.flatten(), tails])
 
     def _mean(self, losses: Tensor, example: Example) -> Tensor:
-        """Of losses of scored tokens, those of the windows first, as `Weights.context` counts them.  # (tokens,)"""
+        """The mean loss of scored tokens (the windows' first), weighed as `Weights.context` says.  # (tokens,)"""
         context = losses[: len(losses) - int(example.scored.sum())]
         if self._weights.context is None or not len(context) or len(context) == len(losses):
             return losses.mean()
         return losses[len(context) :].mean() + self._weights.context * context.mean()
 
     def _unscored(self, example: Example) -> int:
-        """How many tokens at the front of the context are not scored."""
+        """How many tokens at the beginning of the context are not scored."""
         if self._weights.first_window:
             return 1
         return sum(int(window.shape[1]) for window in example.windows[: max(self._older(example), 1)])

@@ -1,7 +1,7 @@
-"""A training run: transformers' Trainer on the fold's own objective, in a folder that can be gone back to.
+"""A training run: transformers' Trainer on the fold's objective, in a folder from which it can be resumed.
 
-The folder is an adapter of the newest checkpoint, with `run.json` (what is trained, on what), `losses.jsonl`,
-`loss.png`, `checkpoints/` and a `.lock`, held while it runs. The base model is never written.
+The folder is an adapter (of the newest checkpoint), with `run.json` (what is trained, and on what), `losses.jsonl`,
+`loss.png`, `checkpoints/` and a `.lock` that is held while the run goes on. The base model is never written.
 """
 
 from __future__ import annotations
@@ -160,9 +160,9 @@ def train(
 def settings(
     model: BeaconModel, *, layout: str | None = None, anchors: str | None = None, overlap: int | None = None
 ) -> BeaconConfig:
-    """The fold settings to train with: what is asked for, else the adapter's, by its scorer if it has one.
+    """The fold settings to train with: those asked for, else the adapter's; its scorer chooses anchors if there is one.
 
-    Whatever windows it is trained on, a talk is folded in the windows it was folded in.
+    A talk keeps its windows, whatever windows the training uses.
     """
     config, scorer = model.config, any(wrapped["k"].scorer is not None for wrapped in model.beacons.layers)
     layout = layout or config.layout
@@ -174,7 +174,7 @@ def settings(
 
 @contextmanager
 def _alone(out: Path, *, first: bool) -> Iterator[None]:
-    """A run's folder for this run alone; of its processes the first sees to it. Raises TrainingError."""
+    """Lock a run's folder for this run; the first of its processes does so. Raises TrainingError."""
     out.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(out / LOCK_FILE).acquire(timeout=0) if first else nullcontext()
@@ -325,7 +325,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Writes every step's loss down, and says where the run stands."""
+    """Writes down every step's loss, and reports progress."""
 
     def __init__(self, out: Path, steps: int, progress: Callable[[Moment], None] | None) -> None:
         self._file = out / LOSSES_FILE
