@@ -71,10 +71,10 @@ def batch(
     """
     many = list(residents or [None] * len(prompts))
     alone = ResidentPrefix(empty) if len(prompts) == 1 and many[0] is None else None
-    held = [alone] if alone is not None else many
+    used = [alone] if alone is not None else many
     left: list[Sequence[int]] = []
     counts: list[int] = []
-    for resident, segments, prompt in zip(held, pasts, prompts, strict=True):
+    for resident, segments, prompt in zip(used, pasts, prompts, strict=True):
         shared = 0
         if resident is not None:
             shared = resident.stand(segments, prompt, room=len(prompt) + new, raw=again)
@@ -88,10 +88,10 @@ def batch(
         ids[i, rows - len(prompt) :] = torch.tensor(prompt)
         mask[i, slots - count : slots] = 1
         mask[i, slots + rows - len(prompt) :] = 1
-    if len(held) == 1 and held[0] is not None:
-        room = held[0].roomy(lm, rows + new)
+    if len(used) == 1 and used[0] is not None:
+        room = used[0].roomy(lm, rows + new)
     else:
         room = room_for(lm, slots + rows + new, batch=len(left), like=empty)
-        for i, (resident, segments, count) in enumerate(zip(held, pasts, counts, strict=True)):
+        for i, (resident, segments, count) in enumerate(zip(used, pasts, counts, strict=True)):
             fill(room, i, empty, segments, resident=resident, first=slots - count, end=slots)
     return Batch(ids.to(lm.device), mask.to(lm.device), cache_of(room, filled=slots), room, left, many)

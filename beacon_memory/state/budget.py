@@ -31,23 +31,23 @@ def next_refold(segments: Sequence[Segment], budget: int) -> tuple[int, int]:
     So the ratios come to hold equal shares of the budget, and the older a memory, the coarser. Raises BudgetExceeded
     when nothing can be made smaller.
     """
-    held: dict[int, int] = {}
+    slots_at: dict[int, int] = {}
     steps: list[int | None] = []
     for segment in segments:
         step = _next_ratio(segment)
         steps.append(step)
         if step is not None:
-            held[segment.ratio] = held.get(segment.ratio, 0) + segment.slots
-    if not held:
+            slots_at[segment.ratio] = slots_at.get(segment.ratio, 0) + segment.slots
+    if not slots_at:
         raise BudgetExceeded(
             f"{sum(s.slots for s in segments)} slots, a budget of {budget}, and every segment is at its highest ratio: "
             f"raise the budget, forget a document, or start another session"
         )
-    fullest = max(held, key=lambda ratio: (held[ratio], -ratio))
+    fullest = max(slots_at, key=lambda ratio: (slots_at[ratio], -ratio))
     for index, (segment, step) in enumerate(zip(segments, steps, strict=True)):
         if segment.ratio == fullest and step is not None:
             return index, step
-    raise AssertionError("a held ratio has a segment")
+    raise AssertionError("a ratio in use has a segment")
 
 
 def _next_ratio(segment: Segment) -> int | None:
