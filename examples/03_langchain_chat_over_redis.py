@@ -8,17 +8,11 @@ opens the session by its id. The same questions are then asked without memory, t
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
-from contextlib import nullcontext
 from pathlib import Path
 
+from command_line import processes
 from langchain_beacon import ChatBeacon
 from langchain_core.messages import SystemMessage
-from transformers.utils import logging
-
-from beacon_memory.testing import redis_server
 
 ADA = {"configurable": {"session_id": "ada"}}
 BRIEF = SystemMessage("Answer in one short sentence.")
@@ -35,8 +29,6 @@ TALKS = {
 
 def talk(model: str, url: str, stage: str) -> None:
     """One process: a model, and a few turns."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
     llm = ChatBeacon(model=model, redis_url=url, ttl=86400, max_tokens=32)
     for words in TALKS[stage]:
         print(f"\nAda: {words[:90]}\n  ", end="")
@@ -52,21 +44,5 @@ def talk(model: str, url: str, stage: str) -> None:
         print(f"\nWithout memory: {llm.invoke([BRIEF, ('human', TALKS['two'][0])], session_id=None).text}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--redis", help="URL of a Redis or Valkey server")
-    parser.add_argument("--stage", choices=tuple(TALKS), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.stage:
-        talk(args.model, args.redis, args.stage)
-        return
-    with nullcontext(args.redis) if args.redis else redis_server("valkey") as url:
-        for stage in TALKS:
-            print(f"\n---- process {stage} ----", flush=True)
-            how = ["--stage", stage, "--redis", url, "--model", args.model]
-            subprocess.run([sys.executable, __file__, *how], check=True)
-
-
 if __name__ == "__main__":
-    main()
+    processes(__doc__, __file__, TALKS, talk)

@@ -8,17 +8,10 @@ the server: what was said stands there, and is not sent again. SmolLM2 has 135M 
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
-from contextlib import nullcontext
-
+from command_line import processes
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.llms.beacon import BeaconLLM
 from llama_index.memory.beacon import BeaconMemory
-from transformers.utils import logging
-
-from beacon_memory.testing import redis_server
 
 TALKS = {
     "one": ["My name is Ada, and I have a dog called Rex.", "I am a carpenter, and my favourite colour is green."],
@@ -28,8 +21,6 @@ TALKS = {
 
 def talk(model: str, url: str, stage: str) -> None:
     """One process: a memory, a chat engine, and a few turns."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
     llm = BeaconLLM(model=model, redis_url=url, ttl=86400, max_new_tokens=32)
     memory = BeaconMemory.from_defaults(session_id="ada", llm=llm)
     print(f"in memory: {len(memory.get_all())} messages; given to the engine: {len(memory.get())}")
@@ -41,21 +32,5 @@ def talk(model: str, url: str, stage: str) -> None:
         print()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--redis", help="URL of a Redis or Valkey server")
-    parser.add_argument("--stage", choices=tuple(TALKS), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.stage:
-        talk(args.model, args.redis, args.stage)
-        return
-    with nullcontext(args.redis) if args.redis else redis_server("valkey") as url:
-        for stage in TALKS:
-            print(f"\n---- process {stage} ----", flush=True)
-            how = ["--stage", stage, "--redis", url, "--model", args.model]
-            subprocess.run([sys.executable, __file__, *how], check=True)
-
-
 if __name__ == "__main__":
-    main()
+    processes(__doc__, __file__, TALKS, talk)

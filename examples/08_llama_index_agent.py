@@ -9,14 +9,13 @@ parameters: its arguments are valid, and often not what was asked for.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 
+from command_line import options
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.beacon import BeaconLLM
 from llama_index.memory.beacon import BeaconMemory
-from transformers.utils import logging
 
 ORDERS: list[str] = []
 
@@ -48,15 +47,6 @@ async def run(model: str, store: str) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--store", default="memory://")
-    args = parser.parse_args()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    asyncio.run(run(args.model, args.store))
-
-
 if __name__ == "__main__":
-    main()
+    args = options(__doc__, store="memory://")
+    asyncio.run(run(args.model, args.store))

@@ -8,17 +8,13 @@ is small: a talk that repeats itself makes it repeat itself, whatever stands in 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-from contextlib import nullcontext
 
+from command_line import options, server
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory import Memory
 from llama_index.llms.beacon import BeaconLLM
 from llama_index.memory.beacon import BeaconMemoryBlock, BeaconRedisChatStore
-from transformers.utils import logging
-
-from beacon_memory.testing import redis_server
 
 TALK = [
     ("Hello! My name is Ada, and my dog is called Rex.", "Nice to meet you, Ada, and Rex."),
@@ -52,16 +48,7 @@ async def run(model: str, url: str) -> None:
     print(f"{question}\n  {response.message.content}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--redis", help="URL of a Redis or Valkey server")
-    args = parser.parse_args()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    with nullcontext(args.redis) if args.redis else redis_server("valkey") as url:
-        asyncio.run(run(args.model, url))
-
-
 if __name__ == "__main__":
-    main()
+    args = options(__doc__, redis=None)
+    with server(args.redis) as url:
+        asyncio.run(run(args.model, url))

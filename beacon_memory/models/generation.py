@@ -198,8 +198,23 @@ class Left(StoppingCriteria):  # type: ignore[misc]
         return torch.tensor([left.is_set() for left in self._rows], device=input_ids.device)
 
 
-class Stream(Iterator[str]):
-    """An answer in pieces as they come; `answer` is there once it is whole. Closing it stops the model."""
+class Pieces(Iterator[str]):
+    """Text as it comes. Closing it stops what makes it, and waits until it has stopped."""
+
+    _pieces: Generator[str, None, None]
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        self._pieces.close()
+
+
+class Stream(Pieces):
+    """An answer in pieces as they come; `answer` is there once it is whole."""
 
     def __init__(self, lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: Sampling) -> None:
         self._whole: list[Answer] = []
@@ -211,16 +226,6 @@ class Stream(Iterator[str]):
     def answer(self) -> Answer | None:
         """The answer, once it is whole."""
         return self._whole[0] if self._whole else None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """Stop the model, and wait until it has."""
-        self._pieces.close()
 
 
 def _streamed(

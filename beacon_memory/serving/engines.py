@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, TypedDict, Unpack
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.stores import StateStore
+from beacon_memory.talk.sources import read_texts
 
 
 class Secret(Protocol):
@@ -32,6 +33,22 @@ class Names(Protocol):
     redis_client: Any
     key_prefix: str
     ttl: int | None
+
+
+class StoreNames(TypedDict, total=False):
+    """Where sessions are kept, by name."""
+
+    store: str | StateStore | None
+    redis_url: str | None
+    redis_client: Any
+    key_prefix: str
+    ttl: int | None  # in seconds
+
+
+class Where(StoreNames, total=False):
+    """A model and a place by name, as the memories of both integrations take them."""
+
+    model: str | None
 
 
 Place = str | StateStore | Callable[[], StateStore]
@@ -92,24 +109,49 @@ def named_engine(names: Names, model: str | None, *, environ: Mapping[str, str])
     return BeaconEngine(model or environ.get("BEACON_MODEL") or "smollm2", where, **how)
 
 
+class ReadsDocuments:
+    """What both integrations' models do with their engine: open it, and put documents in front of every prompt."""
+
+    engine: BeaconEngine | None
+    beacon_ratio: int | None
+
+    @property
+    def opened(self) -> BeaconEngine:
+        """The engine, which every instance has."""
+        assert self.engine is not None
+        return self.engine
+
+    def with_context(self, documents: Any, *, context_id: str | None = None) -> Self:
+        """This model with documents in front of every prompt, read once and kept folded under their id.
+
+        A `Path` is a file's; text, a framework's document, or any number of these (a loader's `lazy_load()`), are read
+        as they are. Where the documents are known by an id already, `bind(context_id=…)` names them again.
+        """
+        from beacon_memory.sessions.context import read_context
+
+        texts = read_texts(documents, self._document)
+        named = read_context(self.opened.memory, texts, context_id=context_id, ratio=self.beacon_ratio)
+        copied: Self = self.model_copy(update={"context_id": named})  # type: ignore[attr-defined]
+        return copied
+
+    @staticmethod
+    def _document(one: Any) -> tuple[str, str] | None:
+        """The name and text of a framework's own document, None for anything else."""
+        raise NotImplementedError
+
+
 def engine_for(
     engine: BeaconEngine | None,
     *,
-    model: str | None,
-    store: str | StateStore | None,
-    redis_url: str | None,
-    redis_client: Any,
-    key_prefix: str,
-    ttl: int | None,
     environ: Mapping[str, str] | None = None,
+    model: str | None = None,
+    **where: Unpack[StoreNames],
 ) -> BeaconEngine:
     """An engine that keeps sessions, from one that is there or from names; where no model is named, `environ`'s
     BEACON_MODEL, else "smollm2". Raises ConfigError without a store.
     """
-    named = store is not None or redis_url is not None or redis_client is not None
-    found = named_store(
-        store, redis_url=redis_url, redis_client=redis_client, key_prefix=key_prefix, ttl=ttl, environ=environ
-    )
+    named = any(where.get(name) is not None for name in ("store", "redis_url", "redis_client"))
+    found = named_store(**where, environ=environ)
     if engine is None:
         engine = BeaconEngine(model or (environ or {}).get("BEACON_MODEL") or "smollm2", found)
     elif named and found is not None:

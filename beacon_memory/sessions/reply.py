@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from beacon_memory.models.generation import StopFilter
+from beacon_memory.models.generation import Pieces, StopFilter
 from beacon_memory.sessions.turn import Message, Turn, Usage
 from beacon_memory.talk.tools import Said, Tool, read_said, schema_prompt, tools_grammar, write_said
 
@@ -26,7 +26,7 @@ class NamedCall:
     arguments: dict[str, Any]
 
 
-class Reply(Iterator[str]):
+class Reply(Pieces):
     """A turn whose answer is taken apart: text as it comes, up to where a call may begin; when it is whole, the rest.
 
     It is remembered under `id`, in the words in which the caller will send it again.
@@ -107,15 +107,8 @@ class Reply(Iterator[str]):
             "ratio": self.usage.ratio,
         }
 
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
     def close(self) -> None:
-        """Stop the model; the session stays where it was."""
-        self._pieces.close()
+        super().close()
         self._turn.close()
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from beacon_memory.errors import InputError, SegmentMissing, SessionConflict
-from beacon_memory.models.generation import Answer, Sampling, Stream
+from beacon_memory.models.generation import Answer, Pieces, Sampling, Stream
 from beacon_memory.sessions.prompt import Prompt, context_state, make_prompt
 from beacon_memory.sessions.rewind import branch
 from beacon_memory.sessions.stored import StoredSession
@@ -40,7 +40,7 @@ class Usage:
     ratio: int  # of what is folded next
 
 
-class Turn(Iterator[str]):
+class Turn(Pieces):
     """An answer to a message list, in pieces; when it is whole, the session has moved, and `answer` and `usage` are
     there. A turn that fails, or is closed before its end, leaves the session where it was.
 
@@ -106,16 +106,6 @@ class Turn(Iterator[str]):
     def usage(self) -> Usage | None:
         """What the turn took, once it is over."""
         return self._whole[0][1] if self._whole else None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """Stop the model; the session stays where it was."""
-        self._pieces.close()
 
     def begin(self) -> None:
         """Read the session and make the prompt now, not at the first piece. Raises what reading raises."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,27 @@ def read_source(source: str | Path) -> tuple[str, str]:
         return check_text(_read(path), what=f"file {path}"), path.name
     text = check_text(source)
     return text, " ".join(text.split())[:60]
+
+
+def read_texts(
+    documents: Any, read: Callable[[Any], tuple[str, str] | None] = lambda one: None
+) -> Iterator[tuple[str, str]]:
+    """Names and texts of documents: a Path is a file's, a string is the text itself, what `read` knows is what it says,
+    anything else is many of these. Raises InputError.
+
+    >>> list(read_texts(["It was dark.", ["And stormy."]]))
+    [('It was dark.', 'It was dark.'), ('And stormy.', 'And stormy.')]
+    """
+    if (known := read(documents)) is not None:
+        yield known
+    elif isinstance(documents, Path):
+        text, name = read_source(documents)
+        yield name, text
+    elif isinstance(documents, str):
+        yield " ".join(documents.split())[:60], documents
+    else:
+        for one in documents:
+            yield from read_texts(one, read)
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:

@@ -94,23 +94,9 @@ class Transcript:
             raise TranscriptError("the chat template changes what was said, which spells out one of its special tokens")
         return [*self._ids(before), *plain_ids(self._tokenizer, content), *self._ids(after)]
 
-    def prompt(
-        self,
-        tail: Sequence[int],
-        *,
-        behind: bool,
-        opens: bool,
-        asked: Sequence[Message] = (),
-        system: str | None = None,
-        tools: Sequence[Mapping[str, Any]] = (),
-    ) -> list[int]:
-        """The ids that ask for an answer: system prompt, raw tail, what is `asked`, header.
-
-        The stream's opening token stands first of all, or nowhere when the prompt stands `behind` slots, which have
-        their own; a tail that `opens` the stream begins with one, where it is no template's.
-        """
-        pieces = self.pieces(tail, behind=behind, opens=opens, asked=asked, system=system, tools=tools)
-        return [i for _, ids in pieces for i in ids]
+    def prompt(self, tail: Sequence[int], **how: Any) -> list[int]:
+        """The ids that ask for an answer: those of `pieces`, in order."""
+        return [i for _, ids in self.pieces(tail, **how) for i in ids]
 
     def pieces(
         self,
@@ -122,7 +108,11 @@ class Transcript:
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[tuple[str, list[int]]]:
-        """The same in pieces, in order, each with what it is: "start", "system", "tail", "asked", "header"."""
+        """What asks for an answer, each piece with its name, in order: system prompt, raw tail, what is asked, header.
+
+        The stream's opening token stands first of all ("start"), or nowhere when the prompt stands `behind` slots,
+        which have their own; a tail that `opens` the stream begins with one, where it is no template's.
+        """
         opening = [*self.start, *self._repeated]
         size = len(self.start) if opens and list(tail[: len(opening)]) == opening else 0
         return [

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage
 
 from beacon_memory.errors import SessionNotFound
 from beacon_memory.serving.engine import BeaconEngine
-from beacon_memory.serving.engines import engine_for
+from beacon_memory.serving.engines import Where, engine_for
 from beacon_memory.sessions.session import Session
 from beacon_memory.state.head import DOCUMENT
-from beacon_memory.stores import StateStore
 from langchain_beacon.errors import translated
 from langchain_beacon.messages import from_plain, to_plain
 
@@ -38,25 +37,12 @@ class BeaconChatMessageHistory(BaseChatMessageHistory):
         session_id: str,
         *,
         engine: BeaconEngine | None = None,
-        model: str | None = None,
-        store: str | StateStore | None = None,
-        redis_url: str | None = None,
-        redis_client: Any = None,
-        key_prefix: str = "beacon",
-        ttl: int | None = None,
+        **where: Unpack[Where],
     ) -> None:
-        """A session of a chat model's engine (`llm.engine`), or of a model and a store by name. Raises ConfigError."""
+        """A session of a chat model's engine (`llm.engine`), or of a model and a store by name (`Where`). Raises
+        ConfigError."""
         with translated():
-            self.engine = engine_for(
-                engine,
-                model=model,
-                store=store,
-                redis_url=redis_url,
-                redis_client=redis_client,
-                key_prefix=key_prefix,
-                ttl=ttl,
-                environ=os.environ,
-            )
+            self.engine = engine_for(engine, environ=os.environ, **where)
         self.session_id = session_id
 
     @property

@@ -123,10 +123,7 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         with translated():
-            talk = self._turn(messages, stop, kwargs)
-            for _ in talk:
-                pass
-            return talk.result()
+            return self._turn(messages, stop, kwargs).whole()
 
     def _stream(
         self,
@@ -152,7 +149,7 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
 
         def begin() -> Iterator[str]:
             talks.append(self._turn(messages, stop, kwargs))
-            return talks[0]
+            return talks[0].reply
 
         with translated():
             async for _ in self.opened.stream(begin):

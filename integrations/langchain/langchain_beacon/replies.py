@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
@@ -14,28 +14,25 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from beacon_memory.sessions.reply import Reply
 
 
-class Talk(Iterator[str]):
+class Talk:
     """A reply as LangChain's messages."""
 
     def __init__(self, reply: Reply, *, model: str) -> None:
-        self._reply, self._model = reply, model
+        self.reply, self._model = reply, model
 
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._reply)
-
-    def close(self) -> None:
-        self._reply.close()
+    def whole(self) -> ChatResult:
+        """The answer, read to its end."""
+        for _ in self.reply:
+            pass
+        return self.result()
 
     def result(self) -> ChatResult:
         """The whole answer, once it has been read."""
-        metadata, said = self._metadata(), self._reply.said
+        metadata, said = self._metadata(), self.reply.said
         message = AIMessage(
             said.text,
-            id=self._reply.id,
-            tool_calls=[tool_call(name=call.name, args=call.arguments, id=call.id) for call in self._reply.calls],
+            id=self.reply.id,
+            tool_calls=[tool_call(name=call.name, args=call.arguments, id=call.id) for call in self.reply.calls],
             invalid_tool_calls=[
                 invalid_tool_call(name=None, args=broken, id=None, error="not JSON of a call") for broken in said.broken
             ],
@@ -47,7 +44,7 @@ class Talk(Iterator[str]):
 
     def chunks(self) -> Iterator[ChatGenerationChunk]:
         """The answer in pieces; the last one tells what it took."""
-        reply = self._reply
+        reply = self.reply
         try:
             for text in reply:
                 yield ChatGenerationChunk(message=AIMessageChunk(content=text, id=reply.id))
@@ -73,7 +70,7 @@ class Talk(Iterator[str]):
         yield ChatGenerationChunk(message=last, generation_info={"finish_reason": metadata["finish_reason"]})
 
     def _usage(self) -> UsageMetadata:
-        usage = self._reply.usage
+        usage = self.reply.usage
         return UsageMetadata(
             input_tokens=usage.tokens,
             output_tokens=usage.answer,
@@ -85,8 +82,8 @@ class Talk(Iterator[str]):
         return {
             "model_name": self._model,
             "model_provider": "beacon",
-            "finish_reason": self._reply.finish,
-            "beacon": self._reply.physical,
+            "finish_reason": self.reply.finish,
+            "beacon": self.reply.physical,
         }
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.documents import Document
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.serving.engine import BeaconEngine
-from beacon_memory.serving.engines import named_engine
-from beacon_memory.sessions.context import context_sessions, read_context
+from beacon_memory.serving.engines import ReadsDocuments, named_engine
+from beacon_memory.sessions.context import context_sessions
 
 Documents = str | Path | Document | Iterable["str | Path | Document"]
 
 
-class BeaconSettings(BaseModel):
+class BeaconSettings(ReadsDocuments, BaseModel):
     """The fields that `ChatBeacon` and `BeaconLLM` share."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, protected_namespaces=())
@@ -62,20 +62,15 @@ class BeaconSettings(BaseModel):
         self.model = self.engine.name
         return self
 
-    @property
-    def opened(self) -> BeaconEngine:
-        """The engine, which every instance has."""
-        assert self.engine is not None
-        return self.engine
+    if TYPE_CHECKING:
 
-    def with_context(self, documents: Documents, *, context_id: str | None = None) -> Self:
-        """This model with documents in front of every prompt, read once and kept folded under their id.
+        def with_context(self, documents: Documents, *, context_id: str | None = None) -> Self: ...
 
-        A `Path` is a file's; text, a `Document`, or any number of these (a loader's `lazy_load()`) are read as they
-        are. Where the documents are known by an id already, `bind(context_id=…)` names them again.
-        """
-        named = read_context(self.opened.memory, _texts(documents), context_id=context_id, ratio=self.beacon_ratio)
-        return self.model_copy(update={"context_id": named})
+    @staticmethod
+    def _document(one: Any) -> tuple[str, str] | None:
+        if not isinstance(one, Document):
+            return None
+        return str(one.metadata.get("source") or one.id or " ".join(one.page_content.split())[:60]), one.page_content
 
     def _sampling(self, stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         """How this answer is drawn: what the call says, else the fields; what neither says, as the core has it."""
@@ -93,19 +88,3 @@ class BeaconSettings(BaseModel):
     def _contexts(self, kwargs: dict[str, Any]) -> list[str]:
         """The sessions of the documents in front. Raises InputError for one that is not there."""
         return context_sessions(self.opened.memory, kwargs.get("context_id", self.context_id))
-
-
-def _texts(documents: Documents) -> Iterable[tuple[str, str]]:
-    from beacon_memory.talk.sources import read_source
-
-    if isinstance(documents, Document):
-        name = str(documents.metadata.get("source") or documents.id or " ".join(documents.page_content.split())[:60])
-        yield name, documents.page_content
-    elif isinstance(documents, Path):
-        text, name = read_source(documents)
-        yield name, text
-    elif isinstance(documents, str):
-        yield " ".join(documents.split())[:60], documents
-    else:
-        for one in documents:
-            yield from _texts(one)

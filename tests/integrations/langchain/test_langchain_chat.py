@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import glob
-import re
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
+from remembering import cfg, remembers, told
 
 from beacon_memory import BeaconConfig
 from beacon_memory.errors import ConfigError, InputError, ModelMismatch, StoreUnavailable
@@ -38,28 +38,10 @@ from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.testing import RedisServer, scripted_engine, sensible, tiny_checkpoint, tiny_model
 
 
-def remembers(seen: str) -> str:
-    """Says which names it has seen."""
-    return "I know " + ", ".join(sorted(set(re.findall(r"Rex\d+", seen))) or ["nobody"])
-
-
-@pytest.fixture(scope="module")
-def shared() -> BeaconEngine:
-    return scripted_engine(remembers)
-
-
 @pytest.fixture
 def llm(shared: BeaconEngine) -> ChatBeacon:
     """A model with no session in its store yet."""
     return ChatBeacon(engine=shared.with_store("memory://"), max_tokens=60)
-
-
-def cfg(**configurable: str) -> dict:
-    return {"configurable": configurable}
-
-
-def told(llm: ChatBeacon, session: str) -> list[str]:
-    return [m["content"] for m in llm.engine.session(session).messages()]
 
 
 def test_the_alias_is_the_class():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from langchain_beacon import BeaconLLM, ChatBeacon
 from langchain_core.caches import InMemoryCache
 from langchain_core.exceptions import ModelConnectionError, ModelInvalidRequestError
 from langchain_core.globals import set_llm_cache
 from langchain_core.prompts import PromptTemplate
+from remembering import cfg, remembers, told
 
 from beacon_memory.errors import StoreUnavailable
 from beacon_memory.serving.engine import BeaconEngine
@@ -17,28 +16,10 @@ from beacon_memory.stores.memory import MemoryStore
 from beacon_memory.testing import scripted_engine
 
 
-def remembers(seen: str) -> str:
-    """Says which names it has seen."""
-    return "I know " + ", ".join(sorted(set(re.findall(r"Rex\d+", seen))) or ["nobody"])
-
-
-@pytest.fixture(scope="module")
-def shared() -> BeaconEngine:
-    return scripted_engine(remembers)
-
-
 @pytest.fixture
 def llm(shared: BeaconEngine) -> BeaconLLM:
     """A model with no session in its store yet."""
     return BeaconLLM(engine=shared.with_store("memory://"), max_tokens=60)
-
-
-def cfg(**configurable: str) -> dict:
-    return {"configurable": configurable}
-
-
-def told(llm: BeaconLLM, session: str) -> list[str]:
-    return [m["content"] for m in llm.engine.session(session).messages()]
 
 
 async def test_the_text_model_batches_streams_and_counts(shared):

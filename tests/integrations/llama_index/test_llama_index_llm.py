@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
-import re
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.tools import FunctionTool, ToolMetadata
 from llama_index.llms.beacon import BeaconLLM
 from pydantic import ValidationError
+from remembering import remembers, told
 
 from beacon_memory import BeaconConfig
 from beacon_memory.errors import ConfigError, InputError, ModelMismatch, PromptTooLong, StoreUnavailable
@@ -33,24 +33,10 @@ from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.testing import RedisServer, scripted_engine, sensible, tiny_checkpoint, tiny_model
 
 
-def remembers(seen: str) -> str:
-    """Says which names it has seen."""
-    return "I know " + ", ".join(sorted(set(re.findall(r"Rex\d+", seen))) or ["nobody"])
-
-
-@pytest.fixture(scope="module")
-def shared() -> BeaconEngine:
-    return scripted_engine(remembers)
-
-
 @pytest.fixture
 def llm(shared: BeaconEngine) -> BeaconLLM:
     """A model with no session in its store yet."""
     return BeaconLLM(engine=shared.with_store("memory://"), max_new_tokens=60)
-
-
-def told(llm: BeaconLLM, session: str) -> list[str]:
-    return [m["content"] for m in llm.opened.session(session).messages()]
 
 
 def say(llm: BeaconLLM, *messages: ChatMessage | str, **how) -> str:
@@ -184,8 +170,8 @@ def test_settings_are_those_that_users_of_local_models_know(shared, monkeypatch)
 
 def test_a_password_stays_here():
     llm = BeaconLLM(redis_url="redis://:secret@localhost:6379/0")
-    for told in (repr(llm), str(llm.to_dict()), llm.to_json(), str(llm.to_payload()), str(llm.model_dump())):
-        assert "secret" not in told
+    for shown in (repr(llm), str(llm.to_dict()), llm.to_json(), str(llm.to_payload()), str(llm.model_dump())):
+        assert "secret" not in shown
     assert "redis" not in str(BeaconLLM(store="redis://:secret@localhost:6379/0").to_dict())
 
 

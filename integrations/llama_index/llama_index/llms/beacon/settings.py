@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
 from llama_index.core.llms.llm import default_completion_to_prompt
@@ -16,8 +16,8 @@ from pydantic import AliasChoices, ConfigDict, Field, SecretStr
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.serving.engine import BeaconEngine
-from beacon_memory.serving.engines import named_engine
-from beacon_memory.sessions.context import context_sessions, read_apart, read_context
+from beacon_memory.serving.engines import ReadsDocuments, named_engine
+from beacon_memory.sessions.context import context_sessions, read_apart
 from beacon_memory.sessions.memory import BeaconMemory as CoreMemory
 from beacon_memory.state.state import BeaconState
 from beacon_memory.talk.history import History
@@ -28,7 +28,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop
 CALL = ("session_id", "history", "budget", "context_id", "texts")
 
 
-class BeaconSettings(StructuredOutput):
+class BeaconSettings(ReadsDocuments, StructuredOutput):
     """The fields of `BeaconLLM`."""
 
     model_config = ConfigDict(
@@ -110,19 +110,16 @@ class BeaconSettings(StructuredOutput):
         state: dict[str, Any] = super(BeaconSettings, self.model_copy(update={"engine": None})).__getstate__()
         return state
 
-    @property
-    def opened(self) -> BeaconEngine:
-        """The engine, which every instance has."""
-        assert self.engine is not None
-        return self.engine
+    if TYPE_CHECKING:
 
-    def with_context(self, documents: Documents, *, context_id: str | None = None) -> Self:
-        """This LLM with documents in front of every prompt, read once and kept folded under their id.
+        def with_context(self, documents: Documents, *, context_id: str | None = None) -> Self: ...
 
-        A `Path` is a file's; text, a document or node, or any number of these, are read as they are.
-        """
-        named = read_context(self.opened.memory, _texts(documents), context_id=context_id, ratio=self.beacon_ratio)
-        return self.model_copy(update={"context_id": named})
+    @staticmethod
+    def _document(one: Any) -> tuple[str, str] | None:
+        if not isinstance(one, BaseNode):
+            return None
+        name = one.metadata.get("file_name") or one.metadata.get("title") or one.node_id
+        return str(name), one.get_content()
 
     def _sampling(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """How this answer is drawn: what the call says, else the fields; what neither says, as the core has it.
@@ -145,19 +142,3 @@ class BeaconSettings(StructuredOutput):
         named = context_sessions(own, kwargs.get("context_id", self.context_id))
         kept = named if memory is own else [own.view(name, own.state)[0] for name in named]
         return [*kept, read_apart(memory, kwargs.get("texts") or (), ratio=self.beacon_ratio)]
-
-
-def _texts(documents: Documents) -> Iterable[tuple[str, str]]:
-    from beacon_memory.talk.sources import read_source
-
-    if isinstance(documents, BaseNode):
-        name = documents.metadata.get("file_name") or documents.metadata.get("title") or documents.node_id
-        yield str(name), documents.get_content()
-    elif isinstance(documents, Path):
-        text, name = read_source(documents)
-        yield name, text
-    elif isinstance(documents, str):
-        yield " ".join(documents.split())[:60], documents
-    else:
-        for one in documents:
-            yield from _texts(one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory.types import BaseMemory
@@ -14,9 +14,9 @@ from pydantic import ConfigDict, Field
 
 from beacon_memory.errors import ConfigError, InputError, SessionNotFound
 from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engines import Where
 from beacon_memory.sessions.session import Session
 from beacon_memory.state.head import DOCUMENT
-from beacon_memory.stores import StateStore
 
 
 class BeaconMemory(BaseMemory):
@@ -54,29 +54,16 @@ class BeaconMemory(BaseMemory):
         llm: Any = None,
         chat_history: list[ChatMessage] | None = None,
         *,
-        model: str | None = None,
-        store: str | StateStore | None = None,
-        redis_url: str | None = None,
-        redis_client: Any = None,
-        key_prefix: str = "beacon",
-        ttl: int | None = None,
         beacon_ratio: int | None = None,
         budget: int | None = None,
+        **where: Unpack[Where],
     ) -> Self:
-        """The memory of a session, kept in the LLM's store or in one named here; `ttl` is in seconds.
+        """The memory of a session, kept in the LLM's store or in one named here (`Where`).
 
         Without an LLM its model is named: BEACON_MODEL, else "smollm2". Nothing is loaded before it is needed. Raises
         ConfigError.
         """
-        engine = engine_of(
-            llm,
-            model=model,
-            store=store,
-            redis_url=redis_url,
-            redis_client=redis_client,
-            key_prefix=key_prefix,
-            ttl=ttl,
-        )
+        engine = engine_of(llm, **where)
         session_id = session_id or str(uuid.uuid4())
         if llm is not None and llm.session_id == session_id:
             raise ConfigError(

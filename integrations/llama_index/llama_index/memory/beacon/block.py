@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 
 from beacon_memory.errors import InputError, SessionNotFound
 from beacon_memory.serving.engine import BeaconEngine
-from beacon_memory.stores import StateStore
+from beacon_memory.serving.engines import Where
 
 
 class BeaconMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
@@ -37,24 +37,11 @@ class BeaconMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
         llm: Any = None,
         *,
         engine: BeaconEngine | None = None,
-        model: str | None = None,
-        store: str | StateStore | None = None,
-        redis_url: str | None = None,
-        redis_client: Any = None,
-        key_prefix: str = "beacon",
-        ttl: int | None = None,
         **fields: Any,
     ) -> None:
         """A block over the LLM's store or one named here, as `BeaconMemory.from_defaults`. Raises ConfigError."""
-        engine = engine or engine_of(
-            llm,
-            model=model,
-            store=store,
-            redis_url=redis_url,
-            redis_client=redis_client,
-            key_prefix=key_prefix,
-            ttl=ttl,
-        )
+        where = Where(**{name: fields.pop(name) for name in Where.__annotations__ if name in fields})  # type: ignore[typeddict-item]
+        engine = engine or engine_of(llm, **where)
         super().__init__(**fields | {"engine": engine})
 
     async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> list[ChatMessage]:

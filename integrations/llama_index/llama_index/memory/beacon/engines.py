@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Unpack
 
 from llama_index.llms.beacon import BeaconLLM
 
 from beacon_memory.errors import ConfigError
 from beacon_memory.serving.engine import BeaconEngine
-from beacon_memory.serving.engines import engine_for
-from beacon_memory.stores import StateStore
+from beacon_memory.serving.engines import Where, engine_for
 
 
-def engine_of(
-    llm: Any,
-    *,
-    model: str | None,
-    store: str | StateStore | None,
-    redis_url: str | None,
-    redis_client: Any,
-    key_prefix: str,
-    ttl: int | None,
-) -> BeaconEngine:
+def engine_of(llm: Any, **where: Unpack[Where]) -> BeaconEngine:
     """An engine that keeps sessions. Raises ConfigError for another kind of LLM, and without a store."""
     if llm is not None and not isinstance(llm, BeaconLLM):
         raise ConfigError(f"this memory is read by a BeaconLLM, not by a {type(llm).__name__}: others cannot")
-    return engine_for(
-        None if llm is None else llm.opened,
-        model=model,
-        store=store,
-        redis_url=redis_url,
-        redis_client=redis_client,
-        key_prefix=key_prefix,
-        ttl=ttl,
-        environ=os.environ,
-    )
+    return engine_for(None if llm is None else llm.opened, environ=os.environ, **where)

@@ -1,0 +1,21 @@
+"""A script that says which names it has seen, and what a session of its model was told."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+
+def remembers(seen: str) -> str:
+    """Says which names it has seen."""
+    return "I know " + ", ".join(sorted(set(re.findall(r"Rex\d+", seen))) or ["nobody"])
+
+
+def told(llm: Any, session: str) -> list[str]:
+    """The words that a session remembers."""
+    return [message["content"] for message in llm.opened.session(session).messages()]
+
+
+def cfg(**configurable: str) -> dict[str, Any]:
+    """A config of LangChain's that names a session."""
+    return {"configurable": configurable}
