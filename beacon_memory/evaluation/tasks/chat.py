@@ -11,8 +11,8 @@ from beacon_memory.errors import InputError
 from beacon_memory.evaluation.data import Data
 from beacon_memory.evaluation.items import Item, Question
 from beacon_memory.evaluation.scoring import said
+from beacon_memory.evaluation.tasks.facts import Fact, draw_facts
 from beacon_memory.evaluation.tasks.reader import CHOICES, Reader
-from beacon_memory.evaluation.tasks.sayings import Fact, draw_facts
 
 # Of talks in turn: rounds of a user's message and an answer, and how many facts are told.
 SIZES = ((50, 8), (5, 3), (30, 7), (15, 5), (40, 8), (20, 6))

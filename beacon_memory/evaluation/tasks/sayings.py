@@ -9,108 +9,25 @@ import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-NAMES = (
-    *("Adele", "Aiko", "Alban", "Amara", "Anselm", "Astrid", "Basil", "Beatriz", "Bjorn", "Callum", "Carmen", "Cedric"),
-    *("Chiara", "Corinne", "Dagny", "Darius", "Delphine", "Edda", "Emil", "Enzo", "Esther", "Fabian", "Fergus"),
-    *("Fiona", "Florin", "Gideon", "Gloria", "Hamid", "Hedda", "Henrik", "Ignacio", "Imogen", "Ingrid", "Isaac"),
-    *("Jarek", "Joaquin", "Josefa", "Judith", "Kamala", "Keiko", "Lars", "Leonie", "Lorenzo", "Lucinda", "Magnus"),
-    *("Marisol", "Maud", "Mei", "Milan", "Mirela", "Nerys", "Niamh", "Noor", "Odile", "Olaf", "Ottilie", "Paloma"),
-    *("Pavel", "Petra", "Rafael", "Ramona", "Rhys", "Rufus", "Sabine", "Selma", "Signe", "Silvio", "Tamsin", "Tariq"),
-    *("Thea", "Tobias", "Ulrike", "Valentin", "Viggo", "Winifred", "Xenia", "Yannick", "Yara", "Zoltan"),
+from beacon_memory.evaluation.tasks.words import (
+    ALLERGENS,
+    ANIMALS,
+    DAYS,
+    DISHES,
+    FIRST,
+    GIFTS,
+    INSTRUMENTS,
+    JOBS,
+    MONTHS,
+    NAMES,
+    PARTS,
+    PETS,
+    SECOND,
+    STREETS,
+    SURNAMES,
+    TOWNS,
+    WAYS,
 )
-KIN = ("my cousin", "my colleague", "my aunt", "my flatmate", "my niece", "my old schoolmate", "my uncle", "my godson")
-SURNAMES = (
-    *("Abernathy", "Achterberg", "Baptista", "Calloway", "Castellano", "Drummond", "Eklund", "Fairbanks", "Gallagher"),
-    *("Haverford", "Iyengar", "Jankowski", "Kowalczyk", "Lindqvist", "Macalister", "Nakagawa", "Okonkwo", "Pemberton"),
-    *("Quarrington", "Rasmussen", "Santangelo", "Thackeray", "Underhill", "Vandermeer", "Whitlock", "Yamamoto"),
-)
-TOWNS = (
-    *("Ashford", "Bergen", "Bilbao", "Bristol", "Brno", "Bruges", "Calgary", "Coimbra", "Cork", "Dresden", "Dundee"),
-    *("Edmonton", "Exeter", "Galway", "Gdansk", "Genoa", "Graz", "Halifax", "Hobart", "Inverness", "Kilkenny", "Kyoto"),
-    *("Lausanne", "Leeds", "Leipzig", "Limerick", "Linz", "Ljubljana", "Lucerne", "Malmo", "Mannheim", "Montreal"),
-    *("Murcia", "Nantes", "Norwich", "Oaxaca", "Odense", "Ostend", "Padua", "Perth", "Plymouth", "Poznan", "Regina"),
-    *("Rennes", "Rotterdam", "Salzburg", "Savannah", "Sheffield", "Split", "Stavanger", "Swansea", "Tartu", "Toledo"),
-    *("Trieste", "Tromso", "Turku", "Utrecht", "Valencia", "Verona", "Vilnius", "Winnipeg", "Wroclaw", "York"),
-)
-PETS = (
-    *("Apricot", "Bandit", "Barnaby", "Bramble", "Cashew", "Chutney", "Clementine", "Dumpling", "Figaro", "Fudge"),
-    *("Gizmo", "Gnocchi", "Huckleberry", "Jellybean", "Kiwi", "Marbles", "Marzipan", "Moose", "Mustard", "Noodle"),
-    *("Nutmeg", "Paprika", "Parsley", "Pickle", "Pistachio", "Popcorn", "Pretzel", "Radish", "Rascal", "Rhubarb"),
-    *("Scout", "Sesame", "Snickers", "Sprout", "Tofu", "Truffle", "Turnip", "Waffles", "Wasabi", "Ziggy"),
-)
-ANIMALS = ("rabbit", "parrot", "tortoise", "hamster", "canary", "guinea pig", "ferret", "donkey", "pony", "goat")
-JOBS = (
-    *("archaeologist", "beekeeper", "blacksmith", "bookbinder", "brewer", "cartographer", "chiropractor", "cobbler"),
-    *(
-        "conductor",
-        "dietitian",
-        "electrician",
-        "florist",
-        "forester",
-        "geologist",
-        "glazier",
-        "interpreter",
-        "jeweller",
-    ),
-    *("locksmith", "marine biologist", "midwife", "notary", "optician", "paramedic", "pharmacist", "plumber", "potter"),
-    *("roofer", "saddler", "sommelier", "stonemason", "surveyor", "tailor", "tax adviser", "upholsterer", "vet"),
-)
-DISHES = (
-    *("aubergine lasagne", "bean stew", "beetroot salad", "butter chicken", "cabbage rolls", "carrot cake", "ceviche"),
-    *("cheese fondue", "chickpea curry", "clam chowder", "couscous", "fish pie", "gazpacho", "goulash", "kimchi"),
-    *("leek quiche", "lemon tart", "miso soup", "moussaka", "mushroom risotto", "onion soup", "paella", "pea soup"),
-    *("pierogi", "plum crumble", "potato gratin", "pumpkin ravioli", "ratatouille", "shakshuka", "spinach pie"),
-    *("stuffed peppers", "tabbouleh", "tiramisu", "tomato tarte", "treacle pudding", "walnut bread"),
-)
-ALLERGENS = (
-    *("celery", "shellfish", "sesame seeds", "mustard", "lupin", "strawberries", "peaches", "hazelnuts", "kiwi fruit"),
-    *("cashews", "oysters", "soy", "buckwheat", "rye", "pineapple", "cinnamon", "coriander", "sunflower seeds"),
-)
-INSTRUMENTS = (
-    *("accordion", "banjo", "bassoon", "bagpipes", "cello", "clarinet", "cornet", "double bass", "dulcimer", "harp"),
-    *("harpsichord", "mandolin", "oboe", "trombone", "tuba", "ukulele", "viola", "xylophone", "zither", "French horn"),
-)
-GIFTS = (
-    *("a bread knife", "a chess set", "a compass", "a feather pillow", "a fountain pen", "a globe", "a hammock"),
-    *("a jigsaw puzzle", "a kite", "a leather wallet", "a magnifying glass", "a music box", "a pair of binoculars"),
-    *("a pasta machine", "a pepper mill", "a picnic blanket", "a pocket watch", "a sewing kit", "a silk scarf"),
-    *("a snow globe", "a teapot", "a telescope", "a terrarium", "a thermos flask", "a toolbox", "a wine rack"),
-    *("an apron", "an atlas", "an easel", "an umbrella", "a sundial", "a cactus", "a bird feeder", "a watering can"),
-)
-FIRST = (
-    *("Amber", "Blue", "Brass", "Broken", "Copper", "Crimson", "Crooked", "Distant", "Drowsy", "Empty", "Frozen"),
-    *("Gilded", "Glass", "Hidden", "Hollow", "Iron", "Ivory", "Jolly", "Laughing", "Lonely", "Lucky", "Marble"),
-    *("Midnight", "Misty", "Paper", "Patient", "Purple", "Restless", "Rusty", "Scarlet", "Silent", "Sleepy", "Velvet"),
-)
-SECOND = (
-    *("Anchor", "Badger", "Bicycle", "Candle", "Chimney", "Comet", "Compass", "Crow", "Dolphin", "Feather", "Fiddler"),
-    *("Fox", "Gardener", "Goose", "Harbour", "Hedgehog", "Heron", "Kettle", "Lantern", "Lighthouse", "Magpie"),
-    *(
-        "Mirror",
-        "Orchard",
-        "Otter",
-        "Owl",
-        "Pelican",
-        "Piper",
-        "Quill",
-        "River",
-        "Sailor",
-        "Sparrow",
-        "Spoon",
-        "Tailor",
-    ),
-)
-STREETS = (
-    *("Acorn", "Bramley", "Chestnut", "Cloister", "Dovecote", "Elder", "Ferry", "Foundry", "Hawthorn", "Larkspur"),
-    *("Linden", "Meadow", "Mulberry", "Orchard", "Primrose", "Quarry", "Rowan", "Sycamore", "Tannery", "Weaver"),
-)
-WAYS = ("Lane", "Road", "Street", "Close", "Terrace", "Hill")
-MONTHS = (
-    *("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November"),
-    "December",
-)
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
-PARTS = ("mornings", "afternoons", "evenings")
 
 
 @dataclass(frozen=True)
@@ -424,66 +341,3 @@ SAYINGS = (
         things=("town library", "tourist office", "garden centre", "repair shop"),
     ),
 )
-
-
-@dataclass(frozen=True)
-class Fact:
-    """Something that is told in a talk, once or a second time with another value, and asked for."""
-
-    about: tuple[int, str]  # which saying, and of whom or what: no other fact of the talk is about it
-    group: str
-    by: str  # who says it, "user" or "assistant"
-    told: tuple[str, ...]  # what is said, in order
-    ask: str
-    gold: tuple[str, ...]  # ways to say the value that counts
-    right: str
-    wrong: tuple[str, ...]  # values of the same kind: that which was changed, those of others
-
-    @property
-    def changed(self) -> bool:
-        """Whether it was another value at first."""
-        return len(self.told) > 1
-
-
-WRONG = 12  # values that a fact does not have, to choose from
-CHANGED = 0.4  # of what may change
-
-
-def draw_facts(draw: random.Random, count: int) -> list[Fact]:
-    """So many facts of one talk, no two about the same and no two with the same value."""
-    people = [f"{draw.choice(KIN)} {name}" for name in draw.sample(NAMES, 4)]
-    found: dict[tuple[int, str], Fact] = {}
-    taken: set[str] = set()
-    while len(found) < count:
-        saying = draw.choice(SAYINGS)
-        who, thing = draw.choice(people), draw.choice(saying.things or ("",))
-        about = SAYINGS.index(saying), who if "{name}" in saying.asked[0] else thing
-        values = [saying.values(draw) for _ in range(WRONG)]
-        values = [value for value in {value.gold: value for value in values}.values() if value.text not in taken]
-        if about in found or len(values) < 4 or any(value.text in person for value in values for person in people):
-            continue
-        changes = bool(saying.changed) and draw.random() < CHANGED
-        right, *others = values
-        words = {"who": who, "name": who.split()[-1], "x": thing}
-        told = [_sentence(draw.choice(saying.told), v=(others[0] if changes else right).text, **words)]
-        if changes:
-            told.append(_sentence(draw.choice(saying.changed), v=right.text, old=others[0].text, **words))
-        ask = _sentence(draw.choice(saying.asked), **words)
-        wrong = tuple(value.text for value in others)
-        found[about] = Fact(about, saying.group, saying.by, tuple(told), ask, right.gold, right.text, wrong)
-        taken |= {right.text, *((others[0].text,) if changes else ())}
-    return list(found.values())
-
-
-def _sentence(template: str, **words: str) -> str:
-    """
-    >>> _sentence("{who} is a {v}.", who="my aunt", v="optician")
-    'My aunt is an optician.'
-    """
-    text = template.format(**words)
-    for vowel in "aeiou":
-        text = text.replace(f" a {vowel}", f" an {vowel}")
-    for start in (". ", "? "):
-        head, *rest = text.split(start)
-        text = start.join([head, *(part[:1].upper() + part[1:] for part in rest)])
-    return text[:1].upper() + text[1:]
