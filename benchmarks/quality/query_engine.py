@@ -197,7 +197,7 @@ class Bench:
         if same < len(story.item.context):
             self._raws[method] = (ids, read_raw(self.model, self.model.empty, tuple(ids)))
             return self._read(method, story, ids)
-        return past.front(same), ids[same:]
+        return past.leading(same), ids[same:]
 
 
 def asked(question: Question) -> str:

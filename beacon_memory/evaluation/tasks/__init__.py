@@ -1,14 +1,7 @@
 """The eight tasks. Items are a function of the data, the seed and their number: more items begin with the fewer ones.
 
-`prose`     256 tokens are folded, the next 128 scored
-`copy`      128 tokens are folded, and read again: exact recall
-`qa`        a story is folded, then asked about what it told 1 to 20 sections ago; the right answer also stands among
-            answers of its length to questions about other stories, which no knowledge of how answers sound tells apart
-`dialogue`  a conversation is folded, then the user's own words asked for, among values other people gave
-`needle`    facts in 1K to 16K tokens of a novel, asked for among wrong ones
-`long`      the same 256 tokens of a novel after 2K, 4K, ... of it, the newest 512 raw, the rest read as a document
-`chat`      what was said in passing in a talk of 5 to 50 rounds, some of it changed since, as a session keeps it
-`near`      the same in a talk that is raw, behind more and more slots of something else
+May import: evaluation's `items`, `data`, models, `talk`. Hands out: `TASKS`, `make_task`.
+A new task goes here: a function that yields items, and its line in `TASKS`.
 """
 
 from __future__ import annotations
@@ -31,6 +24,15 @@ __all__ = ["TASKS", "Reader", "make_task"]
 
 Maker = Callable[..., Iterator[Item]]
 # name -> makes items, headline figure of ranked answers, what it is
+# `prose`     256 tokens are folded, the next 128 scored
+# `copy`      128 tokens are folded, and read again: exact recall
+# `qa`        a story is folded, then asked about what it told 1 to 20 sections ago; the right one also stands among
+#             answers of its length about other stories, which no knowledge of how answers sound tells apart
+# `dialogue`  a conversation is folded, then the user's own words asked for, among values other people gave
+# `needle`    facts in 1K to 16K tokens of a novel, asked for among wrong ones
+# `long`      the same 256 tokens of a novel after 2K, 4K, ... of it, the newest 512 raw, the rest read as a document
+# `chat`      what was said in passing in a talk of 5 to 50 rounds, some of it changed since, as a session keeps it
+# `near`      the same in a talk that is raw, behind more and more slots of something else
 TASKS: dict[str, tuple[Maker, str, str]] = {
     "prose": (prose, "kept", "share of the context's worth kept, next 128 tokens after 256"),
     "copy": (copying, "loss", "loss on the same 128 tokens again, in nats"),
