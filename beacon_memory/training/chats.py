@@ -14,23 +14,23 @@ from beacon_memory.training.facts import draw_own
 Message = Mapping[str, str]
 
 _FIRST = (
-    *("Adele", "Arthur", "Beatrix", "Boris", "Carmen", "Cedric", "Daphne", "Edgar", "Estelle", "Felix", "Frida"),
-    *("Gilbert", "Hanna", "Harold", "Imogen", "Ivan", "Judith", "Karim", "Leila", "Leon", "Mabel", "Magnus", "Mira"),
-    *("Nils", "Noor", "Otto", "Pamela", "Pedro", "Ralph", "Renata", "Saskia", "Stefan", "Theo", "Ursula", "Viktor"),
+    *("Arthur", "Beatrix", "Boris", "Daphne", "Edgar", "Estelle", "Felix", "Frida"),
+    *("Gilbert", "Hanna", "Harold", "Ivan", "Karim", "Leila", "Leon", "Mabel", "Mira"),
+    *("Nils", "Otto", "Pamela", "Pedro", "Ralph", "Renata", "Saskia", "Stefan", "Theo", "Ursula", "Viktor"),
 )
 _TOWNS = (
-    *("Antwerp", "Basel", "Bergen", "Bristol", "Cordoba", "Dakar", "Dresden", "Exeter", "Florence", "Geneva", "Genoa"),
-    *("Hanoi", "Hobart", "Kiel", "Leeds", "Malmo", "Mumbai", "Nantes", "Osaka", "Perth", "Pisa", "Prague", "Rabat"),
-    *("Salzburg", "Santiago", "Split", "Tallinn", "Toledo", "Trieste", "Utrecht", "Vienna", "Warsaw", "York"),
+    *("Antwerp", "Basel", "Cordoba", "Dakar", "Florence", "Geneva"),
+    *("Hanoi", "Kiel", "Mumbai", "Osaka", "Pisa", "Prague", "Rabat"),
+    *("Santiago", "Tallinn", "Vienna", "Warsaw"),
 )
 _TRADES = (
-    *("accountant", "architect", "baker", "bus driver", "butcher", "dentist", "detective", "electrician", "farmer"),
-    *("firefighter", "gardener", "jeweller", "judge", "librarian", "locksmith", "musician", "optician", "pharmacist"),
-    *("photographer", "postman", "programmer", "sailor", "sculptor", "shepherd", "tailor", "translator", "vet"),
+    *("accountant", "architect", "baker", "bus driver", "butcher", "dentist", "detective", "farmer"),
+    *("firefighter", "judge", "librarian", "musician"),
+    *("photographer", "postman", "programmer", "sculptor", "shepherd", "translator"),
 )
 _PEOPLE = (
-    *("my aunt", "my boss", "my brother", "my colleague", "my cousin", "my daughter", "my father", "my flatmate"),
-    *("my grandmother", "my landlady", "my mother", "my neighbour", "my nephew", "my partner", "my son", "my uncle"),
+    *("my boss", "my brother", "my daughter", "my father"),
+    *("my grandmother", "my landlady", "my mother", "my neighbour", "my nephew", "my partner", "my son"),
 )
 _TASTES = (
     *("apple pie", "black coffee", "blueberries", "chess", "crosswords", "fishing", "folk music", "gardening"),

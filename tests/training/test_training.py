@@ -16,11 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from beacon_memory import BeaconConfig
 from beacon_memory.errors import AdapterError, ConfigError, InputError, TrainingError
+from beacon_memory.evaluation.tasks import words as evaluation_words
 from beacon_memory.models.adapter import published_config
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.testing import tiny_model
 from beacon_memory.testing.models import tiny_tokenizer
-from beacon_memory.training import gates
+from beacon_memory.training import chats, facts, gates
 from beacon_memory.training import trainer as trainer_module
 from beacon_memory.training.data import Corpus, Dialogue, read_corpus
 from beacon_memory.training.examples import Examples, Mixture
@@ -367,6 +368,20 @@ def test_facts_told_in_passing_are_asked_for_in_free_words_and_only_where_they_w
                 assert answer.endswith(".")
                 assert any(word in context for word in answer.rstrip(".").split()[-1:])
     assert asked > 10
+
+
+def test_no_word_of_the_evaluation_is_one_that_beacons_are_trained_on():
+    def words(module: Any) -> set[str]:
+        lists = [
+            value for name, value in vars(module).items() if name.lstrip("_").isupper() and isinstance(value, tuple)
+        ]
+        return {word.lower() for found in lists for word in found if isinstance(word, str)}
+
+    days = {word.lower() for word in (*evaluation_words.DAYS, *evaluation_words.MONTHS)}
+    assert len(words(chats)) > 100
+    assert (words(evaluation_words) - days) & words(chats) == set()
+    colours = {word.lower() for word in facts._COLOURS}
+    assert (words(evaluation_words) - days - colours) & (words(facts) - set(facts._ADJECTIVES)) == set()
 
 
 def test_near_reads_talks_and_prose_behind_a_text_that_has_nothing_to_do_with_them():

@@ -73,10 +73,10 @@ GIFTS = (
 FIRST = (
     *("Amber", "Blue", "Brass", "Broken", "Copper", "Crimson", "Crooked", "Distant", "Drowsy", "Empty", "Frozen"),
     *("Gilded", "Glass", "Hidden", "Hollow", "Iron", "Ivory", "Jolly", "Laughing", "Lonely", "Lucky", "Marble"),
-    *("Midnight", "Misty", "Paper", "Patient", "Purple", "Restless", "Rusty", "Scarlet", "Silent", "Sleepy", "Velvet"),
+    *("Midnight", "Misty", "Paper", "Patient", "Purple", "Restless", "Rusty", "Scarlet", "Silent", "Sleepy"),
 )
 SECOND = (
-    *("Anchor", "Badger", "Bicycle", "Candle", "Chimney", "Comet", "Compass", "Crow", "Dolphin", "Feather", "Fiddler"),
+    *("Anchor", "Badger", "Bicycle", "Candle", "Chimney", "Compass", "Crow", "Dolphin", "Feather", "Fiddler"),
     *("Fox", "Gardener", "Goose", "Harbour", "Hedgehog", "Heron", "Kettle", "Lantern", "Lighthouse", "Magpie"),
     *(
         "Mirror",
