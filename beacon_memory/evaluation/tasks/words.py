@@ -1,4 +1,6 @@
-"""The words that made-up sayings are filled with; none of them is one that beacons are trained on."""
+"""The words that made-up sayings are filled with; no name, town, trade or pet of them is one that beacons are trained
+on.
+"""
 
 from __future__ import annotations
 
