@@ -189,7 +189,7 @@ def _ending(pairs: Pairs) -> Pairs:
 
 
 def _same(a: Message, b: Message) -> bool:
-    return a["role"] == b["role"] and a["content"].strip() == b["content"].strip()
+    return bool(a["role"] == b["role"] and a["content"].strip() == b["content"].strip())
 
 
 def _pasted(stored: Message, given: Message) -> bool:

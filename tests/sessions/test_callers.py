@@ -29,7 +29,8 @@ def caller(seed: int) -> tuple[str, Talk, Talk]:
     """What a caller means, what its session holds, and the list that it sends."""
     rng = random.Random(seed)
     kind = rng.choice(GOES_ON + PARTS)
-    named = kind in ("new ids", "duplicate ids", "restarted ids", "redact") or (kind not in ("no ids", "pasted") and rng.random() < 0.5)
+    always, never = ("new ids", "duplicate ids", "restarted ids", "redact"), ("no ids", "pasted")
+    named = kind in always or (kind not in never and rng.random() < 0.5)
     held: Talk = []
     for n in range(rng.randint(5 if kind == "greeting" else 3, 9)):
         held.append({"role": "user", "content": f"I tell you {n}: {rng.choice(['Lyon', 'the sea', 'Rex'])}."})
