@@ -321,7 +321,7 @@ class BeaconModel:
         sink = min(sink, len(ids))
         ratio = 1 if len(ids) == sink else ratio
         config = self.config if slot_dtype is None else self.config.replace(slot_dtype=slot_dtype)
-        parent, again = chain(segment.digest for segment in before), overlapped(before, config=config)
+        parent, again = chain(segment.name for segment in before), overlapped(before, config=config)
         named: dict[str, Any] = {"ratio": ratio, "sink": sink, "overlap": len(again)}
         digest = segment_digest(ids, **named, parent=parent, config=config, fingerprint=self.fingerprint)
         if known is not None and (segment := known(digest)) is not None:

@@ -76,6 +76,7 @@ class Session(StoredSession):
             return head, state, pages | more
 
         self.change(change)
+        self._memory.store.scrub()
 
     def add_document(self, source: str | Path, *, name: str | None = None, progress: Progress | None = None) -> None:
         """Read a document: the path of a UTF-8 text file, or the text itself. One that the session has read is not
@@ -209,6 +210,8 @@ class Session(StoredSession):
     def fork(self, new: str) -> Session:
         """A new session that begins where this one stands; nothing is copied but names. Raises SessionExists."""
         self._memory.store.fork(self.id, check_session(new))
+        self._memory.begin(new, create=True)
+        self._memory.let_go(new)
         return Session(self._memory, new, ratio=self._ratio, budget=self._budget, slot_dtype=self._slot_dtype)
 
     def rewind(self, messages: int) -> None:
@@ -226,13 +229,15 @@ class Session(StoredSession):
             return back(self._memory, head, state, past, messages)
 
         self.change(change, create=False)
+        self._memory.store.scrub()
 
     def export(self, path: str | Path) -> None:
         """The whole session in one file, for `BeaconMemory.import_session`. Raises SessionNotFound, InputError."""
         stored, _ = self._memory.store.load(self.id)
         write_archive(path, Exported(self.id, stored.body, dict(self._memory.read(stored.digests))))
 
-    def forget(self) -> None:
-        """Remove the session, and every byte that no other session names. Raises SessionNotFound."""
-        self._memory.resident(self.id)  # taken, and gone
-        self._memory.store.delete(self.id)
+    def forget(self) -> list[str]:
+        """Remove the session, and every byte that no other session names, from the store and from this process; gives
+        what is left to do before no file holds them, in sentences (docs/security.md). Raises SessionNotFound.
+        """
+        return self._memory.forget(self.id)
