@@ -14,7 +14,7 @@ from beacon_memory.state.state import BeaconState
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
     from beacon_memory.state.state import Segment
-    from beacon_memory.talk.transcript import Message
+    from beacon_memory.talk.messages import Message
 
 
 @dataclass(frozen=True)

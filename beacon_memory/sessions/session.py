@@ -20,8 +20,8 @@ from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.state import BeaconState, chain
 from beacon_memory.stores.base import check_session
 from beacon_memory.talk.history import match
+from beacon_memory.talk.messages import check_message
 from beacon_memory.talk.sources import check_text, read_source
-from beacon_memory.talk.transcript import check_message
 
 Messages = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 

@@ -16,7 +16,7 @@ from beacon_memory.stores.base import check_session, not_found, retrying
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
-    from beacon_memory.talk.transcript import Message
+    from beacon_memory.talk.messages import Message
 
 Progress = Callable[[int], None]
 Change = Callable[[SessionHead, BeaconState], Changed]

@@ -15,8 +15,8 @@ from beacon_memory.sessions.stored import StoredSession
 from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.state import BeaconState, Segment
 from beacon_memory.talk.history import History, Match, all_new, match
+from beacon_memory.talk.messages import read_messages
 from beacon_memory.talk.tools import Tool
-from beacon_memory.talk.transcript import check_message
 
 if TYPE_CHECKING:
     from threading import Event
@@ -82,14 +82,14 @@ class Turn(Pieces):
         `Session.ask` takes it. Raises InputError, ConfigError; when read, PromptTooLong, BudgetExceeded, StoreError.
         """
         self._memory = memory
-        self._messages = [dict(check_message(message)) for message in messages]
+        self._messages = read_messages(messages)
         self._session = session
         self._history: History = history
         self._contexts = tuple(contexts)
         self._system, self._tools = system, tuple(tools)
         self._keep, self._raw, self._behind, self._close = keep, raw, behind, close
         self._remember = remember or _plain
-        self._sampling = {"stop": memory.transcript.stop} | sampling
+        self._sampling = sampling | {"stop": memory.transcript.stops(sampling.get("stop"))}
         Sampling(**self._sampling)
         self._found: set[str] = set()  # segments that were folded before, by whomever
         self._begun: list[_Begun] = []
@@ -122,7 +122,7 @@ class Turn(Pieces):
         answer = begun.stream.answer
         assert answer is not None
         if self._writes:
-            self._commit(begun, answer.text)
+            self._commit(begun, self._memory.transcript.spoken(answer.text))
         self._whole.append((answer, self._usage(begun, answer)))
 
     def _begin(self) -> _Begun:
@@ -306,7 +306,7 @@ class _Begun:
 def stream_answer(memory: Repository, prompt: Prompt, **sampling: Any) -> Stream:
     """The answer to a prompt, in pieces as they come. Raises ConfigError, PromptTooLong."""
     resident = memory.resident(*prompt.resident) if prompt.resident else None
-    sampling = {"stop": prompt.stop} | sampling
+    sampling |= {"stop": _stops(prompt, sampling)}
     return memory.model.stream(list(prompt.ids), prompt.state, resident=resident, **sampling)
 
 
@@ -319,8 +319,14 @@ def batch_answers(
     """
     residents = [memory.resident(*prompt.resident) if prompt.resident else None for prompt in prompts]
     ids, states = [list(prompt.ids) for prompt in prompts], [prompt.state for prompt in prompts]
-    sampling = {"stop": prompts[0].stop} | sampling
+    sampling |= {"stop": _stops(prompts[0], sampling)}
     return memory.model.answers(ids, states, residents=residents, left=left, **sampling)
+
+
+def _stops(prompt: Prompt, sampling: Mapping[str, Any]) -> tuple[str, ...]:
+    """What ends an answer: a caller's stop strings, and those of the prompt."""
+    own = sampling.get("stop") or ()
+    return tuple(dict.fromkeys([*([own] if isinstance(own, str) else own), *prompt.stop]))
 
 
 def _plain(text: str) -> Message | None:
