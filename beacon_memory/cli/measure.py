@@ -22,6 +22,7 @@ app = typer.Typer()
 QUICK_TASKS = ("prose", "copy", "needle")  # they need no data
 QUICK_METHODS = "full,none,last-window,bm25,kv-subsample,eviction,beacon-last,beacon,control"
 QUICK_ITEMS = 8
+PACKAGED, ALONE = "packaged", ":scorer"  # an adapter's folder may be named so, and end with that
 
 
 @app.command("eval")
@@ -30,33 +31,51 @@ def evaluate(
     model: Model = "smollm2",
     data: Annotated[
         Path | None,
-        typer.Option(help="novels/*.txt, fairytaleqa/val.jsonl, dialogues/sgd-train.jsonl", show_default="none"),
+        typer.Option(
+            help="novels/*.txt, fairytaleqa/val.jsonl, dialogues/sgd-train.jsonl, dialogues/topical-chat.jsonl",
+            show_default="none",
+        ),
     ] = None,
     tasks: Annotated[
-        str, typer.Option(help="prose, copy, qa, dialogue, needle, long", show_default="all that --data serves")
+        str,
+        typer.Option(help="prose, copy, qa, dialogue, needle, long, chat, near", show_default="all that --data serves"),
     ] = "",
     methods: Annotated[str, typer.Option(help="baselines, beacons and the controls", show_default="all")] = "",
+    answers: Annotated[
+        str, typer.Option(help="written: what the model says itself; ranked: which of some answers it likes best")
+    ] = "written,ranked",
     ratios: Annotated[str, typer.Option(help="tokens per KV entry", show_default="2,4,8,16; quick 4,8")] = "",
     items: Annotated[int | None, typer.Option(help="questions of a cell", show_default="200; quick 8")] = None,
     minutes: Annotated[float, typer.Option("--minutes-per-cell", help="a cell stops after this")] = 10.0,
-    lengths: Annotated[str, typer.Option(help="of needle and long, in tokens", show_default="1K-16K, 2K-32K")] = "",
+    lengths: Annotated[
+        str, typer.Option(help="of needle and long in tokens, of near in slots", show_default="1K-16K, 2K-32K, 0.5K-4K")
+    ] = "",
     adapter: Annotated[
-        list[str] | None, typer.Option(help="NAME=FOLDER of beacon weights, again for more", show_default="auto")
+        list[str] | None,
+        typer.Option(
+            help="NAME=FOLDER of beacon weights, again for more; FOLDER:scorer is its scorer alone, and "
+            "'packaged' the adapter that comes with the model",
+            show_default="auto",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="which items")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="a few items, minutes; needs no --data")] = False,
 ) -> None:
     """Measure what a memory is worth, beside other ways to keep as few KV entries."""
-    from beacon_memory.evaluation.methods import METHODS, chosen, common_settings
+    from beacon_memory.evaluation.items import ANSWERS
+    from beacon_memory.evaluation.methods import CONTROL_RATIO, METHODS, chosen, common_settings
     from beacon_memory.evaluation.tasks import TASKS
     from beacon_memory.models.adapter import adapter_config
 
     names = _list(tasks) or list(QUICK_TASKS if data is None else TASKS)
     if unknown := [name for name in names if name not in TASKS]:
         raise ConfigError(f"no task {unknown[0]!r}; there are {', '.join(TASKS)}")
+    kinds = _list(answers)
+    if not kinds or not set(kinds) <= set(ANSWERS):
+        raise ConfigError(f"--answers are {' and '.join(ANSWERS)}, joined by a comma, not {answers!r}")
     asked = _list(methods) or (_list(QUICK_METHODS) if quick else list(METHODS))
     chosen(asked, {})  # what is misspelt or not there is refused before a model is loaded
-    for folder in _adapters(adapter or [], None).values():
+    for folder in _adapters(adapter or [], None, out).values():
         adapter_config(folder)
     wanted = _numbers(ratios or ("4,8" if quick else "2,4,8,16"), "ratios")
     number = items or (QUICK_ITEMS if quick else 200)
@@ -66,7 +85,7 @@ def evaluate(
     from beacon_memory.evaluation.reporting.plots import draw
     from beacon_memory.evaluation.reporting.results import Results
     from beacon_memory.evaluation.reporting.tables import markdown, summarise, terminal_tables, verdict
-    from beacon_memory.evaluation.runner import measure
+    from beacon_memory.evaluation.runner import cells, measure, suitable
     from beacon_memory.evaluation.tasks import make_task
 
     results = Results(out)
@@ -87,21 +106,25 @@ def evaluate(
                 source,
                 items=number,
                 seed=seed,
-                **({"lengths": sizes} if sizes and name in ("needle", "long") else {}),
+                ratio=CONTROL_RATIO if CONTROL_RATIO in wanted else min(wanted),
+                **({"lengths": sizes} if sizes and name in ("needle", "long", "near") else {}),
             )
             for name in names
         ]
+        for task in made:
+            suitable(task, kinds)  # refused before any is measured
     fingerprint, tokenizer = loaded.fingerprint.model, loaded.tokenizer
     lm = loaded.detach()
     # Asked of the base model alone: with beacons attached it has another fingerprint.
-    adapters = _adapters(adapter or ["auto"], packaged_adapter(model, lm))
+    adapters = _adapters(adapter or ["auto"], packaged_adapter(model, lm), out)
     about = _about(model, fingerprint, seed=seed)
     measured: list[tuple[Task, list[Summary]]] = []
     compared = chosen(asked, adapters)
-    cells = sum(len(method.ratios(wanted)) for method in compared)
     if "beacon" in asked and not adapters:
         say(f"no adapter comes with {model}: trained beacons are left out (--adapter NAME=FOLDER)")
-    with progress("measuring", sum(len(task.items) * cells for task in made), unit="items") as advance:
+    with progress(
+        "measuring", sum(len(task.items) * cells(task, compared, wanted) for task in made), unit="items"
+    ) as advance:
         for task in made:
             kept = measure(
                 lm,
@@ -112,6 +135,7 @@ def evaluate(
                 results=results,
                 common=common_settings(adapters),
                 seconds=60 * minutes,
+                answers=kinds,
                 progress=lambda doing, done: advance(done, doing),
             )
             order = [method.name for method in compared]
@@ -142,8 +166,11 @@ def _numbers(given: str, what: str) -> tuple[int, ...]:
     return found
 
 
-def _adapters(given: list[str], packaged: Path | None) -> dict[str, Path]:
-    """Folders by the name they have in tables. Raises ConfigError."""
+def _adapters(given: list[str], packaged: Path | None, out: Path) -> dict[str, Path]:
+    """Folders by the name they have in tables; of a scorer alone, one in the folder of results. Raises ConfigError.
+
+    Without a `packaged` adapter those that are made of it are left out.
+    """
     found: dict[str, Path] = {}
     for one in given:
         name, equals, folder = one.partition("=")
@@ -152,7 +179,16 @@ def _adapters(given: list[str], packaged: Path | None) -> dict[str, Path]:
         elif one != "none":
             if not equals or not name or not folder:
                 raise ConfigError(f"--adapter is NAME=FOLDER, 'auto' or 'none', not {one!r}")
-            found[f"beacon-{name}" if not name.startswith("beacon") else name] = Path(folder)
+            whole = folder.removesuffix(ALONE)
+            path = packaged if whole == PACKAGED else Path(whole)
+            if path is None:
+                continue
+            if whole != folder:
+                from beacon_memory.models.adapter import save_scorer
+
+                save_scorer(path, alone := out / "adapters" / name)
+                path = alone
+            found[f"beacon-{name}" if not name.startswith("beacon") else name] = path
     return found
 
 

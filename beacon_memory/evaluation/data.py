@@ -16,7 +16,8 @@ SHIPPED = "kjv_stories.txt"
 
 @dataclass(frozen=True)
 class Data:
-    """A folder with `novels/*.txt`, `fairytaleqa/val.jsonl` and `dialogues/sgd-train.jsonl`; None has one short text.
+    """A folder with `novels/*.txt`, `fairytaleqa/val.jsonl`, `dialogues/sgd-train.jsonl` and
+    `dialogues/topical-chat.jsonl`; None has one short text.
 
     Each task reads what it needs. Raises InputError that names the file.
     """
@@ -42,6 +43,11 @@ class Data:
     def dialogues(self) -> list[dict[str, Any]]:
         """Dialogues with `turns`: role, content, slots."""
         return self._lines("dialogues/sgd-train.jsonl", needs=("turns",))[-DIALOGUES:]
+
+    def talks(self) -> list[list[str]]:
+        """What two people say in turn, of nothing in particular."""
+        lines = self._lines("dialogues/topical-chat.jsonl", needs=("turns",))[-DIALOGUES:]
+        return [[" ".join(str(turn["content"]).split()) for turn in line["turns"]] for line in lines]
 
     def _lines(self, name: str, *, needs: tuple[str, ...]) -> list[dict[str, Any]]:
         if self.folder is None:

@@ -2,26 +2,32 @@
 
 `full` and `none` are the ends of the scale. `last-window` and `bm25` keep text and read it raw; `kv-subsample` and
 `eviction` keep entries of one raw pass; a beacon memory is what `BeaconModel.compress` gives, the product's own path.
+An item with a system prompt is read as a session's prompt is: what is folded, system prompt, raw tail. Its raw talk
+begins with the system prompt, as a session's does that has folded nothing.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from beacon_memory.config import BeaconConfig, slot_count
-from beacon_memory.evaluation.eviction import Kept, evenly_kept, evict, most_expected
+from beacon_memory.evaluation.eviction import Kept, Rule, evenly_kept, evict, most_expected
 from beacon_memory.evaluation.items import Item, Question
 from beacon_memory.evaluation.retrieval import best_chunks
 from beacon_memory.fold.fold import fold
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.state.budget import next_refold
-from beacon_memory.state.state import Segment
+from beacon_memory.state.state import Segment, overlapped
 
 BASELINES = ("full", "none", "last-window", "bm25", "kv-subsample", "eviction")
+SEGMENTS = 96  # of the last documents: three of 16K tokens
 
 
 @dataclass(frozen=True)
@@ -30,27 +36,29 @@ class Plan:
 
     slots: int
     tail: int  # newest tokens, raw
+    again: int = 0  # tokens in front of the tail that are read a second time
 
     @property
     def entries(self) -> int:
         """All KV entries."""
-        return self.slots + self.tail
+        return self.slots + self.again + self.tail
 
 
-def plan(tokens: int, *, ratio: int, config: BeaconConfig, budget: int, raw: int) -> Plan:
-    """The entries that are kept, by counting alone: windows of a document, old ones folded coarser, and a raw tail."""
+def plan(tokens: int, *, ratio: int, config: BeaconConfig, budget: int, raw: int, talk: bool = False) -> Plan:
+    """The entries that are kept, by counting alone: windows, old ones folded coarser, and a raw tail."""
     segments: list[Segment] = []
     left = max(tokens - raw, 0)
     while left:
         sink = 0 if segments else config.sink
-        taken = min(left, sink + config.document_window)
+        taken = min(left, sink + (config.window if talk else config.document_window))
         left -= taken
         segments.append(_sketch(taken, ratio=ratio, sink=min(sink, taken)))
         while sum(segment.slots for segment in segments) > budget:
             index, coarser = next_refold(segments, budget)
             old = segments[index]
             segments[index] = _sketch(len(old.ids), ratio=coarser, sink=old.sink)
-    return Plan(sum(segment.slots for segment in segments), min(tokens, raw))
+    again = len(overlapped(segments, config=config)) if talk and raw else 0
+    return Plan(sum(segment.slots for segment in segments), min(tokens, raw), again)
 
 
 def _sketch(tokens: int, *, ratio: int, sink: int) -> Segment:
@@ -59,55 +67,97 @@ def _sketch(tokens: int, *, ratio: int, sink: int) -> Segment:
     return Segment("", "", (0,) * tokens, ratio, sink, (shape, shape))
 
 
-class Memories:
-    """Memories of one item by method and ratio, on one attached model; the raw pass that several need is made once."""
+class Recent:
+    """The segments that were folded last: the items of some tasks begin alike."""
 
-    def __init__(self, model: BeaconModel, item: Item, *, raw: int) -> None:
+    def __init__(self) -> None:
+        self._segments: OrderedDict[str, Segment] = OrderedDict()
+
+    def get(self, digest: str) -> Segment | None:
+        """A segment by its digest, if it is here."""
+        if digest in self._segments:
+            self._segments.move_to_end(digest)
+        return self._segments.get(digest)
+
+    def add(self, segments: Sequence[Segment]) -> None:
+        """Keep these, and drop those that were not asked for longest."""
+        self._segments.update({segment.digest: segment for segment in segments})
+        while len(self._segments) > SEGMENTS:
+            self._segments.popitem(last=False)
+
+
+class Memories:
+    """Memories of one item by method and ratio, on one attached model; the raw pass that several need is made once.
+
+    `recent` has what was folded for earlier items.
+    """
+
+    def __init__(self, model: BeaconModel, item: Item, *, recent: Recent | None = None) -> None:
         self.model = model
         self.item = item
-        self.raw = raw
         self.empty = model.empty
-        self._kept: Kept | None = None
+        self._recent = recent or Recent()
+        self._kept: dict[int, Kept] = {}  # of the first so many tokens
 
     def plan(self, ratio: int) -> Plan:
         """What a beacon memory of this item keeps at this ratio."""
-        model = self.model
-        length = len(self.item.context)
-        return plan(length, ratio=ratio, config=model.config, budget=model.budget, raw=self.raw)
+        model, item = self.model, self.item
+        length = len(item.context)
+        return plan(length, ratio=ratio, config=model.config, budget=model.budget, raw=item.raw, talk=item.talk)
 
     def make(self, kind: str, ratio: int, question: Question | None = None) -> Prefix | None:
         """The memory; None where it does not fit the model's window. `bm25` needs the question."""
-        ids, positions = self.item.context, self.model.positions
+        item, ids, positions = self.item, self.item.context, self.model.positions
         if kind == "none":
             return self.empty
         if kind == "full":
-            return self._raw().prefix(self.empty) if len(ids) <= positions else None
+            if len(ids) + len(item.system) > positions:
+                return None
+            return self._text(ids) if item.system else self._raw(len(ids)).prefix(self.empty)
         planned = self.plan(ratio)
-        if planned.entries >= positions:
+        if planned.entries + len(item.system) >= positions:
             return None
         if not planned.slots:  # too short to be folded: all of it is tail
-            return read_raw(self.model, self.empty, ids)
+            return self._text(ids)
+        end = len(ids) - planned.tail
         if kind == "beacon":
-            end = len(ids) - planned.tail
-            state = self.model.compress(ids[:end], ratio=ratio, document=True)
-            return read_raw(self.model, self.empty.extend(state.segments), ids[end:])
+            how: dict[str, Any] = {"ratio": ratio, "document": not item.talk, "close": True, "known": self._recent.get}
+            segments = self.model.compress(ids[:end], **how).segments
+            self._recent.add(segments)
+            again = overlapped(segments, config=self.model.config)[: planned.again]
+            return self._behind(self.empty.extend(segments), (*again, *ids[end:]))
         if kind == "last-window":
-            newest = ids[len(self.item.start) :][-(planned.entries - len(self.item.start)) :]
-            return read_raw(self.model, self.empty, (*self.item.start, *newest))
+            newest = ids[len(item.start) :][-(planned.entries - len(item.start)) :]
+            return self._text((*item.start, *newest))
         if kind == "bm25":
             assert question is not None
-            chunks = best_chunks(self.model, self.item, question.query, planned.entries, tail=planned.tail)
-            return read_raw(self.model, self.empty, chunks)
+            return self._text(best_chunks(self.model, item, question.query, planned.entries, tail=planned.tail))
         rule = most_expected if kind == "eviction" else evenly_kept
-        sink = self.model.config.sink
-        if len(ids) <= positions:
-            return self._raw().keep(self.empty, planned.slots, rule, sink=sink, tail=planned.tail)
-        return evict(self.model, self.empty, ids, planned.slots, rule, sink=sink, tail=planned.tail)
+        if item.system:  # the tail stands behind the system prompt: what is kept is of what stands before both
+            return self._behind(self._evicted(end, planned.slots + planned.again, rule, tail=0), ids[end:])
+        return self._evicted(len(ids), planned.slots, rule, tail=planned.tail)
 
-    def _raw(self) -> Kept:
-        if self._kept is None:
-            self._kept = Kept.read(self.model, self.empty, self.item.context)
-        return self._kept
+    def _text(self, ids: tuple[int, ...]) -> Prefix:
+        """A text read raw from its beginning, with the system prompt where it belongs."""
+        item, first = self.item, len(self.item.start)
+        if not item.talk and (last := len(ids) - item.raw) > first:  # behind a document
+            first = last
+        return read_raw(self.model, self.empty, (*ids[:first], *item.system, *ids[first:]))
+
+    def _evicted(self, end: int, slots: int, rule: Rule, *, tail: int) -> Prefix:
+        """What a rule keeps of the first `end` tokens."""
+        sink, ids = self.model.config.sink, self.item.context[:end]
+        if end <= self.model.positions:
+            return self._raw(end).keep(self.empty, slots, rule, sink=sink, tail=tail)
+        return evict(self.model, self.empty, ids, slots, rule, sink=sink, tail=tail)
+
+    def _behind(self, past: Prefix, tail: tuple[int, ...]) -> Prefix:
+        return read_raw(self.model, past, (*self.item.system, *tail))
+
+    def _raw(self, end: int) -> Kept:
+        if end not in self._kept:
+            self._kept[end] = Kept.read(self.model, self.empty, self.item.context[:end])
+        return self._kept[end]
 
 
 def read_raw(model: BeaconModel, past: Prefix, ids: tuple[int, ...]) -> Prefix:

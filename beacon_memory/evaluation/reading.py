@@ -42,7 +42,7 @@ class BranchPass:
 
 def answer_losses(model: BeaconModel, memory: Prefix, item: Item, question: Question) -> list[Tensor]:
     """The loss of each token of each answer, in nats, read behind the memory and the prompt."""
-    prompt = (*(() if memory.slots else item.start), *question.prompt)
+    prompt = (*(() if memory.slots else item.opening), *question.prompt)
     heads = [answer[:-1] for answer in question.answers]
     ids = [*prompt, *(i for head in heads for i in head)]
     places = [*range(len(prompt)), *(len(prompt) + i for head in heads for i in range(len(head)))]
@@ -66,8 +66,12 @@ def answer_losses(model: BeaconModel, memory: Prefix, item: Item, question: Ques
 def greedy(
     model: BeaconModel, memory: Prefix, item: Item, questions: Sequence[Question], *, limit: int
 ) -> list[list[int]]:
-    """The likeliest next tokens after each prompt, all prompts beside each other behind one memory."""
-    prompts = [(*(() if memory.slots else item.start), *question.prompt) for question in questions]
+    """The likeliest next tokens after what each question asks, all beside each other behind one memory.
+
+    The rows of a step are written behind the memory, which is copied once.
+    """
+    prompts = [(*(() if memory.slots else item.opening), *question.asked) for question in questions]
+    memory = memory.reserve(sum(map(len, prompts)) + limit * len(prompts))
     ends = {*end_ids(model.lm), model.tokenizer.eos_token_id}
     owner = torch.tensor([n for n, prompt in enumerate(prompts) for _ in prompt])
     seen = (owner[:, None] == owner[None, :]).tril()

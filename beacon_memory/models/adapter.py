@@ -34,11 +34,23 @@ def save_adapter(
 
     `model` is the base model's fingerprint; `dtype` is what weights are written in, their own if not given.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: parameter.detach().to("cpu", dtype).contiguous() for name, parameter in beacons.parameters().items()
     }
+    _write(Path(folder), tensors, config=config, model=model)
+
+
+def save_scorer(adapter: str | Path, folder: str | Path) -> None:
+    """Write what chooses anchors in an adapter, without its trained beacons. Raises AdapterError where nothing does."""
+    config, made_for, _ = adapter_config(adapter)
+    tensors = {name: t for name, t in read_adapter(adapter, model=made_for)[1].items() if ".scorer." in name}
+    if not tensors:
+        raise AdapterError(f"adapter {adapter} has no scorer: fit one with beacon-memory fit-anchors")
+    _write(Path(folder), tensors, config=config, model=made_for)
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], *, config: BeaconConfig, model: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     about = {"format": FORMAT, "version": VERSION, "base_model": model, "config": config.to_dict()}
     # By name, so that a weight that is missing is missed: without its own, a projection would be the base's.
     about["tensors"] = sorted(tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -14,13 +14,16 @@ from beacon_memory.config import BeaconConfig, check_ratio
 from beacon_memory.errors import ConfigError, InputError
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.talk.transcript import Transcript
+from beacon_memory.training.chats import draw_told
 from beacon_memory.training.data import Corpus, Dialogue, Document, Question
 from beacon_memory.training.facts import REPLIES, Fact, draw_facts, draw_own
 from beacon_memory.training.objective import Example
 
-KINDS = ("text", "question", "dialogue", "fact")
+KINDS = ("text", "question", "dialogue", "fact", "chat", "near")
 APART = 64  # tokens of text for each fact that is put into it, at least
 ASKED = 4  # questions of a context, at most
+CHATTED = 48  # tokens of a talk for each fact in it, at least
+TALKS = 2  # short talks that are read behind a text of something else
 RECALLED = 12  # made-up facts that are asked for, at most: short answers, so many of them for one context
 
 
@@ -31,13 +34,18 @@ class Mixture:
     `text`: a text is folded; what follows is read behind it, and a stretch of the text itself again (auto-encoding).
     `question`: a question is asked behind a folded text. `dialogue`: a dialogue goes on behind its folded start, a
     stretch is said again, and what was said is asked for. `fact`: a fact is put into a text that does not tell it,
-    plainly or as what a user says of himself, and is asked for.
+    plainly or as what a user says of himself, and is asked for. `chat`: facts are told in passing,
+    corrected and outdated, between the turns of dialogues, and asked for in free words. `near`: what is folded has
+    nothing to do with what is read behind it, a short talk with a question about it, and other prose; with a teacher,
+    slots learn to leave such things alone.
     """
 
     text: float = 0.5  # shares of the examples
     question: float = 0.25
     dialogue: float = 0.25
     fact: float = 0.0
+    chat: float = 0.0
+    near: float = 0.0
     windows: tuple[int, ...] = (64, 128, 256)  # tokens of a window, one drawn per example
     depth: int = 2  # windows of an example, at most
     tail: int = 128  # tokens of a tail, at most
@@ -61,7 +69,7 @@ class Mixture:
     @property
     def shares(self) -> tuple[float, ...]:
         """The share of each of KINDS."""
-        return self.text, self.question, self.dialogue, self.fact
+        return self.text, self.question, self.dialogue, self.fact, self.chat, self.near
 
 
 class Examples(Dataset[Example]):
@@ -82,12 +90,13 @@ class Examples(Dataset[Example]):
         self._encoded: dict[int, list[int]] = {}
         # A shorter text has fewer tokens than it has bytes; which of the others are too short, drawing shows.
         self._texts = [number for number, text in enumerate(corpus.texts) if len(text.encode()) > longest]
-        if (mixture.text or mixture.fact) and not any(len(self._ids(number)) > longest for number in self._texts):
+        prose, talk = mixture.text or mixture.fact or mixture.near, mixture.dialogue or mixture.chat
+        if prose and not any(len(self._ids(number)) > longest for number in self._texts):
             self._texts = []
         for kind, found, share in (
-            ("text", self._texts, mixture.text or mixture.fact),
+            ("text", self._texts, prose),
             ("question", corpus.documents, mixture.question),
-            ("dialogue", corpus.dialogues, mixture.dialogue),
+            ("dialogue", corpus.dialogues, talk),
         ):
             if share and not found:
                 raise InputError(
@@ -135,6 +144,48 @@ class Examples(Dataset[Example]):
             context += [*ids, *run[cut:end]]
         asked = draw.sample(facts, min(RECALLED, len(facts)))
         return context[:length], [self._asked(Question(fact.ask, fact.answer)) for fact in asked]
+
+    def _chat(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
+        """Facts told in passing between the turns of other talk, and questions about those that are there."""
+        told = [draw_told(draw) for _ in range(draw.randint(1, max(length // CHATTED, 1)))]
+        parts = [[self._said(part) for part in one.parts] for one in told]
+        turns: list[list[int]] = []
+        room = length - sum(len(ids) for one in parts for ids in one)
+        while room > 0:
+            more = self._turns(draw.choice(self._corpus.dialogues))
+            turns, room = turns + more, room - sum(map(len, more))
+        # Where each part stands among the turns; those of one fact in their order.
+        placed: list[tuple[float, int, list[int]]] = [(float(n), -1, ids) for n, ids in enumerate(turns)]
+        for number, one in enumerate(parts):
+            places = sorted(draw.uniform(-1, len(turns)) for _ in one)
+            placed += [(place, number, ids) for place, ids in zip(places, one, strict=True)]
+        context: list[int] = []
+        whole = [len(one) for one in parts]
+        for _, number, ids in sorted(placed, key=lambda entry: entry[0]):
+            context += ids
+            if number >= 0 and len(context) <= length:
+                whole[number] -= 1
+        known = [one for one, left in zip(told, whole, strict=True) if not left]
+        tails = [self._asked(Question(one.ask, one.answer)) for one in draw.sample(known, min(RECALLED, len(known)))]
+        return context[:length], tails or [self._repeat(draw, context[:length])]
+
+    def _near(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
+        """Prose, and behind it what has nothing to do with it: short talks asked about, and other prose."""
+        tails: list[Tail] = []
+        for _ in range(TALKS):
+            told = [draw_told(draw) for _ in range(draw.randint(1, 3))]
+            said = [i for one in told for part in one.parts for i in self._said(part)]
+            asked = draw.choice(told)
+            first = draw.random() < 0.5  # the system prompt may stand in front of the talk, or of the question
+            if first:
+                said = [*self._transcript.system(None), *said]
+            ids, scored = self._asked(Question(asked.ask, asked.answer), system=not first)
+            tails.append(([*said, *ids], [False] + [True] * (len(said) - 1) + scored))
+        tails.append(_all(self._run(draw, self._mixture.tail), first=False))
+        return self._run(draw, length), tails
+
+    def _said(self, part: Sequence[Mapping[str, str]]) -> list[int]:
+        return [i for message in part for i in self._transcript.turn(message)]
 
     def _talks(self, draw: random.Random, facts: Sequence[Fact]) -> list[list[int]]:
         """A few facts at a time as a user tells them, and a reply."""
@@ -206,10 +257,11 @@ class Examples(Dataset[Example]):
         start = 0 if draw.random() < 0.5 else draw.randrange(len(context) - size + 1)
         return _all(context[start : start + size], first=False)
 
-    def _asked(self, question: Question) -> Tail:
+    def _asked(self, question: Question, *, system: bool = True) -> Tail:
         """A question as a session asks it, and its answer, which alone is scored."""
         talk = self._transcript
-        before = [*talk.system(None), *talk.turn({"role": "user", "content": question.ask}), *talk.header()]
+        told = talk.system(None) if system else []
+        before = [*told, *talk.turn({"role": "user", "content": question.ask}), *talk.header()]
         answer = talk.turn({"role": "assistant", "content": question.answer})
         header = talk.header()
         answer = answer[len(header) :] if answer[: len(header)] == header else self._model.encode(question.answer)

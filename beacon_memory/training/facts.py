@@ -179,14 +179,16 @@ def draw_facts(draw: random.Random, count: int) -> list[Fact]:
     return [_fact(draw, owner, thing) for owner, thing in draw.sample(pairs, min(count, len(pairs)))]
 
 
-def draw_own(draw: random.Random, count: int) -> list[Fact]:
-    """So many facts that somebody tells of himself, no two about the same."""
+def draw_own(draw: random.Random, count: int, *, sentences: bool = False) -> list[Fact]:
+    """So many facts that somebody tells of himself, no two about the same; answered in full sentences, or half of the
+    time in a word.
+    """
     people = [owner for owner in _OWNERS if owner[0].isupper()]
     found = []
     for thing in draw.sample(list(_OWN), min(count, len(_OWN))):
         kind = _OWN[thing]
         value = _value(draw, kind.values or people)
-        said = kind.answer if draw.random() < 0.5 else "{}."
+        said = kind.answer if sentences or draw.random() < 0.5 else "{}."
         found.append(Fact(draw.choice(kind.told).format(value), draw.choice(kind.asked), _capital(said.format(value))))
     return found
 

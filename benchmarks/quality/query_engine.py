@@ -48,8 +48,8 @@ from beacon_memory import BeaconModel
 from beacon_memory.evaluation.items import Question
 from beacon_memory.evaluation.memories import read_raw
 from beacon_memory.evaluation.reading import answer_losses, greedy
-from beacon_memory.evaluation.reporting.figures import f1
 from beacon_memory.evaluation.retrieval import best_chunks
+from beacon_memory.evaluation.scoring import f1
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.sessions.context import CONTEXT
@@ -197,7 +197,7 @@ class Bench:
         if same < len(story.item.context):
             self._raws[method] = (ids, read_raw(self.model, self.model.empty, tuple(ids)))
             return self._read(method, story, ids)
-        return past.front(same), ids[same:]
+        return past.leading(same), ids[same:]
 
 
 def asked(question: Question) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_data import folder_of
 
 from beacon_memory import BeaconConfig, BeaconModel
 from beacon_memory.errors import ConfigError, InputError
@@ -18,11 +18,12 @@ from beacon_memory.evaluation.items import Item, Question, Task
 from beacon_memory.evaluation.memories import BASELINES, Memories, plan, read_raw
 from beacon_memory.evaluation.methods import chosen
 from beacon_memory.evaluation.reading import answer_losses, greedy
-from beacon_memory.evaluation.reporting.figures import Score, f1, figures, rank_right
+from beacon_memory.evaluation.reporting.figures import Score, figures
 from beacon_memory.evaluation.reporting.results import Results
 from beacon_memory.evaluation.reporting.tables import summarise, verdict
 from beacon_memory.evaluation.retrieval import best_chunks, chunk_ends
 from beacon_memory.evaluation.runner import measure
+from beacon_memory.evaluation.scoring import f1, rank_right
 from beacon_memory.evaluation.tasks import make_task
 from beacon_memory.testing import tiny_model
 
@@ -35,10 +36,10 @@ def model() -> BeaconModel:
     return tiny_model(config=CONFIG)
 
 
-def item(ids: list[int], *, start: tuple[int, ...] = (1,), source: str = "a", ask: int = 4) -> Item:
+def item(ids: list[int], *, start: tuple[int, ...] = (1,), source: str = "a", ask: int = 4, raw: int = 0) -> Item:
     """A context of these ids, to be said again from its `ask`th token on."""
     question = Question(tuple(ids[:1]), (tuple(ids[1:ask]), tuple(ids[2 : ask + 1])), query="the red door")
-    return Item(source, start, (*start, *ids), (question,))
+    return Item(source, start, (*start, *ids), (question,), raw=raw)
 
 
 def drawn(seed: int, count: int) -> list[int]:
@@ -103,8 +104,8 @@ def test_a_plan_is_what_compress_keeps(tokens, ratio, raw, budget, windows):
 )
 def test_every_method_keeps_the_same_number_of_entries(tokens, ratio, raw, long):
     model = _short() if long else _model()  # in the short one, long texts are more than it has positions
-    asked = item(drawn(2, tokens))
-    memories = Memories(model, asked, raw=raw)
+    asked = item(drawn(2, tokens), raw=raw)
+    memories = Memories(model, asked)
     kept = {
         kind: memory.slots
         for kind in (*BASELINES, "beacon")
@@ -127,9 +128,9 @@ def _short() -> BeaconModel:
 
 
 def test_answers_read_side_by_side_are_worth_what_each_is_alone(model):
-    asked = item(drawn(3, 30))
+    asked = item(drawn(3, 30), raw=9)
     state = dataclasses.replace(model.compress(asked.context[:-9], ratio=2, document=True), tail=asked.context[-9:])
-    memory = Memories(model, asked, raw=9).make("beacon", 2)
+    memory = Memories(model, asked).make("beacon", 2)
     question = asked.questions[0]
     losses = answer_losses(model, memory, asked, question)
     for answer, found in zip(question.answers, losses, strict=True):
@@ -141,7 +142,7 @@ def test_answers_read_side_by_side_are_worth_what_each_is_alone(model):
 def test_answers_written_side_by_side_are_those_of_generate(model):
     asked = item(drawn(4, 30))
     state = model.compress(asked.context, ratio=2, close=True)
-    memory = Memories(model, asked, raw=0).make("beacon", 2)
+    memory = Memories(model, asked).make("beacon", 2)
     questions = [Question(tuple(drawn(n, n)), ()) for n in (5, 2, 9)]
     written = greedy(model, memory, asked, questions, limit=6)
     alone = [model.generate([question.prompt], [state], max_new_tokens=6)[0] for question in questions]
@@ -151,15 +152,15 @@ def test_answers_written_side_by_side_are_those_of_generate(model):
 def test_a_beacon_memory_of_every_token_is_the_full_context(model):
     task = task_of(3)
     for one in task.items:
-        memories = Memories(model, one, raw=0)
+        memories = Memories(model, one)
         full, all_of_it = memories.make("full", 1), memories.make("beacon", 1)
         losses = [answer_losses(model, memory, one, one.questions[0])[0] for memory in (full, all_of_it)]
         torch.testing.assert_close(*losses, atol=1e-3, rtol=1e-3)
 
 
 def test_eviction_and_subsampling_keep_sinks_and_tail(model):
-    asked = item(drawn(5, 80))
-    memories = Memories(model, asked, raw=9)
+    asked = item(drawn(5, 80), raw=9)
+    memories = Memories(model, asked)
     whole = read_raw(model, memories.empty, asked.context)
     planned = memories.plan(4)
     for kind in ("eviction", "kv-subsample"):
@@ -173,7 +174,7 @@ def test_eviction_block_by_block_in_one_block_is_eviction_at_once():
     asked = item(drawn(6, 58))
     from beacon_memory.evaluation.eviction import Kept, evict, most_expected
 
-    empty = Memories(short, asked, raw=0).empty
+    empty = Memories(short, asked).empty
     blocks = evict(short, empty, asked.context, 20, most_expected, sink=2, tail=7)
     once = Kept.read(short, empty, asked.context).keep(empty, 20, most_expected, sink=2, tail=7)
     assert blocks.slots == once.slots == 27
@@ -252,7 +253,7 @@ def test_the_memory_of_another_document_is_worth_nothing_and_ones_own_is(tmp_pat
     for seed in range(12):
         ids = drawn(seed, 60)
         bare = Item(str(seed), (1,), (1, *ids), ())
-        memory = Memories(model, bare, raw=0).make("full", 1)
+        memory = Memories(model, bare).make("full", 1)
         prompt = Question((5, 6), ())
         answer = tuple(greedy(model, memory, bare, [prompt], limit=3)[0])
         if len(answer) == 3:
@@ -274,40 +275,6 @@ def test_the_memory_of_another_document_is_worth_nothing_and_ones_own_is(tmp_pat
 def test_an_unknown_method_is_refused_by_name():
     with pytest.raises(ConfigError, match="magic"):
         chosen(["full", "magic"], {})
-
-
-def folder_of(tmp_path):
-    """A folder laid out like the real data, of made up contents."""
-    (tmp_path / "novels").mkdir()
-    for name in ("a", "b"):
-        lines = [f"The {i}th {name} house is {('red', 'green')[i % 2]} and has {i % 7} doors. " for i in range(120)]
-        (tmp_path / "novels" / f"{name}.txt").write_text("".join(lines))
-    (tmp_path / "fairytaleqa").mkdir()
-    stories = [
-        {
-            "story": name,
-            "sections": [f"In the year {n} the king of {name} had {n} ships." for n in range(8)],
-            "questions": [
-                {"section": str(n + 1), "question": f"How many ships in {n}?", "answer": [f"{n} ships"]}
-                for n in range(8)
-            ],
-        }
-        for name in ("York", "Kent")
-    ]
-    (tmp_path / "fairytaleqa" / "val.jsonl").write_text("\n".join(map(json.dumps, stories)))
-    (tmp_path / "dialogues").mkdir()
-    talks = [
-        {
-            "turns": [
-                {"role": "user", "content": f"A table in town{n} please.", "slots": {"city": f"town{n}"}},
-                {"role": "assistant", "content": "At what time?", "slots": {}},
-                {"role": "user", "content": "At noon.", "slots": {"time": "noon"}},
-            ]
-        }
-        for n in range(12)
-    ]
-    (tmp_path / "dialogues" / "sgd-train.jsonl").write_text("\n".join(map(json.dumps, talks)))
-    return tmp_path
 
 
 def test_tasks_ask_what_the_context_tells(model, tmp_path):

@@ -22,7 +22,7 @@ from beacon_memory.testing import tiny_model
 from beacon_memory.testing.models import tiny_tokenizer
 from beacon_memory.training import gates
 from beacon_memory.training import trainer as trainer_module
-from beacon_memory.training.data import Corpus, read_corpus
+from beacon_memory.training.data import Corpus, Dialogue, read_corpus
 from beacon_memory.training.examples import Examples, Mixture
 from beacon_memory.training.facts import draw_facts, draw_own
 from beacon_memory.training.objective import Example, Objective, Weights
@@ -350,6 +350,39 @@ def test_a_made_up_fact_stands_in_a_text_that_does_not_tell_it(tmp_path: Path) -
     assert kinds == {True, False}
     assert "'s " not in TEXT
     assert " of " not in TEXT
+
+
+def test_facts_told_in_passing_are_asked_for_in_free_words_and_only_where_they_were_folded_whole():
+    model = tiny_model()
+    corpus = Corpus([TEXT * 40], read_corpus_of(DIALOGUE))
+    mixture = Mixture(text=0, question=0, dialogue=0, chat=1, windows=(512,), depth=1, ratios=(2,))
+    examples = Examples(corpus, model, config=CONFIG, mixture=mixture, seed=1, count=20)
+    asked = 0
+    for example in (examples[number] for number in range(20)):
+        context = model.decode(example.windows[0][0].tolist())
+        for tail, scored in zip(example.tails[0], example.scored[0], strict=True):
+            answer = model.decode(tail[scored].tolist()).strip()
+            if scored.any() and not scored[1]:  # asked; else a stretch of the talk again
+                asked += 1
+                assert answer.endswith(".")
+                assert any(word in context for word in answer.rstrip(".").split()[-1:])
+    assert asked > 10
+
+
+def test_near_reads_talks_and_prose_behind_a_text_that_has_nothing_to_do_with_them():
+    model = tiny_model()
+    mixture = Mixture(text=0, question=0, dialogue=0, near=1, windows=(64,), depth=1, tail=24, ratios=(2,))
+    example = Examples(Corpus([TEXT * 40]), model, config=CONFIG, mixture=mixture, seed=1, count=1)[0]
+    told = [model.decode(tail.tolist()) for tail in example.tails[0]]
+    assert len(told) == 3
+    assert all("?" in one for one in told[:2])
+    assert "door" in told[2]
+    assert "door" in model.decode(example.windows[0][0].tolist())
+
+
+def read_corpus_of(dialogue: dict[str, Any]) -> list[Any]:
+    messages = tuple({"role": m["role"], "content": m["content"]} for m in dialogue["messages"])
+    return [Dialogue(messages)]
 
 
 def test_what_people_tell_of_themselves_answers_the_question() -> None:

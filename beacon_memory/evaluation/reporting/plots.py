@@ -1,4 +1,4 @@
-"""Pictures: quality against ratio for each task, and needles by depth and length."""
+"""Pictures: quality against ratio for each task, needles by depth and length, and what many slots in front do."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ def draw(task: Task, summaries: Sequence[Summary], folder: Path) -> list[Path]:
         found.append(_heat(summaries, folder))
     if task.name == "long":
         found.append(_by_length(summaries, folder))
+    if task.name == "near":
+        found.append(_by_slots(summaries, folder))
     return found
 
 
@@ -55,7 +57,8 @@ def _by_ratio(task: Task, summaries: Sequence[Summary], folder: Path) -> Path:
         above = [head.high - head.value for _, head in known]
         style = {"linestyle": "--"} if not method.startswith("beacon") else {"linewidth": 2.2}
         panel.errorbar([r for r, _ in known], values, yerr=[below, above], marker="o", capsize=2, label=method, **style)
-    panel.set(title=f"{task.name}: {task.about}", xlabel="tokens per KV entry", ylabel=task.metric, xscale="log")
+    metric = summaries[0].metric if summaries else task.metric
+    panel.set(title=f"{task.name}: {task.about}", xlabel="tokens per KV entry", ylabel=metric, xscale="log")
     panel.set_xticks(ratios, [f"{ratio}x" for ratio in ratios])
     panel.minorticks_off()
     panel.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
@@ -103,6 +106,28 @@ def _by_length(summaries: Sequence[Summary], folder: Path) -> Path:
     panel.set_xscale("log", base=2)
     panel.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return _save(figure, folder / "long-length.png")
+
+
+def _by_slots(summaries: Sequence[Summary], folder: Path) -> Path:
+    """What is said of the raw tail against the slots in front of it, a line per method."""
+    figure, panels = _canvas(1, 1, size=(7, 4.2))
+    panel = panels[0][0]
+    names: list[str] = []
+    for summary in summaries:
+        by_slots = {name.split()[0]: value for name, value in summary.groups.items() if name.endswith(" slots")}
+        names += [name for name in by_slots if name not in names]
+        panel.plot([names.index(name) for name in by_slots], list(by_slots.values()), marker="o", label=_label(summary))
+    panel.set_xticks(range(len(names)), names)
+    metric = summaries[0].metric if summaries else ""
+    panel.set(title="near: what was said just now", xlabel="slots of something else in front", ylabel=metric)
+    panel.set_ylim(0, 1)
+    panel.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return _save(figure, folder / "near-slots.png")
+
+
+def _label(summary: Summary) -> str:
+    cell = summary.cell
+    return cell.method if cell.ratio < 2 else f"{cell.method} {cell.ratio}x"
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -13,6 +13,8 @@ from beacon_memory.evaluation.reporting.figures import Figure, Scores, figures, 
 from beacon_memory.evaluation.reporting.results import Cell, Results
 
 TITLE = "# What a memory is worth"
+RAW = {"said": "said", "accuracy": "right"}  # the score that a headline is the mean of; the loss for any other
+NONE_SAID = 0.1  # what may be said rightly by somebody who has read nothing: more, and the questions give it away
 CONTROL_KEPT = 0.2  # what memory of another document may seem to keep: a text of any kind helps a little
 
 
@@ -66,7 +68,8 @@ def summarise(task: Task, cells: Sequence[Cell], results: Results, *, seed: int 
         rows = [results.rows[cell, item.digest] for item in task.items if (cell, item.digest) in results.rows]
         found[cell] = {row.item: row.scores for row in rows if row.scores}
     ends = [next((scores for cell, scores in found.items() if cell.method == name), {}) for name in ("full", "none")]
-    raw = "right" if task.metric == "accuracy" else "loss"
+    written = any(score.said is not None for scores in found.values() for many in scores.values() for score in many)
+    metric = "said" if written else task.metric
     summaries = []
     for cell, scores in found.items():
         rows = [results.rows[cell, item.digest] for item in task.items if (cell, item.digest) in results.rows]
@@ -74,9 +77,9 @@ def summarise(task: Task, cells: Sequence[Cell], results: Results, *, seed: int 
         summaries.append(
             Summary(
                 cell=cell,
-                metric=task.metric,
+                metric=metric,
                 figures=figures(scores, full=ends[0], none=ends[1], seed=seed),
-                groups=grouped(scores, raw),
+                groups=grouped(scores, RAW.get(metric, "loss")),
                 items=len(fitting),
                 questions=sum(len(row.scores) for row in fitting),
                 planned=sum(len(item.questions) for item in task.items),
@@ -110,19 +113,23 @@ def _shown(summary: Summary | None, figure: str) -> str:
     return f"{found.value:.2f} ±{(found.high - found.low) / 2:.2f}{early}"
 
 
-def columns(task: Task) -> list[str]:
-    """The figures worth a table: the headline, and what stands beside it."""
+def columns(task: Task, summaries: Sequence[Summary]) -> list[str]:
+    """The figures worth a table: those of written answers, then those of ranked ones, where they were measured."""
+    found = ["said", "said_share", "f1"]
     if task.metric == "accuracy":
-        return ["accuracy", "share"]
-    if task.name == "qa":
-        return ["kept", "accuracy", "f1"]
-    return [task.metric] if task.metric == "loss" else [task.metric, "loss"]
+        found += ["accuracy", "share"]
+    elif task.name == "qa":
+        found += ["kept", "accuracy"]
+    else:
+        found += [task.metric] if task.metric == "loss" else [task.metric, "loss"]
+    measured = {name for summary in summaries for name in summary.figures}
+    return [name for name in found if name in measured]
 
 
 def terminal_tables(task: Task, summaries: Sequence[Summary]) -> list[Table]:
     """A table per figure, for a terminal."""
     found = []
-    for figure in columns(task):
+    for figure in columns(task, summaries):
         ratios, lines = rows(summaries, figure)
         table = Table(title=f"{task.name}: {figure}", title_justify="left")
         table.add_column("")
@@ -139,18 +146,19 @@ def markdown(measured: Sequence[tuple[Task, Sequence[Summary]]], *, command: str
     parts = [TITLE, f"```\n{command}\n```", _line(about)]
     for task, summaries in measured:
         parts.append(f"## {task.name}\n{task.about}.")
-        for figure in columns(task):
+        for figure in columns(task, summaries):
             ratios, lines = rows(summaries, figure)
             head = f"| {figure} | {' | '.join(f'{ratio}x' for ratio in ratios)} |\n|---{'|---:' * len(ratios)}|"
             body = [f"| {method} | {' | '.join(shown)} |" for method, shown in lines]
             parts.append("\n".join([head, *body]))
         if by_group := _groups(summaries):
             parts.append(by_group)
-        parts += [text for text in (verdict(summaries), _entries(summaries)) if text]
+        parts += [text for text in (verdict(summaries), _entries(summaries), _seconds(summaries)) if text]
     parts.append(
         "± is half of a 95 % bootstrap interval over contexts; a number in brackets is how many questions were scored "
         "where time ran out or some memories did not fit the model's window; — is none. kept: (none − method) / "
-        "(none − full) in loss. share: accuracy / that of full."
+        "(none − full) in loss. share: accuracy / that of full. said: the right value stands in the answer that was "
+        "written; said_share: the same / that of full; f1: the answer's overlap with the right one in words."
     )
     return "\n\n".join(parts) + "\n"
 
@@ -160,7 +168,7 @@ def _groups(summaries: Sequence[Summary]) -> str:
     names = list(dict.fromkeys(name for summary in summaries for name in summary.groups if name))
     if not names:
         return ""
-    raw = "accuracy" if summaries[0].metric == "accuracy" else "loss"
+    raw = summaries[0].metric if summaries[0].metric in RAW else "loss"
     lines = [f"| {raw} | {' | '.join(names)} |\n|---{'|---:' * len(names)}|"]
     for summary in summaries:
         cell = summary.cell
@@ -174,18 +182,23 @@ def verdict(summaries: Sequence[Summary]) -> str:
     """Whether the control fails as it must: the memory of another document, no better than none."""
     by_method = {summary.cell.method: summary for summary in summaries}
     control, none = by_method.get("control"), by_method.get("none")
-    name = "accuracy" if control and control.metric == "accuracy" else "kept"
+    name = summaries[0].metric if summaries and summaries[0].metric in RAW else "kept"
     found = control.figures.get(name) if control else None
     least = none.figures.get(name) if none else None
+    leak = ""
+    if name == "said" and least is not None:
+        known = "fails, as it must" if least.value < NONE_SAID else "DOES NOT FAIL: the questions give it away"
+        leak = f"None: said {_interval(least)}, {known}. "
     if found is None or least is None:
-        return ""
-    limit = least.high if name == "accuracy" else CONTROL_KEPT
+        return leak.strip()
+    limit = least.high if name in RAW else CONTROL_KEPT
     said = "fails, as it must"
     if found.low > limit:
         said = "DOES NOT FAIL: these figures flatter"
     elif found.value > limit:
         said = "may fail, as it must: too few items to tell"
-    return f"Control (memory of another document): {name} {_interval(found)}, {said}." + _raw(by_method, name)
+    control_said = f"Control (memory of another document): {name} {_interval(found)}, {said}."
+    return leak + control_said + _raw(by_method, name)
 
 
 def _raw(by_method: Mapping[str, Summary], name: str) -> str:
@@ -208,6 +221,19 @@ def _entries(summaries: Sequence[Summary]) -> str:
         f"{ratio}x {'–'.join(map(str, sorted({min(e), max(e)})))}" for ratio, e in sorted(by_ratio.items()) if ratio
     )
     return f"KV entries kept, sinks and raw tail counted (means): {kept}." if kept else ""
+
+
+def _seconds(summaries: Sequence[Summary]) -> str:
+    """What measuring took."""
+    whole = sum(summary.seconds for summary in summaries)
+    slowest = max(summaries, key=lambda summary: summary.seconds, default=None)
+    if slowest is None:
+        return ""
+    cell = slowest.cell
+    return (
+        f"Seconds measured: {whole:.0f} in {len(summaries)} cells, most of them in {cell.method} {cell.ratio}x: "
+        f"{slowest.seconds:.0f}, {slowest.seconds / max(slowest.questions, 1):.1f} a question."
+    )
 
 
 def _line(about: Mapping[str, Any]) -> str:
