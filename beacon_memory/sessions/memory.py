@@ -8,11 +8,12 @@ from threading import Event
 from typing import Any, Self
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.errors import SessionExists
+from beacon_memory.errors import InputError, SessionExists
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.sessions.repair import repair
 from beacon_memory.sessions.repository import CACHE_BYTES, RESIDENT_BYTES, Repository
 from beacon_memory.sessions.session import Session
+from beacon_memory.sessions.stored import BRANCH
 from beacon_memory.sessions.turn import batch_answers
 from beacon_memory.state.archive import read_archive
 from beacon_memory.state.codec import decode_ids, require
@@ -72,8 +73,10 @@ class BeaconMemory(Repository):
         `ratio` and `slot_dtype` ("bfloat16", "int8", "int4", …) hold for what is folded from now on (default: what the
         session has, else the model's). `budget` is the most slots it may keep. With `at_least`, a version from
         `info()`, a session that stands before it, or is gone, raises SessionRolledBack: the store went back in time.
-        Nothing is read or written here.
+        Nothing is read or written here. Raises InputError for what is no id.
         """
+        if isinstance(session_id, str) and session_id.startswith(BRANCH):
+            raise InputError(f"a session's id does not begin with {BRANCH!r}: choose another")
         return Session(self, session_id, ratio=ratio, budget=budget, slot_dtype=slot_dtype, at_least=at_least)
 
     def ask_many(
@@ -108,8 +111,8 @@ class BeaconMemory(Repository):
         return repair(self, session_id)
 
     def sessions(self) -> list[str]:
-        """The ids of all sessions, sorted."""
-        return self.store.sessions()
+        """The ids of all sessions, sorted; a session's branches are told by itself."""
+        return [name for name in self.store.sessions() if not name.startswith(BRANCH)]
 
     def import_session(self, path: str | Path, *, name: str | None = None) -> Session:
         """A session from a file that `Session.export` wrote, under its own name or another.

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from beacon_memory.config import SLOT_BITS
-from beacon_memory.errors import InputError
+from beacon_memory.errors import InputError, SessionConflict, SessionNotFound
 from beacon_memory.sessions.prompt import Prompt, make_prompt
 from beacon_memory.sessions.rewind import Changed, back, branch
-from beacon_memory.sessions.stored import Progress, StoredSession
+from beacon_memory.sessions.stored import Progress, StoredSession, branch_name
 from beacon_memory.sessions.turn import Turn, stream_answer
 from beacon_memory.state.archive import Exported, write_archive
 from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.state import BeaconState, chain
-from beacon_memory.stores.base import check_session
+from beacon_memory.stores.base import check_session, retrying
 from beacon_memory.talk.history import match
 from beacon_memory.talk.sources import check_text, read_source
 from beacon_memory.talk.transcript import check_message
@@ -42,6 +43,14 @@ class SessionInfo:
     budget: int  # the most slots it may keep
     bytes: int  # of all slots
     raw_bytes: int  # what a bfloat16 KV cache of the same tokens would take
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a session was before a message list parted from it."""
+
+    name: str  # give it to `checkout`
+    messages: tuple[Mapping[str, Any], ...]  # its transcript, oldest first
 
 
 class Session(StoredSession):
@@ -227,6 +236,45 @@ class Session(StoredSession):
 
         self.change(change, create=False)
 
+    def branches(self) -> list[Branch]:
+        """The branches that the session was parted from and that are kept still, oldest first.
+
+        A message list that parts from what is stored goes on as another branch; the older one waits here until it is
+        gone back to, the session is forgotten, or the store lets it expire. Raises SessionNotFound.
+        """
+        head, _ = self._memory.load(self.id, at_least=self._at_least)
+        found = []
+        for number in head.branches:
+            with suppress(SessionNotFound):
+                theirs = self._memory.view(branch_name(self.id, number), self._memory.messages)[0]
+                found.append(Branch(str(number), tuple(theirs)))
+        return found
+
+    def checkout(self, name: str) -> None:
+        """Go back to a branch; where the session stands now becomes one in its place. Raises InputError,
+        SessionNotFound.
+        """
+
+        def once() -> None:
+            head, version = self._memory.load(self.id, at_least=self._at_least)
+            found = {str(number): number for number in head.branches}
+            try:
+                theirs = self._memory.load(branch_name(self.id, found[name]))[0]
+            except (KeyError, SessionNotFound) as exc:
+                raise InputError(
+                    f"session {self.id!r} has no branch {name!r}: it has {', '.join(found) or 'none'}"
+                ) from exc
+            parted = self.part(head)
+            left = tuple(number for number in parted.branches if number != found[name])
+            try:
+                self._memory.commit(self.id, replace(theirs, branches=left), {}, expected=version)
+            except SessionConflict:
+                self.unpart(parted.branches[-1])
+                raise
+            self.unpart(found[name])
+
+        retrying(once)
+
     def export(self, path: str | Path) -> None:
         """The whole session in one file, for `BeaconMemory.import_session`. Raises SessionNotFound, InputError."""
         stored, _ = self._memory.store.load(self.id)
@@ -235,4 +283,7 @@ class Session(StoredSession):
     def forget(self) -> None:
         """Remove the session, and every byte that no other session names. Raises SessionNotFound."""
         self._memory.resident(self.id)  # taken, and gone
+        branches = SessionHead.from_bytes(self._memory.store.load(self.id)[0].body).branches
         self._memory.store.delete(self.id)
+        for number in branches:
+            self.unpart(number)

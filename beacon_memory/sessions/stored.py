@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from beacon_memory.config import check_ratio
-from beacon_memory.errors import ConfigError, SessionNotFound
+from beacon_memory.errors import ConfigError, SessionExists, SessionNotFound
 from beacon_memory.sessions.rewind import Changed
 from beacon_memory.state.codec import encode_segment
 from beacon_memory.state.head import SessionHead
@@ -19,7 +21,14 @@ if TYPE_CHECKING:
     from beacon_memory.talk.transcript import Message
 
 Progress = Callable[[int], None]
+BRANCH = "branch:"  # in front of the names of branches, which no session of a user's can have
 Change = Callable[[SessionHead, BeaconState], Changed]
+
+
+def branch_name(session: str, number: int) -> str:
+    """The name under which a store keeps a branch of a session."""
+    digest = hashlib.sha256(session.encode()).hexdigest()[:32]  # a session's id may be as long as a name can be
+    return f"{BRANCH}{digest}:{number}"
 
 
 class StoredSession:
@@ -77,6 +86,21 @@ class StoredSession:
         blobs = pages | {s.digest: encode_segment(s, fingerprint=model.fingerprint, config=config) for s in new}
         self._memory.keep(new)
         self._memory.commit(self.id, changed, blobs, expected=expected)
+
+    def part(self, head: SessionHead) -> SessionHead:
+        """Keep the session as it stands as another branch; gives the head with that branch among its own."""
+        number = max(head.branches, default=0) + 1
+        while True:
+            try:
+                self._memory.store.fork(self.id, branch_name(self.id, number))
+                return replace(head, branches=(*head.branches, number))
+            except SessionExists:
+                number += 1
+
+    def unpart(self, number: int) -> None:
+        """Let a branch go. One that is gone already, or has expired, is no error."""
+        with suppress(SessionNotFound):
+            self._memory.store.delete(branch_name(self.id, number))
 
     def change(self, change: Change, *, create: bool = True) -> None:
         """Move the head by `change`, which is done again on the newest head when another writer was faster.

@@ -135,12 +135,13 @@ class Turn(Pieces):
         if forked:
             head, before, pages = branch(self._memory, head, before, past, found.kept)
         raw = min(self._raw if self._keep is None else self._keep, len(self._messages) - found.known)
-        new = self._messages[found.known : len(self._messages) - raw]
+        places = [*found.extra, *range(found.known, len(self._messages) - raw)]
+        new = [self._messages[n] for n in places]
         asked = self._messages[len(self._messages) - raw :]
         if not (before.tokens or new or raw):
             raise InputError("no message to answer")
 
-        closing = max(0, min(self._close, len(self._messages) - 1) - found.known)
+        closing = sum(n < min(self._close, len(self._messages) - 1) for n in places)
         closed, ids = ([i for m in part for i in transcript.turn(m)] for part in (new[:closing], new[closing:]))
         if not before.tokens and (first := closed or ids):
             first[:0] = transcript.start
@@ -276,12 +277,17 @@ class Turn(Pieces):
             # What is appended was not folded before: nothing is looked for.
             known = None if self._history == "append" else self._memory.known
             state = self._compressed([*([] if state.tokens else transcript.start), *ids], state, head, known=known)
+        if parts := begun.forked and self._history == "auto":
+            head = replace(head, branches=self._session.part(begun.opened).branches)
         changed, more = head.with_state(state).with_messages(said)
         try:
             self._session.write(begun.opened, changed, state, begun.pages | more, expected=begun.version)
         except SessionConflict:
-            if begun.forked or not said:
+            if not said or (begun.forked and not parts):
                 raise
+            if parts:
+                self._session.unpart(head.branches[-1])
+                said = said[max(n for n, m in enumerate([{"role": "user"}, *said]) if m["role"] == "user") - 1 :]
             self._session.append(said)  # another writer was faster: what was said here comes behind
 
 

@@ -40,6 +40,7 @@ class SessionHead:
     sources: Mapping[str, str] = field(default_factory=dict)  # document -> the blob of its ids
     slot_dtype: str | None = None  # of what is folded next; the model's when None
     notes: Mapping[str, str] = field(default_factory=dict)  # document's key -> the blob its owner keeps beside it
+    branches: tuple[int, ...] = ()  # numbers of the branches it was parted from, which are sessions of their own
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -94,6 +95,8 @@ class SessionHead:
             "sources": dict(self.sources),
             "notes": dict(self.notes),
         }
+        if self.branches:
+            value["branches"] = self.branches
         return encode_json(HEAD, value)
 
     @classmethod
@@ -112,6 +115,7 @@ class SessionHead:
                 sources=dict(value.get("sources", {})),
                 slot_dtype=value.get("slot_dtype"),
                 notes=dict(value.get("notes", {})),
+                branches=tuple(value.get("branches", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise CodecError(f"head: not a readable payload: {exc!r}") from exc
@@ -124,7 +128,7 @@ def _check(head: SessionHead) -> None:
     named = [*(entry.digest for entry in head.entries), *head.pages, *head.sources.values(), *head.notes.values()]
     texts = [*asdict(head.fingerprint).values(), *(entry.document for entry in head.entries)]
     texts += [*head.sources, *head.notes, *named]
-    numbers = [head.ratio, *head.tail, *(n for e in head.entries for n in (e.tokens, e.slots, e.ratio))]
+    numbers = [head.ratio, *head.tail, *head.branches, *(n for e in head.entries for n in (e.tokens, e.slots, e.ratio))]
     if head.slot_dtype is not None:
         texts.append(head.slot_dtype)
     if head.budget is not None:
