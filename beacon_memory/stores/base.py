@@ -7,6 +7,8 @@ one twice is harmless and sessions share them.
 
 from __future__ import annotations
 
+import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -139,14 +141,20 @@ def check_session(session: str) -> str:
     return session
 
 
-def retrying(act: Callable[[], T], *, attempts: int = 8) -> T:
-    """Do `act` again when it loses a compare-and-set; the last conflict is raised. `act` must load the head itself."""
-    for _ in range(attempts - 1):
+def retrying(act: Callable[[], T], *, seconds: float = 60.0, attempts: int | None = None) -> T:
+    """Do `act` again when it loses a compare-and-set, after a pause that grows and is drawn anew by each writer; the
+    last conflict is raised once so many seconds have passed, or after so many attempts. `act` must load the head itself.
+    """
+    deadline, pause, done = time.monotonic() + seconds, 0.001, 0
+    while True:
         try:
             return act()
         except SessionConflict:
-            continue
-    return act()
+            done += 1
+            if done == attempts or (attempts is None and time.monotonic() > deadline):
+                raise
+        time.sleep(random.uniform(0, pause))
+        pause = min(2 * pause, 1.0)
 
 
 def not_found(session: str) -> SessionNotFound:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -29,7 +30,9 @@ def caller(seed: int) -> tuple[str, Talk, Talk]:
     """What a caller means, what its session holds, and the list that it sends."""
     rng = random.Random(seed)
     kind = rng.choice(GOES_ON + PARTS)
-    named = kind in ("new ids", "duplicate ids", "restarted ids", "redact") or (kind not in ("no ids", "pasted") and rng.random() < 0.5)
+    named = kind in ("new ids", "duplicate ids", "restarted ids", "redact") or (
+        kind not in ("no ids", "pasted") and rng.random() < 0.5
+    )
     held: Talk = []
     for n in range(rng.randint(5 if kind == "greeting" else 3, 9)):
         held.append({"role": "user", "content": f"I tell you {n}: {rng.choice(['Lyon', 'the sea', 'Rex'])}."})
@@ -181,6 +184,18 @@ def test_a_talk_that_is_said_to_be_whole_leaves_no_branch(memory):
     say(memory, session, [{"role": "user", "content": "Anew."}], history="full")
     assert session.branches() == []
     session.forget()
+
+
+@pytest.mark.parametrize("writers", [8, pytest.param(32, marks=pytest.mark.long)])
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+def test_many_writers_of_one_session_lose_nothing(model, tmp_path, writers, store):
+    """A writer that lost eight times gave up, and what it had to say was lost."""
+    memory = BeaconMemory.open(model, "memory://" if store == "memory" else f"sqlite:///{tmp_path}/room.db")
+    turns = 5 if writers == 8 else 50
+    with ThreadPoolExecutor(writers) as pool:
+        list(pool.map(lambda n: memory.session("room").add(f"Message {n}."), range(writers * turns)))
+    said = [message["content"] for message in memory.session("room").messages()]
+    assert sorted(said) == sorted(f"Message {n}." for n in range(writers * turns))
 
 
 def test_no_session_of_a_users_has_the_name_of_a_branch(memory):

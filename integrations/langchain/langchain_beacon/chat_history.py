@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from langchain_core.chat_history import BaseChatMessageHistory
@@ -12,6 +12,7 @@ from langchain_core.messages import BaseMessage
 from beacon_memory.errors import SessionNotFound
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.serving.engines import Where, engine_for
+from beacon_memory.sessions.reply import ANSWER
 from beacon_memory.sessions.session import Session
 from beacon_memory.state.head import DOCUMENT
 from langchain_beacon.errors import translated
@@ -65,11 +66,7 @@ class BeaconChatMessageHistory(BaseChatMessageHistory):
             _, plain = to_plain(messages)
             if not plain:
                 return
-            # A model of this session has remembered its own answer, which has the same id, and what came before it.
-            stored = {m["id"] for m in self._said() if m["role"] == "assistant" and m.get("id")}
-            known = [n for n, m in enumerate(plain) if m["role"] == "assistant" and m.get("id") in stored]
-            plain = plain[known[-1] + 1 :] if known else plain
-            if plain:
+            if plain := plain[_remembered(self._said(), plain) :]:
                 self._session.add(plain)
 
     def clear(self) -> None:
@@ -87,3 +84,17 @@ class BeaconChatMessageHistory(BaseChatMessageHistory):
 
     async def aclear(self) -> None:
         await self.engine.run(self.clear)
+
+
+def _remembered(stored: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]) -> int:
+    """How many of the first messages a model of this session has remembered by itself: its own answer, known by its id,
+    and what came before it. Behind a parser that gives text, an answer has no id: then the newest words tell.
+    """
+    ids = {m["id"] for m in stored if m["role"] == "assistant" and m.get("id")}
+    if known := [n for n, m in enumerate(plain) if m["role"] == "assistant" and m.get("id") in ids]:
+        return known[-1] + 1
+    if not stored or not str(stored[-1].get("id", "")).startswith(ANSWER):
+        return 0
+    words = [(m["role"], m["content"].strip()) for m in stored]
+    given = [(m["role"], m["content"].strip()) for m in plain]
+    return max((n for n in range(2, len(given) + 1) if words[-n:] == given[:n]), default=0)

@@ -10,7 +10,9 @@ from langchain_beacon import BeaconChatMessageHistory, BeaconMemoryMiddleware, C
 from langchain_beacon.messages import to_plain
 from langchain_beacon.middleware import _kept
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 
@@ -216,3 +218,21 @@ async def test_a_history_gives_back_what_was_added(llm):
     assert history.messages == []
     with pytest.raises(ConfigError, match="nowhere to be kept"):
         BeaconChatMessageHistory("ada", model="smollm2")
+
+
+@pytest.mark.parametrize("parsed", [False, True])
+async def test_a_history_behind_a_parser_that_gives_text_remembers_each_turn_once(llm, parsed):
+    """The answer came back without its id, and every question and answer was remembered twice."""
+    prompt = ChatPromptTemplate.from_messages([MessagesPlaceholder("history"), ("human", "{question}")])
+    chain = RunnableWithMessageHistory(
+        prompt | llm | StrOutputParser() if parsed else prompt | llm,
+        lambda session: BeaconChatMessageHistory(session, engine=llm.engine),
+        input_messages_key="question",
+        history_messages_key="history",
+    )
+    config = {"configurable": {"session_id": "ada"}}
+    for _ in range(2):  # the same is said again
+        chain.invoke({"question": "Fact."}, config)
+        await chain.ainvoke({"question": "Fact."}, config)
+    said = [m["content"] for m in llm.engine.session("ada").messages()]
+    assert said == ["Fact.", "None."] * 4
