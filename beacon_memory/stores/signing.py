@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -69,7 +68,8 @@ class Signer:
         """A tag on these bytes and what is known about them, and the bytes as they are kept."""
         if self._form == ENCRYPTED:
             assert self.key is not None
-            nonce = os.urandom(NONCE)
+            # A nonce made of the contents under the key: the same blob is the same bytes, whoever writes it.
+            nonce = self._digest(self.key, "nonce", name, kind.encode(), *about, data)[:NONCE]
             data = nonce + _cipher(self.key).encrypt(nonce, data, self._place(kind, name))
         return self._form + self._digest(self.key, _kind(kind, self._form), name, *about, data), data
 
