@@ -23,6 +23,7 @@ BeaconError
     ├── SessionNotFound    no such session (also a KeyError)
     ├── SessionExists      the session to create is there already
     ├── SessionConflict    another writer moved the session first: load it again and retry
+    ├── BlobDiffers        other bytes are kept under that name already: nothing was written
     └── SegmentMissing     a session names bytes that are not there (evicted or lost)
 """
 
@@ -120,6 +121,14 @@ class SessionExists(StoreError):
 
 class SessionConflict(StoreError):
     """Another writer moved the session's head first; nothing was written."""
+
+
+class BlobDiffers(StoreError):
+    """Other bytes are kept under a name that was to be written; nothing was written."""
+
+    def __init__(self, message: str, digest: str = "") -> None:
+        super().__init__(message)
+        self.digest = digest  # the first name
 
 
 class SegmentMissing(StoreError):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,7 +51,9 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", help="the longest answer
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time")]
 System = Annotated[str | None, typer.Option(help="a system prompt for this answer; not remembered")]
 
-KEY_VARIABLE = "BEACON_STORE_KEY"  # signs what is kept in Redis
+KEY_VARIABLE = "BEACON_STORE_KEY"  # seals what is kept in SQLite or Redis
+OLD_KEY_VARIABLE = "BEACON_STORE_OLD_KEY"  # is read as well while the key is changed
+ENCRYPT_VARIABLE = "BEACON_STORE_ENCRYPT"  # 1: what is written is encrypted too
 DEFAULT_STORE = "sqlite:///beacon-memory.db"
 
 
@@ -181,6 +183,8 @@ def forget(session: SessionName, store: Store = DEFAULT_STORE) -> None:
     """Remove a session, and every byte that no other session names."""
     with stored(store) as opened:
         opened.delete(session)
+        for left in opened.scrub():
+            say(f"left to do: {left}")
 
 
 @app.command()
@@ -220,6 +224,18 @@ def gc(store: Store = DEFAULT_STORE) -> None:
 
 
 @app.command()
+def reseal(
+    store: Store = DEFAULT_STORE,
+    trust: Annotated[bool, typer.Option("--trust", help="seal what was written without a key too")] = False,
+) -> None:
+    """Seal everything with BEACON_STORE_KEY that is sealed with BEACON_STORE_OLD_KEY; or, with --trust, not at all."""
+    with stored(store, trust=trust) as opened:
+        sealed = opened.reseal()
+        opened.gc()
+    say(f"{sealed} values sealed")
+
+
+@app.command()
 def repair(
     session: SessionName, model: Model = "smollm2", store: Store = DEFAULT_STORE, adapter: Adapter = "auto"
 ) -> None:
@@ -229,12 +245,15 @@ def repair(
     say(f"session {session}: {folded} segments folded again" if folded else f"session {session}: nothing to repair")
 
 
-def stored(url: str) -> StateStore:
+def stored(url: str, *, trust: bool = False) -> StateStore:
     from beacon_memory.stores import open_store
 
     # Not an option: what stands in a command line, every process of the machine can read.
-    key = os.environ.get(KEY_VARIABLE)
-    return open_store(url, key=key.encode() if key and url.startswith(("redis", "unix:")) else None)
+    if url.startswith("memory:"):
+        return open_store(url)
+    keys = {"key": os.environ.get(KEY_VARIABLE), "old_key": os.environ.get(OLD_KEY_VARIABLE)}
+    sealing: dict[str, Any] = {name: key.encode() for name, key in keys.items() if key}
+    return open_store(url, **sealing, encrypt=os.environ.get(ENCRYPT_VARIABLE) == "1", trust=trust)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from beacon_memory.models.loading import (
     tokenizer_fingerprint,
 )
 from beacon_memory.models.resident import ResidentPrefix
-from beacon_memory.state.budget import default_budget, next_refold
+from beacon_memory.state.budget import check_room, default_budget, next_refold
 from beacon_memory.state.quantise import BITS, pack
 from beacon_memory.state.state import BeaconState, Fingerprint, Segment, chain, overlapped, segment_digest
 
@@ -178,6 +178,7 @@ class BeaconModel:
         how: dict[str, Any] = {"known": known, "slot_dtype": slot_dtype}
         # A budget may be smaller than the last one was, and nothing be folded below.
         segments, tail = self.fit(state.segments, budget=budget, **how), [*state.tail, *self._checked(ids)]
+        check_room(len(tail), segments, budget or self.budget, self.config)
         resident, standing = resident or ResidentPrefix(self.empty), False
         while tail:
             sink = 0 if segments else self.config.sink
@@ -321,7 +322,7 @@ class BeaconModel:
         sink = min(sink, len(ids))
         ratio = 1 if len(ids) == sink else ratio
         config = self.config if slot_dtype is None else self.config.replace(slot_dtype=slot_dtype)
-        parent, again = chain(segment.digest for segment in before), overlapped(before, config=config)
+        parent, again = chain(segment.name for segment in before), overlapped(before, config=config)
         named: dict[str, Any] = {"ratio": ratio, "sink": sink, "overlap": len(again)}
         digest = segment_digest(ids, **named, parent=parent, config=config, fingerprint=self.fingerprint)
         if known is not None and (segment := known(digest)) is not None:

@@ -28,7 +28,7 @@ class ResidentPrefix:
     """One past on the device and what it is the past of. One thread at a time has it."""
 
     past: Prefix
-    segments: list[tuple[str, int]] = field(default_factory=list)  # digest, and where its slots end
+    segments: list[tuple[str, int]] = field(default_factory=list)  # name, and where its slots end
     ids: list[int] = field(default_factory=list)  # the raw rows behind the segments
     release: Callable[[ResidentPrefix], None] = lambda resident: None  # to be called with it after a turn
 
@@ -43,8 +43,8 @@ class ResidentPrefix:
         The last of them never is: something has to be read. Without `raw`, none is.
         """
         common = 0
-        for (digest, _), segment in zip(self.segments, segments, strict=False):
-            if digest != segment.digest:
+        for (name, _), segment in zip(self.segments, segments, strict=False):
+            if name != segment.name:
                 break
             common += 1
         shared = 0
@@ -67,7 +67,7 @@ class ResidentPrefix:
     def folded(self, segment: Segment) -> None:
         """One more segment behind those that are there; raw rows give way to it."""
         self.past = self.past.back(self.past.slots - len(self.ids)).extend([segment])
-        self.segments.append((segment.digest, self.past.slots))
+        self.segments.append((segment.name, self.past.slots))
         self.ids = []
 
     def roomy(self, lm: Any, rows: int) -> Room:

@@ -170,6 +170,7 @@ class Documents:
         except SessionNotFound:
             if not create:
                 raise
+            self._memory.begin(self._session.id, create=None)
             return _Shelf(self._memory, self._session, self._session.settled(None), 0, {})
         return _Shelf(self._memory, self._session, self._session.settled(head), version, notes)
 
@@ -277,7 +278,7 @@ class _Shelf:
     def _set(self, name: str, segments: Sequence[Segment]) -> None:
         self._memory.keep(segments)
         self._folded[name] = list(segments)
-        self._entries[name] = [Entry(s.digest, len(s.ids), s.slots, s.ratio, name) for s in segments]
+        self._entries[name] = [Entry.of(segment, name) for segment in segments]
 
     def _known(self, digest: str) -> Segment | None:
         """A segment that was folded before; those that were not are counted."""

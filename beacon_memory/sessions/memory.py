@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any, Self
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.errors import InputError, SessionExists
+from beacon_memory.errors import CodecError, InputError, IntegrityError, SegmentMissing, SessionExists
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.sessions.repair import repair
 from beacon_memory.sessions.repository import CACHE_BYTES, RESIDENT_BYTES, Repository
@@ -17,8 +18,9 @@ from beacon_memory.sessions.stored import BRANCH
 from beacon_memory.sessions.turn import batch_answers
 from beacon_memory.state.archive import read_archive
 from beacon_memory.state.codec import decode_ids, require
-from beacon_memory.state.head import SessionHead, check_entry, read_note, read_page
-from beacon_memory.stores import Head, StateStore, open_store
+from beacon_memory.state.head import DOCUMENT, SessionHead, check_entry, read_note, read_page
+from beacon_memory.stores import StateStore, open_store
+from beacon_memory.talk.transcript import check_message
 
 
 class BeaconMemory(Repository):
@@ -41,15 +43,18 @@ class BeaconMemory(Repository):
         cache_bytes: int = CACHE_BYTES,
         resident_bytes: int = RESIDENT_BYTES,
         key: bytes | None = None,
+        old_key: bytes | None = None,
+        encrypt: bool = False,
         **options: Any,
     ) -> Self:
         """A memory by names: a model as `BeaconModel.from_pretrained` takes it (with its options), a store by URL.
 
         Stores: memory://, sqlite:///path, redis://, rediss://, unix://, redis+cluster://, redis+sentinel://; `key`
-        seals what a Redis store keeps. The store is opened first, so that a wrong URL does not cost a model. Raises
+        seals what a SQLite or Redis store keeps, `encrypt` hides it too, and `old_key` is read while a key is changed.
+        The store is opened first, so that a wrong URL does not cost a model. Raises
         ModelError, StoreUnavailable, ConfigError.
         """
-        opened = open_store(store, key=key)
+        opened = open_store(store, key=key, old_key=old_key, encrypt=encrypt)
         try:
             if isinstance(model, str):
                 model = BeaconModel.from_pretrained(model, config, adapter=adapter, **options)
@@ -67,17 +72,21 @@ class BeaconMemory(Repository):
         budget: int | None = None,
         slot_dtype: str | None = None,
         at_least: int = 0,
+        create: bool | None = None,
     ) -> Session:
-        """A session by its id; it is created by the first thing added.
+        """A session by its id; it is created by the first thing added, but not (SessionNotFound) with `create=False`,
+        nor (SessionRolledBack, once) where this memory has seen it before, unless `create=True`: then it was lost, or
+        forgotten elsewhere.
 
         `ratio` and `slot_dtype` ("bfloat16", "int8", "int4", …) hold for what is folded from now on (default: what the
         session has, else the model's). `budget` is the most slots it may keep. With `at_least`, a version from
-        `info()`, a session that stands before it, or is gone, raises SessionRolledBack: the store went back in time.
-        Nothing is read or written here. Raises InputError for what is no id.
+        `info()`, a session that does not descend from it, or is gone, raises SessionRolledBack: the store went back in
+        time, whatever was added since. Nothing is read or written here. Raises InputError for what is no id.
         """
         if isinstance(session_id, str) and session_id.startswith(BRANCH):
             raise InputError(f"a session's id does not begin with {BRANCH!r}: choose another")
-        return Session(self, session_id, ratio=ratio, budget=budget, slot_dtype=slot_dtype, at_least=at_least)
+        how: dict[str, Any] = {"ratio": ratio, "budget": budget, "slot_dtype": slot_dtype}
+        return Session(self, session_id, **how, at_least=at_least, create=create)
 
     def ask_many(
         self,
@@ -106,8 +115,10 @@ class BeaconMemory(Repository):
     def repair(self, session_id: str) -> int:
         """Fold a session's lost or damaged segments again from its ids and messages; gives their number.
 
-        Raises SegmentMissing when these are lost too, SessionNotFound.
+        What the store keeps beside the head is made again too. Raises SegmentMissing when messages or ids are lost,
+        SessionNotFound.
         """
+        self.store.mend(session_id)
         return repair(self, session_id)
 
     def sessions(self) -> list[str]:
@@ -122,19 +133,47 @@ class BeaconMemory(Repository):
         exported = read_archive(path)
         head = SessionHead.from_bytes(exported.head)
         require(head.fingerprint, self.model.fingerprint, what=f"session {exported.name!r}")
-        for entry in head.entries:
-            check_entry(entry, self.decode(exported.blobs[entry.digest], entry.digest))
-        for digest in head.pages:
-            read_page(exported.blobs[digest], digest)
-        for digest in head.sources.values():
-            decode_ids(exported.blobs[digest], digest)
-        for digest in head.notes.values():
-            read_note(exported.blobs[digest], digest)
+        blobs = dict(exported.blobs)
+        self._check(head, blobs)
         session = name or exported.name
+        imported = self.session(session)
         if self.store.version(session):
             raise SessionExists(f"session {session!r} exists already: import under another name, or forget it first")
-        self.store.commit(session, Head(exported.head, head.digests), exported.blobs, expected=0)
-        return self.session(session)
+        # Slots that nobody here has folded are kept apart: no other session finds them when it folds the same text.
+        head = head.where(head, {e.digest: blobs[e.blob] for e in head.entries if not e.apart})
+        foreign = {e.digest for e in head.entries if not e.apart and not self._stands(e.digest, blobs[e.digest])}
+        blobs |= {e.checksum: blobs[e.digest] for e in head.entries if e.digest in foreign and not e.apart}
+        # Branches stay where they were: an export has none.
+        self.commit(session, replace(head.apart(foreign), branches=()), blobs, expected=0)
+        return imported
+
+    def _check(self, head: SessionHead, blobs: Mapping[str, bytes]) -> None:
+        """Raises CodecError, ModelMismatch unless these blobs are what the head names, and this model can read them."""
+        self.check_ids(head.tail, what="the tail")
+        for entry in head.entries:
+            check_entry(entry, self.decode(blobs[entry.blob], entry))
+        messages = list(head.recent)
+        for digest in head.pages:
+            messages += read_page(blobs[digest], digest)
+        if len(messages) != head.messages:
+            raise CodecError(f"{len(messages)} messages found, the head says {head.messages}")
+        for message in messages:
+            if message["role"] != DOCUMENT:
+                try:
+                    check_message(message)
+                except InputError as exc:
+                    raise CodecError(f"a message of the session is none that can be remembered: {exc}") from exc
+        for digest in head.sources.values():
+            self.check_ids(decode_ids(blobs[digest], digest), what="a document")
+        for digest in head.notes.values():
+            read_note(blobs[digest], digest)
+
+    def _stands(self, digest: str, blob: bytes) -> bool:
+        """Whether the store has these very bytes under this name."""
+        try:
+            return self.store.read([digest]) == [blob]
+        except (SegmentMissing, IntegrityError):
+            return False
 
     def close(self) -> None:
         """Close the store."""

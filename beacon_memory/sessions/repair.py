@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from beacon_memory.config import slot_count
 from beacon_memory.errors import CodecError, IntegrityError, SegmentMissing, TranscriptError
-from beacon_memory.state.codec import decode_ids, encode_ids, encode_segment
+from beacon_memory.state.codec import decode_ids, decode_segment, encode_ids, encode_segment
 from beacon_memory.state.head import DOCUMENT, Entry, SessionHead, check_entry, read_note, read_page
 from beacon_memory.state.state import BeaconState, Segment, chain, overlapped, segment_digest
 from beacon_memory.stores.base import retrying
@@ -32,9 +34,10 @@ def repair(memory: Repository, session: str) -> int:
 
 def _repair_once(memory: Repository, session: str) -> int:
     head, version = memory.load(session)
-    found = [_segment(memory, entry) for entry in head.entries]
+    damaged: set[str] = set()
+    found = [_segment(memory, entry, damaged) for entry in head.entries]
     lost = [index for index, segment in enumerate(found) if segment is None]
-    sources, blobs = _sources(memory, head, found)
+    sources, blobs = _sources(memory, head, found, damaged)
     for digest in head.pages:
         read_page(memory.store.read([digest])[0], digest)
     for digest in head.notes.values():
@@ -42,30 +45,37 @@ def _repair_once(memory: Repository, session: str) -> int:
     if not lost and not blobs:
         return 0
     ids = _ids(memory, head, found, sources) if lost else []
-    segments: list[Segment] = []
+    segments, folded = list[Segment](), dict[str, bytes]()
     for index, segment in enumerate(found):
         if segment is None:
             segment = _folded(memory, head, index, ids[index], before=segments)
-            blobs[segment.digest] = encode_segment(
+            folded[segment.digest] = encode_segment(
                 segment, fingerprint=memory.model.fingerprint, config=_config(memory, head)
             )
         segments.append(segment)
     memory.keep([segments[index] for index in lost])
-    after = replace(head, sources=sources).with_state(BeaconState(tuple(segments), head.tail))
-    memory.commit(session, after, blobs, expected=version)
+    after = replace(head, sources=sources).with_state(BeaconState(tuple(segments), head.tail)).where(head, folded)
+    memory.commit(session, after, blobs | folded, expected=version, damaged=damaged)
     return len(lost)
 
 
-def _segment(memory: Repository, entry: Entry) -> Segment | None:
+def _segment(memory: Repository, entry: Entry, damaged: set[str]) -> Segment | None:
     """The segment as the store has it, or None."""
     try:
-        return check_entry(entry, memory.decode(memory.store.read([entry.digest])[0], entry.digest))
+        return check_entry(entry, memory.decode(memory.store.read([entry.blob])[0], entry))
     except LOST:
+        # Other slots than those this head names are somebody's; what nobody can read is replaced.
+        with suppress(SegmentMissing):
+            try:
+                (blob,) = memory.store.read([entry.digest])
+                decode_segment(blob, fingerprint=memory.model.fingerprint, digest=entry.digest)
+            except (IntegrityError, CodecError):
+                damaged.add(entry.digest)
         return None
 
 
 def _sources(
-    memory: Repository, head: SessionHead, found: Sequence[Segment | None]
+    memory: Repository, head: SessionHead, found: Sequence[Segment | None], damaged: set[str]
 ) -> tuple[dict[str, str], dict[str, bytes]]:
     """Where the ids of each document are, and those blobs that had to be made again."""
     sources, blobs = dict(head.sources), {}
@@ -78,7 +88,9 @@ def _sources(
                 del sources[document]
             else:
                 blob = encode_ids([i for segment in parts if segment for i in segment.ids])
-                blobs[digest] = blob
+                sources[document] = hashlib.sha256(blob).hexdigest()
+                blobs[sources[document]] = blob
+                damaged.add(sources[document])
     return sources, blobs
 
 
@@ -129,7 +141,7 @@ def _folded(
     own = [s for s, e in zip(before, head.entries[:index], strict=True) if e.document == entry.document]
     contexts = [own, list(before)] if entry.document else [list(before)]
     for context in contexts:
-        parent, overlap = chain(s.digest for s in context), len(overlapped(context, config=config))
+        parent, overlap = chain(s.name for s in context), len(overlapped(context, config=config))
         for sink in sinks:
             how: dict[str, Any] = {"ratio": entry.ratio, "sink": sink, "overlap": overlap}
             digest = segment_digest(ids, **how, parent=parent, config=config, fingerprint=model.fingerprint)

@@ -9,22 +9,35 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
-from beacon_memory.errors import SegmentMissing, SessionNotFound, SessionRolledBack
+from beacon_memory.errors import (
+    BeaconError,
+    BlobDiffers,
+    CodecError,
+    SegmentMissing,
+    SessionNotFound,
+    SessionRolledBack,
+)
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.resident import ResidentPrefix
 from beacon_memory.state.codec import decode_segment, require
-from beacon_memory.state.head import SessionHead, check_entry, read_page
+from beacon_memory.state.head import Entry, SessionHead, check_entry, read_page
 from beacon_memory.state.state import BeaconState, Segment
 from beacon_memory.stores import Head, StateStore
+from beacon_memory.stores.base import not_found
+from beacon_memory.stores.chain import descends
 from beacon_memory.talk.transcript import Transcript
 
 T = TypeVar("T")
 
 CACHE_BYTES = 1 << 30  # segments kept on hand
 RESIDENT_BYTES = 1 << 30  # and what turns have left on the device
+SEEN, SEEN_BYTES = 100_000, 256  # sessions whose newest version is remembered, and about what each takes
 PAGE_BYTES = 64 << 20  # pages of messages, as stored, and as many bytes of heads
 
 
@@ -51,26 +64,93 @@ class Repository:
         self._pages = LRUCache[list[dict[str, Any]]](PAGE_BYTES)
         self._residents = LRUCache[ResidentPrefix](resident_bytes)
         self._heads = LRUCache[tuple[SessionHead, int]](PAGE_BYTES)
+        self._seen = LRUCache[int](SEEN_BYTES * SEEN)  # the newest version of each session that was here
+        self._lent = WeakKeyDictionary[ResidentPrefix, tuple[str, ...]]()  # which are given back, unless let go
 
     def load(self, session_id: str, *, at_least: int = 0) -> tuple[SessionHead, int]:
-        """A session's head and version. Raises SessionNotFound, SessionRolledBack, CodecError, ModelMismatch."""
+        """A session's head and version, which descends from what was seen of the session here before, and from
+        `at_least`. Raises SessionNotFound, SessionRolledBack, CodecError, ModelMismatch.
+
+        What was seen here is told once: the call after the error goes on from what is there.
+        """
+        seen = self._seen.get(session_id) or 0  # before it is loaded: another thread may move it on meanwhile
         try:
             stored, version = self.store.load(session_id)
         except SessionNotFound as exc:
+            self.let_go(session_id)
             if at_least:
-                raise SessionRolledBack(f"session {session_id!r} is gone, version {at_least} was expected") from exc
+                raise SessionRolledBack(
+                    f"session {session_id!r} is gone, version {at_least} was expected: it was forgotten, or lost"
+                ) from exc
             raise
-        if version < at_least:
+        if seen and descends(version, stored.past, seen) is False:
+            self.let_go(session_id)
+            self._seen.take(session_id)
             raise SessionRolledBack(
-                f"session {session_id!r} is at version {version}, {at_least} or later was expected: the store was "
-                f"restored from an older copy, or lost a write; open it without at_least to go on from there"
+                f"session {session_id!r} is at version {version}, which does not come after version {seen} that was "
+                f"seen here: the store was restored from an older copy, lost a write, or it was forgotten and begun "
+                f"anew; the next call goes on from there"
+            )
+        if at_least and (after := descends(version, stored.past, at_least)) is not True:
+            raise SessionRolledBack(
+                f"session {session_id!r} is at version {version}, {at_least} or what comes after it was expected: "
+                + (
+                    "that is too long ago to be told; open it without at_least and take its new version"
+                    if after is None
+                    else "the store was restored from an older copy, or lost a write; open it without at_least to go "
+                    "on from there"
+                )
             )
         held = self._heads.get(session_id)
         # No session has a version twice: an equal one is the same head.
-        head = held[0] if held is not None and held[1] == version else SessionHead.from_bytes(stored.body)
+        if held is not None and held[1] == version:
+            head = held[0]
+        else:
+            head = SessionHead.from_bytes(stored.body)
+            self.check_ids(head.tail, what=f"session {session_id!r}")
         require(head.fingerprint, self.model.fingerprint, what=f"session {session_id!r}")
         self._heads.put(session_id, (head, version), 8 * len(stored.body))
+        self._seen.put(session_id, version, SEEN_BYTES)
         return head, version
+
+    def begin(self, session_id: str, *, create: bool | None) -> None:
+        """Whether a session that is not there may be begun: raises SessionNotFound without `create`, and, unless it is
+        asked for, SessionRolledBack (once) when it was here before.
+        """
+        seen = self._seen.take(session_id)
+        if create is False:
+            raise not_found(session_id)
+        if seen and create is None:
+            raise SessionRolledBack(
+                f"session {session_id!r} was at version {seen} when it was last seen here, and is gone: it was "
+                f"forgotten elsewhere, or lost; the next call begins it anew"
+            )
+
+    def forget(self, session_id: str) -> list[str]:
+        """Remove a session from the store and from this process; gives what is left to do, in sentences. Raises
+        SessionNotFound.
+        """
+        with suppress(BeaconError):
+            self.load(session_id)  # so that what it names is let go too
+        try:
+            self.store.delete(session_id)
+        finally:
+            self.let_go(session_id)
+            self._seen.take(session_id)
+        return self.store.scrub()
+
+    def let_go(self, session_id: str, segments: Sequence[Segment] = ()) -> None:
+        """Have nothing of this session on hand, nor of these segments."""
+        for resident, names in list(self._lent.items()):
+            if session_id in names:
+                resident.release = lambda resident: None
+        for name in self._residents.names():
+            if session_id in json.loads(name):
+                self._residents.take(name)
+        held = self._heads.take(session_id)
+        for digest in [*(held[0].digests if held else ()), *(segment.name for segment in segments)]:
+            self._segments.take(digest)
+            self._pages.take(digest)
 
     def view(
         self, session_id: str, read: Callable[[SessionHead], T], *, at_least: int = 0
@@ -88,19 +168,42 @@ class Repository:
                 if self.store.version(session_id) == version:
                     raise
 
-    def commit(self, session_id: str, head: SessionHead, blobs: Mapping[str, bytes], *, expected: int) -> None:
-        """Write a session's next version. Raises SessionConflict, SegmentMissing."""
-        self.store.commit(session_id, Head(head.to_bytes(), head.digests), blobs, expected=expected)
+    def commit(
+        self,
+        session_id: str,
+        head: SessionHead,
+        blobs: Mapping[str, bytes],
+        *,
+        expected: int,
+        damaged: Container[str] = (),
+    ) -> int:
+        """Write a session's next version, whose number it gives. A segment of other bits than the one that is kept
+        under its digest is kept apart. Raises SessionConflict, SegmentMissing.
+        """
+        how: dict[str, Any] = {"damaged": damaged} if damaged else {}
+        while True:
+            try:
+                named = Head(head.to_bytes(), head.digests)
+                version = self.store.commit(session_id, named, blobs, expected=expected, **how)
+                self._seen.put(session_id, version, SEEN_BYTES)
+                return version
+            except BlobDiffers as exc:
+                moved = [e for e in head.entries if e.digest == exc.digest and not e.apart]
+                if not moved:
+                    raise
+                head = head.apart({exc.digest})
+                blobs = {**blobs, moved[0].checksum: blobs[exc.digest]}
 
     def state(self, head: SessionHead) -> BeaconState:
         """The state a head names; segments on hand are not read again. Raises SegmentMissing, CodecError."""
-        digests = dict.fromkeys(entry.digest for entry in head.entries)
-        found = {digest: segment for digest in digests if (segment := self._segments.get(digest)) is not None}
-        cold = [digest for digest in digests if digest not in found]
-        read = {d: self.decode(blob, d) for d, blob in zip(cold, self.store.stream(cold), strict=True)}
+        entries = {entry.blob: entry for entry in head.entries}
+        found = {name: segment for name in entries if (segment := self._segments.get(name)) is not None}
+        cold = [entry for name, entry in entries.items() if name not in found]
+        blobs = self.store.stream([entry.blob for entry in cold])
+        read = {entry.blob: self.decode(blob, entry) for entry, blob in zip(cold, blobs, strict=True)}
         self.keep(tuple(read.values()))
         found |= read
-        return BeaconState(tuple(check_entry(entry, found[entry.digest]) for entry in head.entries), head.tail)
+        return BeaconState(tuple(check_entry(entry, found[entry.blob]) for entry in head.entries), head.tail)
 
     def messages(self, head: SessionHead) -> list[dict[str, Any]]:
         """Every message that a head's session remembers, oldest first."""
@@ -115,9 +218,10 @@ class Repository:
         """A segment that was folded before, by this session or another, or None."""
         if (segment := self._segments.get(digest)) is None:
             try:
-                segment = self.decode(self.store.read([digest])[0], digest)
+                (blob,) = self.store.read([digest])
             except SegmentMissing:
                 return None
+            segment = self._shaped(decode_segment(blob, fingerprint=self.model.fingerprint, digest=digest))
             self.keep([segment])
         return segment
 
@@ -128,20 +232,45 @@ class Repository:
         names = json.dumps(sessions)
         resident = self._residents.take(names) or ResidentPrefix(self.model.empty)
         resident.release = lambda resident: self._residents.put(names, resident, resident.nbytes)
+        self._lent[resident] = sessions
         return resident
 
     def keep(self, segments: Sequence[Segment]) -> None:
         """Have these segments on hand, as far as memory goes."""
         for segment in segments:
-            self._segments.put(segment.digest, segment, segment.nbytes)
+            self._segments.put(segment.name, segment, segment.nbytes)
 
-    def decode(self, blob: bytes, digest: str) -> Segment:
-        """A segment of this memory's model from its bytes."""
-        return decode_segment(blob, fingerprint=self.model.fingerprint, digest=digest)
+    def decode(self, blob: bytes, entry: Entry) -> Segment:
+        """The segment that a head's entry names, from its bytes. Raises CodecError, ModelMismatch."""
+        ours, checked = self.model.fingerprint, entry.checksum
+        segment = self._shaped(decode_segment(blob, fingerprint=ours, digest=entry.digest, checked=checked))
+        return replace(segment, apart=entry.checksum) if entry.apart else segment
+
+    def _shaped(self, segment: Segment) -> Segment:
+        """The segment, when this model can read it. Raises CodecError."""
+        layers, heads, _, width = (segment.packed.sink_keys if segment.packed else segment.keys).shape
+        ours, theirs = _slot_shape(self.model), (layers, heads, width)
+        if ours != theirs:
+            raise CodecError(f"segment {segment.digest[:12]}: slots of {theirs}, this model's are of {ours}")
+        self.check_ids(segment.ids, what=f"segment {segment.digest[:12]}")
+        return segment
+
+    def check_ids(self, ids: Sequence[int], *, what: str) -> None:
+        """Raises CodecError when there is an id that stands for nothing in this model's vocabulary."""
+        vocabulary = self.model.lm.get_input_embeddings().num_embeddings
+        if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise CodecError(f"{what}: an id is not in the vocabulary of {vocabulary}")
 
     def read(self, digests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Blobs with their digests."""
         return zip(digests, self.store.read(digests) if digests else [], strict=True)
+
+
+def _slot_shape(model: BeaconModel) -> tuple[int, int, int]:
+    """Layers, KV heads and head size of a model: what a slot's keys, and its values, are numbers of."""
+    config = model.lm.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(config.num_hidden_layers), int(config.num_key_value_heads), int(width)
 
 
 class LRUCache(Generic[T]):
@@ -174,6 +303,11 @@ class LRUCache(Generic[T]):
             value, nbytes = self._values.pop(digest, (None, 0))
             self._bytes -= nbytes
             return value
+
+    def names(self) -> list[str]:
+        """What is on hand."""
+        with self._lock:
+            return list(self._values)
 
     def put(self, digest: str, value: T, nbytes: int) -> None:
         """Have a value on hand, as far as there is room."""

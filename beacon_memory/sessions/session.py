@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from beacon_memory.config import SLOT_BITS
-from beacon_memory.errors import InputError, SessionConflict, SessionNotFound
+from beacon_memory.errors import BeaconError, InputError, SessionConflict, SessionNotFound
 from beacon_memory.sessions.prompt import Prompt, make_prompt
 from beacon_memory.sessions.rewind import Changed, back, branch
 from beacon_memory.sessions.stored import Progress, StoredSession, branch_name
@@ -85,6 +85,7 @@ class Session(StoredSession):
             return head, state, pages | more
 
         self.change(change)
+        self._memory.store.scrub()
 
     def add_document(self, source: str | Path, *, name: str | None = None, progress: Progress | None = None) -> None:
         """Read a document: the path of a UTF-8 text file, or the text itself. One that the session has read is not
@@ -218,6 +219,8 @@ class Session(StoredSession):
     def fork(self, new: str) -> Session:
         """A new session that begins where this one stands; nothing is copied but names. Raises SessionExists."""
         self._memory.store.fork(self.id, check_session(new))
+        self._memory.begin(new, create=True)
+        self._memory.let_go(new)
         return Session(self._memory, new, ratio=self._ratio, budget=self._budget, slot_dtype=self._slot_dtype)
 
     def rewind(self, messages: int) -> None:
@@ -235,6 +238,7 @@ class Session(StoredSession):
             return back(self._memory, head, state, past, messages)
 
         self.change(change, create=False)
+        self._memory.store.scrub()
 
     def branches(self) -> list[Branch]:
         """The branches that the session was parted from and that are kept still, oldest first.
@@ -280,10 +284,14 @@ class Session(StoredSession):
         stored, _ = self._memory.store.load(self.id)
         write_archive(path, Exported(self.id, stored.body, dict(self._memory.read(stored.digests))))
 
-    def forget(self) -> None:
-        """Remove the session, and every byte that no other session names. Raises SessionNotFound."""
-        self._memory.resident(self.id)  # taken, and gone
-        branches = SessionHead.from_bytes(self._memory.store.load(self.id)[0].body).branches
-        self._memory.store.delete(self.id)
+    def forget(self) -> list[str]:
+        """Remove the session, and every byte that no other session names, from the store and from this process; gives
+        what is left to do before no file holds them, in sentences (docs/security.md). Raises SessionNotFound.
+        """
+        branches: tuple[int, ...] = ()
+        with suppress(BeaconError):  # what cannot be read can be forgotten
+            branches = SessionHead.from_bytes(self._memory.store.load(self.id)[0].body).branches
+        left = self._memory.forget(self.id)
         for number in branches:
             self.unpart(number)
+        return self._memory.store.scrub() if branches else left

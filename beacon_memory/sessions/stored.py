@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from beacon_memory.config import check_ratio
 from beacon_memory.errors import ConfigError, SessionExists, SessionNotFound
@@ -43,9 +44,10 @@ class StoredSession:
         budget: int | None = None,
         slot_dtype: str | None = None,
         at_least: int = 0,
+        create: bool | None = None,
     ) -> None:
         self.id = check_session(session_id)
-        self._at_least = at_least
+        self._at_least, self._create = at_least, create
         self._memory = memory
         config = memory.model.config
         self._slot_dtype = None if slot_dtype is None else config.replace(slot_dtype=slot_dtype).slot_dtype
@@ -61,8 +63,15 @@ class StoredSession:
         try:
             state, head, version = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
         except SessionNotFound:
+            self._memory.begin(self.id, create=self._create)
             return self.settled(None), BeaconState(), 0
         return self.settled(head), state, version
+
+    def behind(self, version: int) -> Self:
+        """The same session, as long as it descends from this version; 0 asks for nothing."""
+        pinned = copy(self)
+        pinned._at_least = version or self._at_least
+        return pinned
 
     def settled(self, head: SessionHead | None) -> SessionHead:
         """The head, or a new one, with what this session was opened with."""
@@ -79,13 +88,13 @@ class StoredSession:
         self, head: SessionHead, changed: SessionHead, after: BeaconState, pages: dict[str, bytes], *, expected: int
     ) -> None:
         """Move the session from `head`, at version `expected`, to `changed`. Raises SessionConflict."""
-        named = {entry.digest for entry in head.entries}
-        new = [segment for segment in after.segments if segment.digest not in named]
+        named = {entry.blob for entry in head.entries}
+        new = [segment for segment in after.segments if segment.name not in named]
         model = self._memory.model
         config = model.config.replace(slot_dtype=changed.slot_dtype or model.config.slot_dtype)
-        blobs = pages | {s.digest: encode_segment(s, fingerprint=model.fingerprint, config=config) for s in new}
+        folded = {s.name: encode_segment(s, fingerprint=model.fingerprint, config=config) for s in new}
         self._memory.keep(new)
-        self._memory.commit(self.id, changed, blobs, expected=expected)
+        self._memory.commit(self.id, changed.where(head, folded), pages | folded, expected=expected)
 
     def part(self, head: SessionHead) -> SessionHead:
         """Keep the session as it stands as another branch; gives the head with that branch among its own."""
@@ -100,7 +109,7 @@ class StoredSession:
     def unpart(self, number: int) -> None:
         """Let a branch go. One that is gone already, or has expired, is no error."""
         with suppress(SessionNotFound):
-            self._memory.store.delete(branch_name(self.id, number))
+            self._memory.forget(branch_name(self.id, number))
 
     def change(self, change: Change, *, create: bool = True) -> None:
         """Move the head by `change`, which is done again on the newest head when another writer was faster.

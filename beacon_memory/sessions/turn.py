@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from beacon_memory.errors import InputError, SegmentMissing, SessionConflict
+from beacon_memory.errors import InputError, SegmentMissing, SessionConflict, SessionRolledBack
 from beacon_memory.models.generation import Answer, Pieces, Sampling, Stream
 from beacon_memory.sessions.prompt import Prompt, context_state, make_prompt
 from beacon_memory.sessions.rewind import branch
@@ -288,7 +288,12 @@ class Turn(Pieces):
             if parts:
                 self._session.unpart(head.branches[-1])
                 said = said[max(n for n, m in enumerate([{"role": "user"}, *said]) if m["role"] == "user") - 1 :]
-            self._session.append(said)  # another writer was faster: what was said here comes behind
+            # Another writer was faster: what was said here comes behind, unless the session was forgotten meanwhile.
+            try:
+                self._session.behind(begun.version).append(said)
+            except SessionRolledBack:
+                self._memory.let_go(self._session.id, state.segments)
+                raise
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,18 @@ from beacon_memory.state.head import SessionHead
 
 FORMAT, VERSION = "beacon-session", 1
 
+# What a hostile archive can make its readers raise.
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    EOFError,
+    NotImplementedError,
+    RecursionError,
+)
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -61,5 +73,14 @@ def read_archive(path: str | Path) -> Exported:
             return Exported(str(about["session"]), head, {d: archive.read(f"blobs/{d}") for d in digests})
     except OSError as exc:
         raise InputError(f"no session archive can be read at {path}: {exc.strerror or exc}") from exc
-    except (zipfile.BadZipFile, KeyError, ValueError, AttributeError, EOFError, NotImplementedError) as exc:
+    except (
+        zipfile.BadZipFile,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        EOFError,
+        NotImplementedError,
+        RecursionError,
+    ) as exc:
         raise CodecError(f"{path} is not a whole session archive: {exc}") from exc

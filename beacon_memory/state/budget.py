@@ -25,6 +25,19 @@ def default_budget(positions: int, config: BeaconConfig) -> int:
     return budget
 
 
+def check_room(tokens: int, segments: Sequence[Segment], budget: int, config: BeaconConfig) -> None:
+    """Raises BudgetExceeded when so many more tokens cannot be kept beside these segments, at whatever ratio: before
+    anything is folded in vain.
+    """
+    folded = max(0, tokens - config.window - config.keep_last)  # the rest may stay raw
+    least = sum(s.sink + slot_count(len(s.ids) - s.sink, RATIOS[-1]) for s in segments) + folded // RATIOS[-1]
+    if least > budget:
+        raise BudgetExceeded(
+            f"{tokens} tokens more take {least} slots in all, folded at {RATIOS[-1]}, and the budget is {budget}: "
+            f"nothing was folded; raise the budget, or remember less at once"
+        )
+
+
 def next_refold(segments: Sequence[Segment], budget: int) -> tuple[int, int]:
     """The index of the segment to fold again, and its new ratio: the oldest one of the ratio that holds most slots.
 

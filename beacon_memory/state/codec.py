@@ -69,6 +69,11 @@ def unseal(kind: bytes, blob: bytes) -> bytes:
     return payload
 
 
+def checksum(blob: bytes) -> str:
+    """The SHA-256 that a frame carries, of all its bytes but this, in hex: `unseal` has checked it."""
+    return blob[_START.size : _HEADER].hex()
+
+
 def _checksum(start: bytes, payload: bytes) -> bytes:
     digest = hashlib.sha256(start)
     digest.update(payload)
@@ -76,7 +81,7 @@ def _checksum(start: bytes, payload: bytes) -> bytes:
 
 
 def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: BeaconConfig) -> bytes:
-    """A segment's bytes; they name who wrote it and how."""
+    """A segment's bytes; they name who wrote it and how. Raises CodecError when it holds a NaN or an infinity."""
     about = {
         "model": fingerprint.model,
         "adapter": fingerprint.adapter,
@@ -95,19 +100,25 @@ def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: Beacon
         tensors |= packed.tensors
     else:
         tensors |= {"keys": segment.keys.cpu().contiguous(), "values": segment.values.cpu().contiguous()}
+    _check_finite(tensors)
     # One metadata entry: safetensors writes several in any order, and equal segments should be equal bytes.
     payload = save_tensors(tensors, metadata={"beacon": json.dumps(about, sort_keys=True)})
     version = PACKED if config.slot_dtype in BITS else PLAIN
     return seal(SEGMENT, payload, version=OVERLAPPED if segment.overlap else version)
 
 
-def decode_segment(blob: bytes, *, fingerprint: Fingerprint, digest: str | None = None) -> Segment:
+def decode_segment(
+    blob: bytes, *, fingerprint: Fingerprint, digest: str | None = None, checked: str | None = None
+) -> Segment:
     """The segment back, bit for bit.
 
-    Raises CodecError when the blob is damaged, is not what its own digest says, or is not the segment `digest`; raises
-    ModelMismatch, naming the fields, when another model, adapter, tokenizer or layout wrote it.
+    Raises CodecError when the blob is damaged, holds a NaN or an infinity, is not what its own digest says, is not the
+    segment `digest`, or not the very bytes whose checksum is `checked`; raises ModelMismatch, naming the fields, when
+    another model, adapter, tokenizer or layout wrote it.
     """
     payload = unseal(SEGMENT, blob)
+    if checked and checksum(blob) != checked:
+        raise CodecError(f"segment {str(digest)[:12]}: other slots than those that the session's head names")
     try:
         size = int.from_bytes(payload[:8], "little")
         about = json.loads(json.loads(payload[8 : 8 + size])["__metadata__"]["beacon"])
@@ -160,7 +171,23 @@ def _slots(
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     if found != expected:
         raise CodecError(f"segment: {slots} slots expected, {expected}, found {found}")
-    return Packed(config.slot_dtype, **tensors) if packed else (tensors["keys"], tensors["values"])
+    _check_finite(tensors)
+    if not packed:
+        return tensors["keys"], tensors["values"]
+    for kind in ("key", "value"):
+        highest = tensors[f"{kind}_scales"].float() * (2 ** BITS[config.slot_dtype] - 1) + tensors[f"{kind}_lows"]
+        if not highest.to(torch.bfloat16).isfinite().all():
+            raise CodecError(f"segment: {kind}s unpack to numbers that are not finite")
+    return Packed(config.slot_dtype, **tensors)
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises CodecError for a number that would make every answer a NaN."""
+    for name, tensor in tensors.items():
+        # A sum is finite unless a number in it is not (or it overflows): far cheaper than looking at each.
+        wide = tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite()
+        if wide and not tensor.isfinite().all():
+            raise CodecError(f"segment: {name} hold numbers that are not finite")
 
 
 def require(theirs: Fingerprint, ours: Fingerprint, *, what: str) -> None:

@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
+from beacon_memory.config import RATIOS, SLOT_DTYPES
 from beacon_memory.errors import CodecError, InputError
-from beacon_memory.state.codec import HEAD, NOTE, PAGE, decode_json, encode_json
+from beacon_memory.state.codec import HEAD, NOTE, PAGE, checksum, decode_json, encode_json
 from beacon_memory.state.state import BeaconState, Fingerprint, Segment
 
 DOCUMENT = "document"  # the role of the transcript's note that a document was read
+_DIGEST = re.compile("[0-9a-f]{64}")
 PAGE_MESSAGES = 64  # messages that a head carries before they become a page of their own
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One segment as its session names it."""
+    """One segment as its session names it.
+
+    The digest says what was folded, the checksum what came out. A store keeps a segment that was folded here under its
+    digest, so that whoever folds the same finds it; any other (imported, or of other bits than the one that is there)
+    under its checksum, where only those find it who were given its name.
+    """
 
     digest: str
     tokens: int
     slots: int
     ratio: int
     document: str = ""  # the id of the document it belongs to; the conversation's own have none
+    checksum: str = ""  # of its bytes (`codec.checksum`); none in heads that older releases wrote
+    apart: bool = False  # kept under its checksum
+
+    @classmethod
+    def of(cls, segment: Segment, document: str = "") -> Self:
+        """What a head says of a segment that belongs to this document."""
+        tokens, slots, ratio = len(segment.ids), segment.slots, segment.ratio
+        return cls(segment.digest, tokens, slots, ratio, document, segment.apart, bool(segment.apart))
+
+    @property
+    def blob(self) -> str:
+        """The name that its bytes have in a store."""
+        return self.checksum if self.apart else self.digest
 
 
 @dataclass(frozen=True)
@@ -45,7 +66,7 @@ class SessionHead:
     @property
     def digests(self) -> tuple[str, ...]:
         """Every blob the head names, each once."""
-        segments = (entry.digest for entry in self.entries)
+        segments = (entry.blob for entry in self.entries)
         return tuple(dict.fromkeys([*segments, *self.pages, *self.sources.values(), *self.notes.values()]))
 
     @property
@@ -63,11 +84,25 @@ class SessionHead:
         # A segment folded again keeps its place, so its document too.
         named = [entry.document for entry in self.entries]
         named += [document] * (len(state.segments) - len(named))
-        entries = tuple(
-            Entry(segment.digest, len(segment.ids), segment.slots, segment.ratio, name)
-            for segment, name in zip(state.segments, named, strict=True)
+        entries = (Entry.of(segment, name) for segment, name in zip(state.segments, named, strict=True))
+        return replace(self, entries=tuple(entries), tail=state.tail).where(self)
+
+    def where(self, before: SessionHead, blobs: Mapping[str, bytes] | None = None) -> Self:
+        """The head with the checksums of its segments: of those among `blobs` (digest -> bytes) as they are there, of
+        the others as the head `before` it knows them.
+        """
+        known = {entry.digest: entry.checksum for entry in before.entries if not entry.apart}
+        known |= {digest: checksum(blob) for digest, blob in (blobs or {}).items()}
+        entries = (
+            entry if entry.apart else replace(entry, checksum=known.get(entry.digest, entry.checksum))
+            for entry in self.entries
         )
-        return replace(self, entries=entries, tail=state.tail)
+        return replace(self, entries=tuple(entries))
+
+    def apart(self, digests: Container[str]) -> Self:
+        """The head with these segments kept under their checksums."""
+        entries = (replace(entry, apart=True) if entry.digest in digests else entry for entry in self.entries)
+        return replace(self, entries=tuple(entries))
 
     def with_messages(self, messages: list[Mapping[str, Any]]) -> tuple[Self, dict[str, bytes]]:
         """The head with more messages, and the pages that became full."""
@@ -88,7 +123,7 @@ class SessionHead:
             "ratio": self.ratio,
             "budget": self.budget,
             "slot_dtype": self.slot_dtype,
-            "entries": [(e.digest, e.tokens, e.slots, e.ratio, e.document) for e in self.entries],
+            "entries": [_listed(entry) for entry in self.entries],
             "recent": self.recent,
             "tail": self.tail,
             "pages": self.pages,
@@ -123,22 +158,46 @@ class SessionHead:
         return head
 
 
+def _listed(entry: Entry) -> list[object]:
+    """An entry as it is written: what it does not need is left out, so that older heads keep their bytes."""
+    listed: list[object] = [entry.digest, entry.tokens, entry.slots, entry.ratio, entry.document]
+    if entry.checksum:
+        listed.append(entry.checksum)
+    if entry.apart:
+        listed.append(True)
+    return listed
+
+
 def _check(head: SessionHead) -> None:
-    """Raises CodecError unless every field is of its type."""
+    """Raises CodecError unless every field is what this package writes there."""
     named = [*(entry.digest for entry in head.entries), *head.pages, *head.sources.values(), *head.notes.values()]
+    named += [entry.checksum for entry in head.entries if entry.checksum or entry.apart]
     texts = [*asdict(head.fingerprint).values(), *(entry.document for entry in head.entries)]
-    texts += [*head.sources, *head.notes, *named]
-    numbers = [head.ratio, *head.tail, *head.branches, *(n for e in head.entries for n in (e.tokens, e.slots, e.ratio))]
-    if head.slot_dtype is not None:
-        texts.append(head.slot_dtype)
+    texts += [*head.sources, *head.notes]
+    numbers = [*head.tail, *head.branches, *(n for e in head.entries for n in (e.tokens, e.slots))]
     if head.budget is not None:
         numbers.append(head.budget)
     if not (
         all(isinstance(text, str) for text in texts)
-        and all(type(number) is int and number >= 0 for number in numbers)
-        and all(isinstance(message, dict) for message in head.recent)
+        and all(type(number) is int and 0 <= number < 1 << 31 for number in numbers)
+        and all(isinstance(digest, str) and _DIGEST.fullmatch(digest) for digest in named)
+        and all(type(ratio) is int and ratio in RATIOS for ratio in (head.ratio, *(e.ratio for e in head.entries)))
+        and all(type(entry.apart) is bool for entry in head.entries)
+        and (head.slot_dtype is None or head.slot_dtype in SLOT_DTYPES)
+        and all(_is_message(message) for message in head.recent)
+        and len(head.recent) < PAGE_MESSAGES
     ):
-        raise CodecError("head: not a readable payload: a field is of the wrong type")
+        raise CodecError("head: not a readable payload: a field is not what this package writes there")
+
+
+def _is_message(message: object) -> bool:
+    """Whether this can be a message of a transcript, or a note that a document was read."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        return False
+    if message["role"] != DOCUMENT:
+        return True
+    about = (message.get("content"), message.get("document"), message.get("key", ""), message.get("hash", ""))
+    return all(isinstance(text, str) for text in about) and type(message.get("tokens")) is int
 
 
 def read_page(blob: bytes, digest: str) -> list[dict[str, Any]]:
@@ -146,7 +205,7 @@ def read_page(blob: bytes, digest: str) -> list[dict[str, Any]]:
     if hashlib.sha256(blob).hexdigest() != digest:
         raise CodecError(f"page: its contents are not those of {digest}")
     messages: list[dict[str, Any]] = decode_json(PAGE, blob)
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
         raise CodecError("page: not a readable payload: a list of messages expected")
     return messages
 
@@ -172,6 +231,7 @@ def read_note(blob: bytes, digest: str) -> dict[str, Any]:
 
 def check_entry(entry: Entry, segment: Segment) -> Segment:
     """The segment, when it is what the head says it is. Raises CodecError."""
-    if (entry.tokens, entry.slots, entry.ratio) != (len(segment.ids), segment.slots, segment.ratio):
+    found = (segment.digest, len(segment.ids), segment.slots, segment.ratio)
+    if (entry.digest, entry.tokens, entry.slots, entry.ratio) != found:
         raise CodecError(f"head: entry {entry.digest[:12]} does not describe the segment it names")
     return segment

@@ -50,6 +50,12 @@ class Segment:
     sink: int
     kept: tuple[Tensor, Tensor] | Packed  # keys and values; or what they are made of, in 8 or 4 bits, each time
     overlap: int = 0  # tokens of the segment in front of it that were read again before its own
+    apart: str = ""  # its name in a store, where that is not its digest: it was not folded by those who share the store
+
+    @property
+    def name(self) -> str:
+        """What it is told apart by: equal names are equal slots, in one store and all that reads it."""
+        return self.apart or self.digest
 
     @property
     def keys(self) -> Tensor:
@@ -116,7 +122,7 @@ class BeaconState:
     @cached_property
     def digest(self) -> str:
         """The address of the folded part: what the next window will have as its parent."""
-        return chain(segment.digest for segment in self.segments)
+        return chain(segment.name for segment in self.segments)
 
     def join(self, segments: Sequence[Segment]) -> Self:
         """This state with segments of another stream behind its own; the tail stays newest."""

@@ -6,6 +6,8 @@ A new store goes here: a class of `base.StateStore`, a scheme in `open_store`, a
 
 from __future__ import annotations
 
+from typing import Any
+
 from beacon_memory.errors import ConfigError
 from beacon_memory.stores.base import Head, StateStore
 
@@ -18,10 +20,17 @@ SCHEMES = (
 REDIS = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 
 
-def open_store(url: str | StateStore, *, key: bytes | None = None) -> StateStore:
+def open_store(
+    url: str | StateStore,
+    *,
+    key: bytes | None = None,
+    old_key: bytes | None = None,
+    encrypt: bool = False,
+    trust: bool = False,
+) -> StateStore:
     """The store that `url` names; a store is given back as it is. Raises ConfigError, StoreUnavailable.
 
-    `key` seals what a Redis store keeps (see `RedisStore`).
+    `key`, `old_key`, `encrypt` and `trust` say how what a SQLite or Redis store keeps is sealed (see `SqliteStore`).
 
     >>> open_store("memory://").sessions()
     []
@@ -32,8 +41,9 @@ def open_store(url: str | StateStore, *, key: bytes | None = None) -> StateStore
     scheme, separator, rest = str(url).partition("://")
     if not separator:
         raise ConfigError(f"a store is named by a URL: {SCHEMES}; for a file write sqlite:/// before its path")
-    if key is not None and scheme not in REDIS:
-        raise ConfigError("a key seals what is kept in Redis: the other stores take none")
+    sealing: dict[str, Any] = {"key": key, "old_key": old_key, "encrypt": encrypt, "trust": trust}
+    if scheme == "memory" and any(sealing.values()):
+        raise ConfigError("a key seals what is kept outside this process: memory:// takes none")
     # Imported when asked for: each store brings its own dependencies.
     if scheme == "memory":
         if rest:
@@ -46,9 +56,9 @@ def open_store(url: str | StateStore, *, key: bytes | None = None) -> StateStore
             raise ConfigError("a SQLite URL has three slashes before a relative path, four before an absolute one")
         from beacon_memory.stores.sqlite import SqliteStore
 
-        return SqliteStore(rest[1:])
+        return SqliteStore(rest[1:], **sealing)
     if scheme in REDIS:
         from beacon_memory.stores.redis import RedisStore
 
-        return RedisStore(str(url), key=key)
+        return RedisStore(str(url), **sealing)
     raise ConfigError(f"no store for {scheme}://: write {SCHEMES}")

@@ -1,19 +1,25 @@
 """What a store promises: a session is a small head that names immutable blobs.
 
 A store moves bytes. It never looks into a head's body or a blob, and never imports torch: what the bytes mean is the
-codec's business. Blobs are content-addressed by their writer: the same digest is always the same content, so writing
-one twice is harmless and sessions share them.
+codec's business. A blob that is there is never replaced by another: sessions share them by name.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
-from beacon_memory.errors import InputError, SegmentMissing, SessionConflict, SessionExists, SessionNotFound
+from beacon_memory.errors import (
+    BlobDiffers,
+    InputError,
+    SegmentMissing,
+    SessionConflict,
+    SessionExists,
+    SessionNotFound,
+)
 
 T = TypeVar("T")
 STREAMED = 4  # blobs of a stream that are read together
@@ -25,6 +31,7 @@ class Head:
 
     body: bytes
     digests: tuple[str, ...] = ()  # a digest may stand here more than once
+    past: bytes = field(default=b"", compare=False, repr=False)  # of a loaded one: the versions before (`chain.py`)
 
 
 class StateStore(ABC):
@@ -32,7 +39,8 @@ class StateStore(ABC):
 
     A version is a positive number that grows with each commit of a session; 0 means that there is no session. No
     session has the same version twice, not even one that was forgotten and created again, so an equal version means an
-    unchanged session and whatever was kept for it elsewhere still holds.
+    unchanged session and whatever was kept for it elsewhere still holds. Versions are drawn by `chain.drawn`, and a
+    head that is loaded carries those before its own, so that it can prove to descend from one.
 
     Every method may be called from several threads, and raises InputError for what is not a session id (see
     `check_session`), StoreUnavailable, and StoreFull when it has written nothing. After a StoreUnavailable from
@@ -70,12 +78,22 @@ class StateStore(ABC):
             yield from coming.result()
 
     @abstractmethod
-    def commit(self, session: str, head: Head, blobs: Mapping[str, bytes], *, expected: int) -> int:
+    def commit(
+        self,
+        session: str,
+        head: Head,
+        blobs: Mapping[str, bytes],
+        *,
+        expected: int,
+        damaged: Container[str] = (),
+    ) -> int:
         """Write the new blobs, then move the head from version `expected`; gives the new version.
 
         Every digest that `head` names must be in `blobs` or in the store already (else SegmentMissing); a blob that it
-        does not name is not kept. Blobs that the old head named and no head names any more are removed. Raises
-        SessionConflict when the session is not at `expected`. After either error nothing a reader can see has changed.
+        does not name is not kept. One that is there already stays: with other bytes than those in `blobs` nothing is
+        written (BlobDiffers), but for names in `damaged`, which the caller has found to hold what nobody can read.
+        Blobs that the old head named and no head names any more are removed. Raises SessionConflict when the session is
+        not at `expected`. After any of these errors nothing a reader can see has changed.
         `expected=0` creates the session.
         """
 
@@ -117,6 +135,19 @@ class StateStore(ABC):
         What a session names is never touched, and writers need not stop. Most stores leave nothing behind.
         """
         return 0
+
+    def mend(self, session: str) -> None:  # noqa: B027  (optional: most stores keep nothing beside a head)
+        """Make again what is kept beside the session's head, from what is sealed. Raises SessionNotFound."""
+
+    def reseal(self, *, batch: int = 100) -> int:
+        """Seal everything with the store's newest key, and encrypt it or not, as the store was opened; gives the
+        number of values that were sealed otherwise. Readers and writers need not stop. A store without seals has none.
+        """
+        return 0
+
+    def scrub(self) -> list[str]:
+        """Take what was removed out of the places where it may still stand; gives what is left to do, in sentences."""
+        return []
 
     def close(self) -> None:  # noqa: B027  (optional: most stores hold nothing to close)
         """Give back what the store holds open. A closed store is not used again."""
@@ -162,3 +193,8 @@ def conflict(session: str, version: int, *, expected: int) -> SessionConflict:
 def missing(digest: str) -> SegmentMissing:
     """The error for a blob that is not there, in the words of every store."""
     return SegmentMissing(f"no blob {digest!r} in this store: it was forgotten, evicted or never written")
+
+
+def differs(digest: str) -> BlobDiffers:
+    """The error for a blob that is another than the one to be written, in the words of every store."""
+    return BlobDiffers(f"another blob is kept under {digest!r}: it is not replaced, nothing was written", digest)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from beacon_memory.stores.base import Head, StateStore, check_session, conflict, missing, not_found
+from beacon_memory.stores.base import Head, StateStore, check_session, conflict, differs, missing, not_found
+from beacon_memory.stores.chain import drawn, grown
 
 
 class MemoryStore(StateStore):
     """A store that lives and ends with this object.
 
     >>> store = MemoryStore()
-    >>> store.commit("alice", Head(b"hello", ("d1",)), {"d1": b"slots"}, expected=0)
-    1
-    >>> store.load("alice")
-    (Head(body=b'hello', digests=('d1',)), 1)
+    >>> version = store.commit("alice", Head(b"hello", ("d1",)), {"d1": b"slots"}, expected=0)
+    >>> store.load("alice") == (Head(b"hello", ("d1",)), version)
+    True
     """
 
     def __init__(self) -> None:
@@ -25,8 +25,6 @@ class MemoryStore(StateStore):
         self._heads: dict[str, tuple[Head, int]] = {}
         self._blobs: dict[str, bytes] = {}
         self._refs: defaultdict[str, set[str]] = defaultdict(set)  # digest -> the sessions that name it
-        # One counter for all sessions: a session created again never comes back to an old version.
-        self._versions = itertools.count(1)
 
     def load(self, session: str) -> tuple[Head, int]:
         check_session(session)
@@ -42,7 +40,15 @@ class MemoryStore(StateStore):
                     raise missing(digest)
             return [self._blobs[digest] for digest in digests]
 
-    def commit(self, session: str, head: Head, blobs: Mapping[str, bytes], *, expected: int) -> int:
+    def commit(
+        self,
+        session: str,
+        head: Head,
+        blobs: Mapping[str, bytes],
+        *,
+        expected: int,
+        damaged: Container[str] = (),
+    ) -> int:
         check_session(session)
         with self._lock:
             old, version = self._heads.get(session, (Head(b""), 0))
@@ -51,14 +57,19 @@ class MemoryStore(StateStore):
             for digest in head.digests:
                 if digest not in blobs and digest not in self._blobs:
                     raise missing(digest)
+                if (
+                    digest in blobs
+                    and digest not in damaged
+                    and self._blobs.get(digest, blobs[digest]) != blobs[digest]
+                ):
+                    raise differs(digest)
             for digest in head.digests:
                 if digest in blobs:
                     self._blobs[digest] = bytes(blobs[digest])
                 self._refs[digest].add(session)
             self._drop(session, set(old.digests) - set(head.digests))
-            version = next(self._versions)
-            self._heads[session] = head, version
-            return version
+            self._heads[session] = replace(head, past=grown(old.past, version)), drawn(version)
+            return self._heads[session][1]
 
     def delete(self, session: str) -> None:
         check_session(session)

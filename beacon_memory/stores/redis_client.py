@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
@@ -11,14 +14,26 @@ import redis
 from redis.backoff import EqualJitterBackoff
 from redis.cluster import RedisCluster
 from redis.connection import parse_url
-from redis.exceptions import OutOfMemoryError, RedisClusterException
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    OutOfMemoryError,
+    RedisClusterException,
+    TryAgainError,
+)
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from beacon_memory.errors import ConfigError, StoreFull, StoreUnavailable
+from beacon_memory.errors import ConfigError, IntegrityError, StoreFull, StoreUnavailable
 
-# 10 ms, doubled up to a second: about four seconds until a server counts as gone.
+# 10 ms, doubled up to a second: a server that refuses is gone after about four seconds, one that hangs after TIMEOUT.
 RETRIES, BACKOFF_BASE, BACKOFF_CAP = 10, 0.01, 1.0
+TIMEOUT, ATTEMPT_S = 15.0, 5.0  # seconds until a call is given up, and until one attempt of it is
+CALLS = 64  # calls under way at once; redis-py's own pool raises an error when it is exhausted
+WAIT_MS = 1000  # how long replicas have to answer
+MASTER_S = 0.25  # how often sentinels are asked who is master
 SENTINEL_PORT = 26379
 
 HINT = (
@@ -28,7 +43,8 @@ HINT = (
 )
 
 
-NUMBERS, NAMES = ("ttl", "session_bytes", "namespace_bytes"), ("namespace", "prefix")
+NUMBERS, NAMES = ("ttl", "session_bytes", "namespace_bytes", "replicas", "timeout"), ("namespace", "prefix")
+UNITS = {"ttl": "seconds", "timeout": "seconds", "replicas": "replicas"}
 
 
 def settings(url: str | None, **given: Any) -> tuple[dict[str, Any], str]:
@@ -41,7 +57,7 @@ def settings(url: str | None, **given: Any) -> tuple[dict[str, Any], str]:
     for name in NUMBERS:
         value = found[name]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            unit = "seconds" if name == "ttl" else "bytes"
+            unit = UNITS.get(name, "bytes")
             raise ConfigError(f"{name} is a number of {unit}, 1 or more, or None for no limit, not {value!r}")
     for name in NAMES:
         if not isinstance(found[name], str) or not found[name]:
@@ -69,10 +85,20 @@ def _split(url: str) -> tuple[str, dict[str, Any]]:
     return url.partition("?")[0] + (f"?{rest}" if rest else ""), found
 
 
-def connect(url: str) -> Any:
-    """A client that finds its server again by itself. Raises ConfigError, and StoreUnavailable for a cluster."""
+def connect(url: str, *, timeout: float = TIMEOUT) -> Any:
+    """A client that finds its server again by itself, and says within `timeout` seconds that it does not. Raises
+    ConfigError, and StoreUnavailable for a cluster.
+    """
     parts = urlsplit(url)
-    retry = Retry(EqualJitterBackoff(cap=BACKOFF_CAP, base=BACKOFF_BASE), RETRIES)
+    options = dict(parse_qsl(parts.query))
+    try:
+        attempt = float(options.get("socket_timeout", min(ATTEMPT_S, timeout / 3)))
+    except ValueError:
+        raise ConfigError(HINT) from None
+    if "socket_timeout" not in options:
+        url += f"{'&' if parts.query else '?'}socket_timeout={attempt}"
+        parts = urlsplit(url)
+    retry = Patience(timeout, attempt)
     secure = parts.scheme.startswith("rediss")
     try:
         if parts.scheme.endswith("+sentinel"):
@@ -122,6 +148,128 @@ def _check_options(pool: redis.ConnectionPool) -> None:
     pool.connection_class(**pool.connection_kwargs)  # connects to nothing, and refuses an option it does not know
 
 
+class Patience(Retry):
+    """Tries again, each time a little later, until so many seconds could not hold another attempt."""
+
+    def __init__(self, seconds: float, attempt: float) -> None:
+        super().__init__(EqualJitterBackoff(cap=BACKOFF_CAP, base=BACKOFF_BASE), RETRIES)
+        self._seconds, self._attempt = seconds, attempt
+
+    def call_with_retry(self, do: Any, fail: Any, *args: Any, **options: Any) -> Any:
+        retryable, counted = (*args, None, False)[:2]
+        retryable = options.get("is_retryable", retryable)
+        counted = options.get("with_failure_count", counted)
+        end, failures = time.monotonic() + self._seconds, 0
+        self._backoff.reset()  # type: ignore[no-untyped-call]
+        while True:
+            try:
+                return do()
+            except self._supported_errors as error:
+                if retryable is not None and not retryable(error):
+                    raise
+                failures += 1
+                fail(error, failures) if counted else fail(error)
+                pause = self._backoff.compute(failures)
+                if failures > self._retries or time.monotonic() + pause + self._attempt > end:
+                    raise
+                time.sleep(pause)
+
+
+class Link:
+    """The way to a server: a client that several threads share, and what a call may take."""
+
+    def __init__(self, url: str, client: Any, *, timeout: float, replicas: int) -> None:
+        """A client from a URL, or one that is given."""
+        self.owned = client is None
+        # redis-py types a reply as all that it could be under any setting.
+        self.client: Any = connect(url, timeout=timeout) if client is None else client
+        self._timeout, self._replicas = timeout, replicas
+        pool = getattr(self.client, "connection_pool", None)
+        self._calls = min(CALLS, getattr(pool, "max_connections", None) or CALLS)
+        self._free = threading.BoundedSemaphore(self._calls)
+        self._pid = os.getpid()
+        attempt = pool and pool.connection_kwargs.get("socket_timeout")
+        # Replicas answer, or do not, before the connection is given up.
+        self._wait_ms = int(min(WAIT_MS, 500 * (attempt or min(ATTEMPT_S, timeout / 3))))
+        self._sentinels = pool if isinstance(pool, SentinelConnectionPool) else None
+        self._asked = 0.0
+
+    @contextmanager
+    def using(self) -> Iterator[Any]:
+        """The client, for one of a bounded number of callers at a time; redis-py's errors are ours."""
+        if os.getpid() != self._pid:  # threads that held it are not here after a fork
+            self._free, self._pid = threading.BoundedSemaphore(self._calls), os.getpid()
+        if not self._free.acquire(timeout=self._timeout):
+            raise StoreUnavailable(
+                f"all {self._calls} connections to Redis have been in use for {self._timeout} s: have fewer threads, "
+                f"or more stores"
+            )
+        try:
+            with translated(self.client):
+                self._meet_master()
+                yield self.client
+        finally:
+            self._free.release()
+
+    def call(self, script: Any, keys: list[str], args: list[Any]) -> Any:
+        """What a script gives."""
+        with self.using():
+            return script(keys=keys, args=args)
+
+    def lasting(self, script: Any, keys: list[str], args: list[Any]) -> Any:
+        """What a script that writes gives, once as many replicas have it as were asked for. Raises StoreUnavailable."""
+        if not self._replicas:
+            return self.call(script, keys, args)
+        with self.using():
+            reply, there = self._replicated(script, keys, args)
+        if isinstance(reply, Exception):
+            with translated(self.client):
+                raise reply
+        wrote = reply == [b"moved"] if isinstance(reply, list) else bool(reply)
+        if wrote and there < self._replicas:
+            raise StoreUnavailable(
+                f"the master wrote it, but {there} of {self._replicas} replicas have it after {self._wait_ms} ms; "
+                f"it may be lost in a failover; load the session to know"
+            )
+        return reply
+
+    def _replicated(self, script: Any, keys: list[str], args: list[Any]) -> tuple[Any, int]:
+        """A script's answer, and how many replicas had what it wrote: in one round trip, on one connection."""
+        end = time.monotonic() + self._timeout
+        while True:
+            client = self.client
+            if node_of := getattr(client, "get_node_from_key", None):
+                client = client.get_redis_connection(node_of(keys[0]))
+            pipeline = client.pipeline(transaction=False)
+            pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
+            pipeline.execute_command("WAIT", self._replicas, self._wait_ms)
+            try:
+                reply, there = pipeline.execute(raise_on_error=False)
+            except (redis.ConnectionError, redis.TimeoutError):
+                if node_of is None or time.monotonic() > end:
+                    raise
+                reply, there = MovedError("0 -:0"), 0
+            if isinstance(reply, NoScriptError):
+                client.script_load(script.script)
+            elif isinstance(reply, AskError | MovedError | ClusterDownError | TryAgainError) and node_of:
+                if time.monotonic() > end:
+                    return StoreUnavailable(f"the cluster has not found its master within {self._timeout} s"), 0
+                time.sleep(BACKOFF_CAP / 10)
+                with suppress(redis.RedisError, RedisClusterException):
+                    self.client.nodes_manager.initialize()
+            else:
+                return reply, there if isinstance(there, int) else 0
+
+    def _meet_master(self) -> None:
+        """Let go of a master that the sentinels have replaced: it may go on taking writes for seconds, all lost."""
+        if self._sentinels is None or time.monotonic() - self._asked < MASTER_S:
+            return
+        self._asked = time.monotonic()
+        with suppress(redis.RedisError):
+            # Drops the idle connections when it is another.
+            self._sentinels.get_master_address()  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def translated(client: Any) -> Iterator[None]:
     """Inside, redis-py's errors are ours; they name the server, never its password."""
@@ -139,4 +287,7 @@ def translated(client: Any) -> Iterator[None]:
         # A script's error comes as it is from Redis 7 on, and wrapped in words of its own from Redis 6.
         if isinstance(exc, OutOfMemoryError) or "-OOM " in text:
             raise StoreFull(f"Redis at {where} has no memory left: nothing was written ({text})") from cause
+        # Lua's own words for a number that is none.
+        if any(word in text for word in ("WRONGTYPE", "attempt to", "not an integer", "not a valid float")):
+            raise IntegrityError(f"what Redis at {where} keeps is not of the kind it should be: {text}") from cause
         raise StoreUnavailable(f"Redis at {where} cannot be used: {text}") from cause

@@ -47,11 +47,18 @@ local function settle(names)
   return last
 end
 
+-- What the ledger says of sizes only bounds what is written: where it cannot be read, it counts for nothing.
+local function counted(one) return tonumber(redis.call('HGET', ledger, 'b:' .. one) or 0) or 0 end
+local function count(more)
+  local bytes = tonumber(redis.call('HGET', ledger, 'bytes') or 0) or 0
+  redis.call('HSET', ledger, 'bytes', text(bytes + more))
+end
+
 local function release(one)
   local size = redis.call('HGET', ledger, 'b:' .. one)
   if size then
     redis.call('HDEL', ledger, 'b:' .. one)
-    redis.call('HINCRBY', ledger, 'bytes', -size)
+    count(-(tonumber(size) or 0))
   end
   redis.call('ZREM', lives, one)
 end
@@ -66,12 +73,21 @@ local function settle_blob(i)
   expire(KEYS[i], last)
   local size = redis.call('STRLEN', KEYS[i])
   if size == 0 then return release(one) end
-  local counted = redis.call('HGET', ledger, 'b:' .. one) or 0
-  if tonumber(counted) ~= size then
+  local before = counted(one)
+  if before ~= size then
     redis.call('HSET', ledger, 'b:' .. one, size)
-    redis.call('HINCRBY', ledger, 'bytes', size - counted)
+    count(size - before)
   end
   redis.call('ZADD', lives, last, one)
+end
+
+-- What is of another kind than ours is nobody's: a script would stop at it half-way.
+local function clear_foreign(first, last)
+  for i = first, last, 2 do
+    local blob, refs = redis.call('TYPE', KEYS[i]).ok, redis.call('TYPE', KEYS[i + 1]).ok
+    if blob ~= 'string' and blob ~= 'none' then redis.call('UNLINK', KEYS[i]) end
+    if refs ~= 'zset' and refs ~= 'none' then redis.call('UNLINK', KEYS[i + 1]) end
+  end
 end
 
 local function name_all(first, last, death)
@@ -114,28 +130,32 @@ end
 -- A head that should be there: it was not deleted by us, and its time is not over.
 local function lost()
   local death = redis.call('ZSCORE', index, name)
-  return death and (death == 'inf' or tonumber(death) > now + 1000)
+  if not death then return redis.call('HEXISTS', ledger, 'v:' .. name) == 1 end
+  return death == 'inf' or tonumber(death) > now + 1000
 end
 """
 
-# ARGV: name, ttl, the version that the caller holds or ''.  Gives the body and the digests only when it is another one.
+# ARGV: name, ttl, the version that the caller holds or ''.  Gives the rest only when it is another one.
 LOOK = f"""{_SHARED}
 local version = redis.call('HGET', head, 'version')
 if not version then return {{lost() and 'lost' or 'none'}} end
 local renew = (ARGV[2] ~= '' and due(ARGV[2])) and 1 or 0
-if version == ARGV[3] then return {{'same', version, renew}} end
+if version == ARGV[3] then return {{'same', renew}} end
 local mark = redis.call('HGET', ledger, 'v:' .. name) or ''
-local fields = redis.call('HMGET', head, 'tag', 'digests', 'body')
-return {{'moved', version, renew, mark, fields[1], fields[2], fields[3]}}
+local fields = redis.call('HMGET', head, 'past', 'tag', 'digests', 'body')
+return {{'moved', renew, mark, version, fields[1], fields[2], fields[3], fields[4]}}
 """
 
-# ARGV: name, expected, ttl, version, tag, mark; the body and the digests, each as three pieces of new bytes and a range
-# of the old ones (patch.py); how many blobs are written and how many named anew; the budgets of the session and of the
-# namespace, or ''; then the blobs, in order: written now, in the store already, of the old head only.
+# ARGV: name, expected, ttl, version, its point, the point before it where the server does not have it, how many bytes
+# of past are kept, tag; the body and the digests, each as three pieces of new bytes and a range of the old ones
+# (delta.py); how many blobs are written, how many named anew, how many of those written replace what is there; the
+# budgets of the session and of the namespace, or ''; then the blobs, in order: written now (the replacing ones first),
+# in the store already, of the old head only.
 COMMIT = f"""{_SHARED}
-local expected, ttl, version, tag, mark = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local written, named, most, most_in_all = tonumber(ARGV[25]), tonumber(ARGV[26]), ARGV[27], ARGV[28]
-local BLOBS = 28
+local expected, ttl, version, point, before, kept, tag = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local written, named, replaced, most, most_in_all =
+  tonumber(ARGV[27]), tonumber(ARGV[28]), tonumber(ARGV[29]), ARGV[30], ARGV[31]
+local BLOBS = 31
 
 local function patched(old, at)
   local whole = {{}}
@@ -143,34 +163,44 @@ local function patched(old, at)
   return table.concat(whole)
 end
 
-local old = redis.call('HMGET', head, 'version', 'tag', 'body', 'digests', 'bytes')
-local found = old[1] or '0'
+local old = redis.call('HMGET', head, 'version', 'past', 'point', 'body', 'digests', 'bytes')
+local found, had = old[1] or '0', tonumber(old[6] or 0) or 0
 if found ~= expected then
-  -- The client sends a script again when the reply is lost: then it finds its own commit.
-  if found == version and old[2] == tag then return {{'moved'}} end
+  -- The client sends a script again when the reply is lost: then it finds its own commit, whoever came after it.
+  local place = old[2] and string.find(old[2], point, 1, true)
+  while place and place % 8 ~= 1 do place = string.find(old[2], point, place + 1, true) end
+  if found == version or place then
+    -- A write, so that this connection too may wait for it to be replicated.
+    redis.call('HSET', head, 'bytes', text(had))
+    return {{'moved'}}
+  end
   return {{'conflict', found}}
 end
 if found == '0' and lost() then return {{'lost'}} end
 if found ~= '0' and due(ttl) then return {{'renew'}} end
 
-local bytes, more = tonumber(old[5] or 0), 0
+for i = replaced + 1, written do
+  local key = KEYS[FIRST + 2 * i - 2]
+  if redis.call('EXISTS', key) == 1 and redis.call('GET', key) ~= ARGV[BLOBS + i] then return {{'differs', i}} end
+end
+local bytes, more = had, 0
 for i = 1, named do
   local key, refs = KEYS[FIRST + 2 * i - 2], KEYS[FIRST + 2 * i - 1]
   local size = i <= written and #ARGV[BLOBS + i] or redis.call('STRLEN', key)
   if size == 0 then return {{'missing', i}} end
   -- A name from an earlier life of the session counts for nothing.
   if found == '0' or not redis.call('ZSCORE', refs, name) then bytes = bytes + size end
-  more = more + size - (redis.call('HGET', ledger, 'b:' .. digest(FIRST + 2 * i - 2)) or 0)
+  more = more + size - counted(digest(FIRST + 2 * i - 2))
 end
 for i = FIRST + 2 * named, #KEYS, 2 do
-  local size = tonumber(redis.call('HGET', ledger, 'b:' .. digest(i)) or 0)
+  local size = counted(digest(i))
   bytes = bytes - size
   -- Nobody else names it: it makes room.
   if redis.call('ZCARD', KEYS[i + 1]) <= 1 then more = more - size end
 end
-if most ~= '' and bytes > tonumber(most) and bytes > tonumber(old[5] or 0) then return {{'session', bytes}} end
+if most ~= '' and bytes > tonumber(most) and bytes > had then return {{'session', bytes}} end
 if most_in_all ~= '' and more > 0 then
-  local total = more + tonumber(redis.call('HGET', ledger, 'bytes') or 0)
+  local total = more + (tonumber(redis.call('HGET', ledger, 'bytes') or 0) or 0)
   if total > tonumber(most_in_all) then
     local expired = redis.call('ZRANGEBYSCORE', lives, '-inf', '(' .. text(now), 'LIMIT', 0, 1)
     return {{#expired > 0 and 'purge' or 'namespace', total}}
@@ -179,9 +209,11 @@ end
 
 local death = life() or (ttl == '' and 'inf' or text(now + ttl))
 for i = 1, written do redis.call('SET', KEYS[FIRST + 2 * i - 2], ARGV[BLOBS + i]) end
-local body, digests = patched(old[3], 7), patched(old[4], 16)
-redis.call('HSET', head, 'version', version, 'tag', tag, 'body', body, 'digests', digests, 'bytes', text(bytes))
-redis.call('HSET', ledger, 'v:' .. name, mark)
+local body, digests, past = patched(old[4], 9), patched(old[5], 18), ''
+if found ~= '0' then past = string.sub((old[2] or '') .. (old[3] or before), -kept) end
+redis.call('HSET', head, 'version', version, 'point', point, 'past', past, 'tag', tag, 'body', body,
+  'digests', digests, 'bytes', text(bytes))
+redis.call('HSET', ledger, 'v:' .. name, version)
 expire(head, death)
 redis.call('ZADD', index, death, name)
 name_all(FIRST, FIRST + 2 * named - 1, death)
@@ -194,7 +226,11 @@ return {{'moved'}}
 # ARGV: name, expected.  Of a head that is lost, its traces alone.
 DELETE = f"""{_SHARED}
 local version = redis.call('HGET', head, 'version') or '0'
-if version ~= ARGV[2] then return version == '0' and 1 or 0 end
+if version ~= ARGV[2] then
+  if version ~= '0' then return 0 end
+  redis.call('SET', head, '', 'PX', 1)  -- sent again: a write, so that this connection too may wait for it
+end
+clear_foreign(FIRST, #KEYS)
 redis.call('UNLINK', head)
 redis.call('ZREM', index, name)
 redis.call('HDEL', ledger, 'v:' .. name)
@@ -209,6 +245,7 @@ RENEW = f"""{_SHARED}
 redis.call('ZREM', index, '')
 if (redis.call('HGET', head, 'version') or '0') ~= ARGV[2] then return 0 end
 local death = ARGV[3]
+clear_foreign(FIRST, #KEYS)
 name_all(FIRST, #KEYS, death)
 if ARGV[4] == '1' then
   expire(head, death)
@@ -218,12 +255,35 @@ end
 return 1
 """
 
-# Blobs on their way to a commit, kept for so many milliseconds.  KEYS: blobs.  ARGV: milliseconds, blobs.
+# Blobs on their way to a commit, kept for so many milliseconds.  KEYS: blobs.  ARGV: milliseconds, blobs.  One that is
+# there stays as it is; gives the places of those that are others.
 STAGE = """
+local others = {}
 for i = 1, #KEYS do
-  if redis.call('EXISTS', KEYS[i]) == 1 then redis.call('SET', KEYS[i], ARGV[1 + i], 'KEEPTTL')
-  else redis.call('SET', KEYS[i], ARGV[1 + i], 'PX', ARGV[1]) end
+  if redis.call('EXISTS', KEYS[i]) == 0 then redis.call('SET', KEYS[i], ARGV[1 + i], 'PX', ARGV[1])
+  elseif redis.call('GET', KEYS[i]) ~= ARGV[1 + i] then others[#others + 1] = i end
 end
+return others
+"""
+
+# ARGV: name, version.  What the ledger says of a head that is at this version.
+MARK = f"""{_SHARED}
+if redis.call('HGET', head, 'version') == ARGV[2] then redis.call('HSET', ledger, 'v:' .. name, ARGV[2]) end
+"""
+
+# The same bytes under another key's tag.  ARGV: name, then 'head', version, tag, past, body; or 'blob', the tag that it
+# has, the blob.
+RESEAL = f"""{_SHARED}
+if ARGV[2] == 'head' then
+  if redis.call('HGET', head, 'version') ~= ARGV[3] then return 0 end
+  redis.call('HSET', head, 'tag', ARGV[4], 'past', ARGV[5], 'body', ARGV[6])
+  return 1
+end
+local blob = KEYS[FIRST]
+if redis.call('GETRANGE', blob, 0, #ARGV[3] - 1) ~= ARGV[3] then return 0 end
+redis.call('SET', blob, ARGV[4], 'KEEPTTL')
+if redis.call('ZCARD', KEYS[FIRST + 1]) > 0 then settle_blob(FIRST) end
+return 1
 """
 
 # ARGV: '', names, how many of them, which are the names of heads: those keys come last.  Names whose head is gone
@@ -232,6 +292,7 @@ SWEEP = f"""{_SHARED}
 redis.call('ZREM', index, '')
 local heads, swept = tonumber(ARGV[2]), 0
 local first = #KEYS - heads
+clear_foreign(FIRST, first)
 for i = 1, heads do
   if redis.call('EXISTS', KEYS[first + i]) == 0 then
     redis.call('ZREM', index, ARGV[2 + i])

@@ -1,7 +1,8 @@
 """Tags on what a store keeps: equal only for the same bytes, under the same name, in the same namespace.
 
 Without a key a tag is a SHA-256, against damage and mix-ups. With a key it is an HMAC-SHA-256, against someone who can
-write to the store but does not hold the key.
+write to the store but does not hold the key; and, where that is asked for, what it is on is encrypted with AES-GCM,
+against someone who can read it.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
-from beacon_memory.errors import ConfigError, IntegrityError
+from beacon_memory.errors import ConfigError, IntegrityError, MissingExtra
 
-PLAIN, KEYED = b"\x01", b"\x02"
+PLAIN, KEYED, ENCRYPTED = b"\x01", b"\x02", b"\x03"
 TAG = 1 + hashlib.sha256().digest_size  # bytes: the form, then the digest
 SHORTEST_KEY = 16
+NONCE = 12  # bytes in front of what is encrypted
 
 
 @dataclass(frozen=True)
 class Signer:
-    """The tags of one namespace.
+    """The tags of one namespace: made with `key`, checked with it or, while a key is changed, with `old_key`.
 
     >>> signer = Signer("beacon:{default}")
     >>> signer.verify("blob", "d1", signer.sign("blob", "d1", b"slots"))
@@ -28,42 +32,105 @@ class Signer:
 
     namespace: str
     key: bytes | None = field(default=None, repr=False)
+    old_key: bytes | None = field(default=None, repr=False)
+    encrypt: bool = False
+    trust: bool = False  # whether tags without a key hold too: while a store is taken over under its first key
 
     def __post_init__(self) -> None:
-        if self.key is not None and (not isinstance(self.key, bytes) or len(self.key) < SHORTEST_KEY):
-            raise ConfigError(f"the key of a store is {SHORTEST_KEY} random bytes or more, as bytes")
+        for key in (self.key, self.old_key):
+            if key is not None and (not isinstance(key, bytes) or len(key) < SHORTEST_KEY):
+                raise ConfigError(f"the key of a store is {SHORTEST_KEY} random bytes or more, as bytes")
+        if self.key is None and (self.old_key is not None or self.encrypt):
+            raise ConfigError("an old key is for changing to a new one, and encrypting takes one: give a key too")
+        if self.encrypt:
+            assert self.key is not None
+            _cipher(self.key)  # says what is not installed before anything is written
+
+    @cached_property
+    def _form(self) -> bytes:
+        return PLAIN if self.key is None else ENCRYPTED if self.encrypt else KEYED
+
+    @property
+    def _keys(self) -> list[bytes | None]:
+        keys = [self.key, self.old_key] if self.old_key else [self.key]
+        return [*keys, None] if self.trust and self.key else keys
+
+    def sign(self, kind: str, name: str, data: bytes) -> bytes:
+        """The bytes as they are kept, behind their tag."""
+        tag, kept = self.sealed(kind, name, data)
+        return tag + kept
+
+    def verify(self, kind: str, name: str, signed: bytes) -> bytes:
+        """The bytes back. Raises IntegrityError."""
+        return self.opened(signed[:TAG], kind, name, signed[TAG:])
+
+    def sealed(self, kind: str, name: str, data: bytes, *about: bytes) -> tuple[bytes, bytes]:
+        """A tag on these bytes and what is known about them, and the bytes as they are kept."""
+        if self._form == ENCRYPTED:
+            assert self.key is not None
+            # A nonce made of the contents under the key: the same blob is the same bytes, whoever writes it.
+            nonce = self._digest(self.key, "nonce", name, kind.encode(), *about, data)[:NONCE]
+            data = nonce + _cipher(self.key).encrypt(nonce, data, self._place(kind, name))
+        return self._form + self._digest(self.key, _kind(kind, self._form), name, *about, data), data
+
+    def opened(self, tag: bytes, kind: str, name: str, kept: bytes, *about: bytes) -> bytes:
+        """The bytes back from what is kept under a tag. Raises IntegrityError."""
+        key = self.check(tag, kind, name, *about, kept)
+        if tag[:1] != ENCRYPTED:
+            return kept
+        assert key is not None
+        plain: bytes = _cipher(key).decrypt(kept[:NONCE], kept[NONCE:], self._place(kind, name))
+        return plain
+
+    def newest(self, tag: bytes, kind: str, name: str, *parts: bytes) -> bool:
+        """Whether a tag that holds is as this signer would make it today."""
+        made = self._digest(self.key, _kind(kind, self._form), name, *parts)
+        return tag[:1] == self._form and hmac.compare_digest(tag[1:], made)
+
+    def check(self, tag: bytes, kind: str, name: str, *parts: bytes) -> bytes | None:
+        """The key that made the tag on these bytes in this place. Raises IntegrityError unless it is one of ours."""
+        what, form = f"{kind} {name!r:.80}", tag[:1]
+        if form not in (PLAIN, KEYED, ENCRYPTED):
+            raise IntegrityError(f"{what} is damaged, or was not written by this package")
+        if form != PLAIN and self.key is None:
+            raise IntegrityError(f"{what} was sealed with a key: open the store with it")
+        if form == PLAIN and None not in self._keys:
+            raise IntegrityError(f"{what} was written without the store's key: it is not trusted")
+        for key in self._keys:
+            made = self._digest(key, _kind(kind, form), name, *parts)
+            if (key is None) == (form == PLAIN) and hmac.compare_digest(tag[1:], made):
+                return key
+        raise IntegrityError(
+            f"{what} is not what was written there: it was edited, truncated, moved from another place"
+            + (", or sealed with another key" if self.key else "")
+        )
 
     def tag(self, kind: str, name: str, *parts: bytes) -> bytes:
-        """The tag of these bytes in their place."""
-        digest = hashlib.sha256() if self.key is None else hmac.new(self.key, digestmod=hashlib.sha256)
+        """The tag of these bytes in their place, as they are."""
+        return (PLAIN if self.key is None else KEYED) + self._digest(self.key, kind, name, *parts)
+
+    def _digest(self, key: bytes | None, kind: str, name: str, *parts: bytes) -> bytes:
+        digest: Any = hashlib.sha256() if key is None else hmac.new(key, digestmod=hashlib.sha256)
         # Lengths in front: no two lists of parts run together to the same bytes.
         for part in (b"beacon-store-1", self.namespace.encode(), kind.encode(), name.encode(), *parts):
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
-        return (PLAIN if self.key is None else KEYED) + digest.digest()
+        made: bytes = digest.digest()
+        return made
 
-    def check(self, tag: bytes, kind: str, name: str, *parts: bytes) -> None:
-        """Raises IntegrityError unless the tag is the one of these bytes in this place."""
-        what = f"{kind} {name!r:.80}"
-        form = KEYED if self.key else PLAIN
-        if tag[:1] != form:
-            if tag[:1] == KEYED:
-                raise IntegrityError(f"{what} was sealed with a key: open the store with it")
-            if tag[:1] == PLAIN and self.key:
-                raise IntegrityError(f"{what} was written without the store's key: it is not trusted")
-            raise IntegrityError(f"{what} is damaged, or was not written by this package")
-        if not hmac.compare_digest(tag, self.tag(kind, name, *parts)):
-            raise IntegrityError(
-                f"{what} is not what was written there: it was edited, truncated, moved from another place"
-                + (", or sealed with another key" if self.key else "")
-            )
+    def _place(self, kind: str, name: str) -> bytes:
+        return f"{self.namespace}\0{kind}\0{name}".encode()
 
-    def sign(self, kind: str, name: str, data: bytes) -> bytes:
-        """The bytes behind their tag."""
-        return self.tag(kind, name, data) + data
 
-    def verify(self, kind: str, name: str, sealed: bytes) -> bytes:
-        """The bytes back. Raises IntegrityError."""
-        data = sealed[TAG:]
-        self.check(sealed[:TAG], kind, name, data)
-        return data
+def _kind(kind: str, form: bytes) -> str:
+    # What is encrypted is no other thing's plain text.
+    return f"{kind}, encrypted" if form == ENCRYPTED else kind
+
+
+def _cipher(key: bytes) -> Any:
+    """AES-256-GCM under a key made of the store's, which is for tags. Raises MissingExtra."""
+    try:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    except ImportError as exc:
+        raise MissingExtra("encrypting what a store keeps takes: pip install 'beacon-memory[encryption]'") from exc
+    return AESGCM(hmac.digest(key, b"beacon-encryption-1", "sha256"))

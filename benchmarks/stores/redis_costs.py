@@ -58,20 +58,20 @@ def segment(number: int, form: str) -> tuple[str, bytes]:
     return digest, encode_segment(made, fingerprint=OURS, config=config)
 
 
-def turns(url: str, length: int, *, ttl: int | None, count: int) -> Result:
+def turns(url: str, length: int, *, ttl: int | None, count: int, **sealing: Any) -> Result:
     """What a turn costs a session that names so many segments: seconds, bytes both ways, round trips.
 
     A turn loads the session, as a worker does that has seen the last one, and commits one segment more of 1,000 bytes
     (a real one would hide what the rest costs) and a tail of 600 tokens.
     """
-    entries = [[hashlib.sha256(b"%d" % n).hexdigest(), WINDOW, WINDOW // RATIO, RATIO, ""] for n in range(length)]
+    entries = [_entry(number) for number in range(length)]
 
     def head(tail: int) -> Head:
         # As SessionHead.to_bytes: a checksum that differs each time, then what hardly does.
         body = json.dumps({"entries": entries, "tail": list(range(tail, tail + 600))}, separators=(",", ":")).encode()
         return Head(b"BCNMHEAD" + bytes(8) + os.urandom(32) + body, tuple(entry[0] for entry in entries))
 
-    with RedisStore(url, ttl=ttl) as store, redis.Redis.from_url(url) as client:
+    with RedisStore(url, ttl=ttl, **sealing) as store, redis.Redis.from_url(url) as client:
         client.flushall()
         small = {entry[0]: b"x" * 1000 for entry in entries}
         version = [store.commit("alice", head(0), small, expected=0)]
@@ -84,7 +84,7 @@ def turns(url: str, length: int, *, ttl: int | None, count: int) -> Result:
             return execute(*args, **options)
 
         def ready() -> Head:
-            entries.append([hashlib.sha256(b"%d" % len(entries)).hexdigest(), WINDOW, WINDOW // RATIO, RATIO, ""])
+            entries.append(_entry(len(entries)))
             return head(len(entries))
 
         def turn(new: Head) -> None:
@@ -104,6 +104,12 @@ def turns(url: str, length: int, *, ttl: int | None, count: int) -> Result:
         "round_trips": calls[0] / count,
     }
     return Result("store turn", f"{length} segments, ttl {ttl or 'none'}", "turn", values, facts=facts)
+
+
+def _entry(number: int) -> list[Any]:
+    """A segment as a head names it: digest, tokens, slots, ratio, document, checksum."""
+    digest, checksum = (hashlib.sha256(b"%s %d" % (kind, number)).hexdigest() for kind in (b"digest", b"checksum"))
+    return [digest, WINDOW, WINDOW // RATIO, RATIO, "", checksum]
 
 
 def loads(bench: Bench, url: str, tokens: int) -> Result:

@@ -121,7 +121,8 @@ def forged_insertion(client: redis.Redis) -> None:
 
 def forged_session(client: redis.Redis) -> None:
     other = RedisStore(client=client)
-    client.delete(f"{BEACON}:head:alice", f"{BEACON}:sessions")
+    # All that would tell our own code that there was a session.
+    client.delete(f"{BEACON}:head:alice", f"{BEACON}:sessions", f"{BEACON}:ledger")
     put(other, "alice", b"forged")
 
 

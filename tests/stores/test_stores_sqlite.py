@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def bytes_in(folder: Path) -> bytes:
 
 WRITER = """
 import sys
+import time
 from beacon_memory.stores import Head
 from beacon_memory.stores.base import retrying
 from beacon_memory.stores.sqlite import SqliteStore
@@ -155,3 +157,48 @@ def test_a_sqlite_store_does_not_cross_a_fork(tmp_path: Path) -> None:
                 os._exit(2)
         assert os.waitpid(child, 0) == (child, 0)
         assert store.sessions() == []
+
+
+# Forgetting
+
+
+@pytest.mark.parametrize("keyed", [None, b"a key of this deployment"])
+def test_a_new_file_is_its_owners_alone(tmp_path: Path, keyed: bytes | None) -> None:
+    before = os.umask(0)
+    try:
+        with SqliteStore(tmp_path / "memory.db", key=keyed) as store:
+            put(store, "alice", b"one")
+            assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    finally:
+        os.umask(before)
+
+
+def test_dropped_bytes_leave_the_sqlite_files_with_their_commit(tmp_path: Path) -> None:
+    """They stood in the write-ahead log until somebody forgot a session, or closed the store."""
+    with SqliteStore(tmp_path / "memory.db") as store:
+        version = put(store, "alice", SECRET, SECRET * 3000, b"kept")
+        put(store, "alice", b"kept", expected=version)
+        assert SECRET not in bytes_in(tmp_path)
+        assert holds(store, b"kept")
+
+
+def test_a_reader_in_the_way_is_not_waited_for_and_is_reported(tmp_path: Path) -> None:
+    """Forgetting waited 30 seconds for a reader, and then left what was forgotten in the log for good."""
+    with SqliteStore(tmp_path / "memory.db") as store:
+        put(store, "alice", SECRET, SECRET * 3000, body=SECRET)
+        version = put(store, "bob", b"other")
+        reader = sqlite3.connect(tmp_path / "memory.db", isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM heads").fetchone()
+        start = time.monotonic()
+        store.delete("alice")
+        (left,) = store.scrub()
+        assert time.monotonic() - start < 5
+        assert "reading" in left
+        assert SECRET in bytes_in(tmp_path)
+        version = put(store, "bob", b"other", expected=version)
+        reader.execute("COMMIT")
+        reader.close()
+        put(store, "bob", b"other", expected=version)  # which tries again
+        assert SECRET not in bytes_in(tmp_path)
+        assert store.scrub() == []

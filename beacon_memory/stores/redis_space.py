@@ -1,0 +1,218 @@
+"""One namespace on one server: its keys, the scripts that run there, and heads as they are read and checked."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, unquote
+
+from beacon_memory.errors import ConfigError, IntegrityError
+from beacon_memory.stores import redis_scripts as scripts
+from beacon_memory.stores.base import Head
+from beacon_memory.stores.redis_client import Link
+from beacon_memory.stores.signing import Signer
+
+HEAD_CACHE_BYTES = 16 << 20  # bodies of heads on hand
+LONGEST = 60  # digits of a version
+FIELDS = ("version", "past", "tag", "digests", "body")
+
+
+@dataclass(frozen=True)
+class CachedHead:
+    """A session's head at one version, and as it is kept."""
+
+    version: int
+    head: Head
+    digests: bytes
+    body: bytes
+    ours: bool = True  # whether its version is one of this release's
+
+
+NOTHING = CachedHead(0, Head(b""), b"", b"")
+
+
+class RedisSpace:
+    """The keys of one namespace. A head that is handed out has been checked."""
+
+    def __init__(self, link: Link, *, prefix: str, namespace: str, ttl: int | None, signer: dict[str, Any]) -> None:
+        self._link = link
+        self._client = link.client
+        self._prefix = f"{quote(prefix, safe=':')}:{{{encoded(namespace)}}}"
+        self._signer = Signer(self._prefix, **signer)
+        self._ttl = str(1000 * ttl) if ttl else ""
+        if self._client.get_encoder().decode_responses:
+            raise ConfigError("blobs are bytes: give a Redis client made with decode_responses=False")
+        register = self._client.register_script
+        self._look_script, self._commit, self._delete = map(register, (scripts.LOOK, scripts.COMMIT, scripts.DELETE))
+        self._renew, self._stage, self._sweep = map(register, (scripts.RENEW, scripts.STAGE, scripts.SWEEP))
+        self._purge, self._mark, self._reseal = map(register, (scripts.PURGE, scripts.MARK, scripts.RESEAL))
+        self._heads = HeadCache(HEAD_CACHE_BYTES)
+
+    def _look(self, session: str) -> tuple[CachedHead | None, bool]:
+        """The newest head, checked, or None; and whether it is to be renewed. One that is on hand is not read again."""
+        cached = self._heads.get(session)
+        reply = self._run(self._look_script, session, (), self._ttl, cached.version if cached else "")
+        if reply[0] == b"none":
+            self._heads.drop(session)
+            return None, False
+        if reply[0] == b"lost":
+            self._heads.drop(session)
+            raise lost(session)
+        if reply[0] == b"same" and cached is not None:
+            return cached, bool(reply[1])
+        due, mark, fields = bool(reply[1]), reply[2], reply[3:]
+        cached = self._checked(session, fields, mark)
+        self._heads.put(session, cached)
+        return cached, due
+
+    def _checked(self, session: str, fields: Sequence[bytes | None], mark: bytes | None) -> CachedHead:
+        """A head from its fields. `mark` is what the ledger says of its version. Raises IntegrityError."""
+        version, past, tag, digests, kept = (field or b"" for field in fields)
+        number = self._number(session, version)
+        try:
+            if fields[1] is None:  # as an older release wrote it
+                self._signer.check(tag, "head", session, version, digests, kept)
+                body = kept
+            else:
+                body = self._signer.opened(tag, "head", session, kept, version, past, digests)
+            names = json.loads(digests)
+        except (ValueError, RecursionError) as exc:
+            raise IntegrityError(f"the head of session {session!r} is damaged: {exc!r:.120}") from exc
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise IntegrityError(f"the head of session {session!r} is damaged: its digests are no list of texts")
+        if mark is not None:
+            marked = mark.partition(b" ")[0]  # older releases wrote a tag behind it
+            if not marked and self._signer.key is not None:
+                raise IntegrityError(
+                    f"the ledger says nothing of session {session!r}: it was evicted or edited; `gc`, or a repair "
+                    f"of the session, writes it again from the head that is there"
+                )
+            if marked and marked != version:
+                raise IntegrityError(f"the head of session {session!r} was put back: it is not the newest version's")
+        return CachedHead(number, Head(body, tuple(names), past), digests, kept, ours=fields[1] is not None)
+
+    def _number(self, session: str, version: bytes) -> int:
+        if not (version.isdigit() and len(version) < LONGEST):
+            raise IntegrityError(f"the head of session {session!r} is damaged: its version is {version!r:.40}")
+        return int(version)
+
+    def _unchecked(self, session: str) -> tuple[bytes, tuple[str, ...]]:
+        """A head's version and digests as they stand, for sweeping: no version when it is gone, no digests when they
+        cannot be read. Raises IntegrityError when it is no head at all.
+        """
+        with self._link.using():
+            version, digests = self._client.hmget(self._head(session), ["version", "digests"])
+        try:
+            names = [name for name in json.loads(digests or b"[]") if isinstance(name, str)]
+        except (ValueError, TypeError, RecursionError):
+            names = []  # blobs that nobody names any more are swept by `gc`
+        return version or b"", tuple(names)
+
+    def _forgettable(self, session: str) -> tuple[bytes, tuple[str, ...]]:
+        """The same, for a head that cannot be trusted; what is no head at all is removed."""
+        try:
+            version, digests = self._unchecked(session)
+        except IntegrityError:
+            with self._link.using():
+                self._client.delete(self._head(session))
+            return b"0", ()
+        return version or b"0", digests
+
+    def _run(self, script: Any, session: str, digests: Iterable[str], *more: Any) -> Any:
+        durable = script is self._commit or script is self._delete
+        keys, args = self._keys(session, digests), [encoded(session), *more]
+        reply = self._link.lasting(script, keys, args) if durable else self._link.call(script, keys, args)
+        return [*reply, None] if isinstance(reply, list) and len(reply) == 1 else reply
+
+    def _keys(self, session: str, digests: Iterable[str]) -> list[str]:
+        keys = [self._head(session), self._key("sessions"), self._key("ledger"), self._key("lives")]
+        for digest in digests:
+            keys += [self._key("blob", digest), self._key("refs", digest)]
+        return keys
+
+    def _names(self) -> list[str]:
+        """The sessions of the index. What cannot be a name of ours is none."""
+        with self._link.using():
+            found = self._client.zrange(self._key("sessions"), 0, -1)
+        return [unquote(name.decode()) for name in found if name.isascii()]
+
+    def _scan(self, kind: str) -> list[str]:
+        """The names behind all keys of this kind."""
+        pattern = self._key(kind).translate({ord(c): f"\\{c}" for c in "*?[]\\"}) + ":*"
+        with self._link.using():
+            keys = list(self._client.scan_iter(match=pattern, count=1000))
+        return [unquote(key.decode().rpartition(":")[2]) for key in keys if key.isascii()]
+
+    def _time(self) -> tuple[int, int]:
+        # In a cluster nodes have clocks of their own: the one that keeps the namespace is asked.
+        node = getattr(self._client, "get_node_from_key", None)
+        with self._link.using():
+            seconds, microseconds = (
+                self._client.time(target_nodes=node(self._key("sessions"))) if node else self._client.time()
+            )
+        return int(seconds), int(microseconds)
+
+    def _head(self, session: str) -> str:
+        return self._key("head", session)
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((self._prefix, *map(encoded, parts)))
+
+
+class HeadCache:
+    """Heads on hand by session, so that a worker need not read again what it has read or written last; the least
+    recently used leave first.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._heads: OrderedDict[str, CachedHead] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, session: str) -> CachedHead | None:
+        """The head on hand; whether it is still the newest, the store says."""
+        with self._lock:
+            if session in self._heads:
+                self._heads.move_to_end(session)
+            return self._heads.get(session)
+
+    def put(self, session: str, cached: CachedHead) -> None:
+        """Have this head on hand."""
+        with self._lock:
+            self._remove(session)
+            self._heads[session] = cached
+            self._bytes += _size(cached)
+            while self._bytes > self._limit and self._heads:
+                self._remove(next(iter(self._heads)))
+
+    def drop(self, session: str) -> None:
+        """Have none of this session."""
+        with self._lock:
+            self._remove(session)
+
+    def _remove(self, session: str) -> None:
+        if cached := self._heads.pop(session, None):
+            self._bytes -= _size(cached)
+
+
+def _size(cached: CachedHead) -> int:
+    apart = 0 if cached.body is cached.head.body else len(cached.body)
+    return 256 + len(cached.head.body) + apart + len(cached.head.past) + 2 * len(cached.digests)
+
+
+def lost(session: str) -> IntegrityError:
+    """The error for a head that should be there."""
+    return IntegrityError(
+        f"the head of session {session!r} should be in Redis and is not: it was evicted or removed: "
+        f"forget the session to begin it anew"
+    )
+
+
+def encoded(text: str) -> str:
+    """The text in letters, digits and -._~%: none of them means anything in a key."""
+    return quote(text, safe="")
