@@ -135,7 +135,7 @@ class Turn(Pieces):
         if forked:
             head, before, pages = branch(self._memory, head, before, past, found.kept)
         raw = min(self._raw if self._keep is None else self._keep, len(self._messages) - found.known)
-        places = [*found.extra, *range(found.known, len(self._messages) - raw)]
+        places = range(found.known, len(self._messages) - raw)
         new = [self._messages[n] for n in places]
         asked = self._messages[len(self._messages) - raw :]
         if not (before.tokens or new or raw):

@@ -103,12 +103,10 @@ def test_messages_without_ids_are_known_by_their_words(exact, steps):
     for kind, (_, words, system, at) in steps:
         asked = HumanMessage(words)
         spoken = [i for i, message in enumerate(talk) if message.type == "human" and i]  # after an answer
-        # Behind one exchange that is the same, a question that is another may be a new window's: see docs/messages.md.
-        edited = [i for i in spoken if i > 2]
         if kind == "again" and spoken:
             talk = talk[: spoken[at % len(spoken)] + 1]
-        elif kind == "edit" and edited:
-            talk = [*talk[: edited[at % len(edited)]], asked]
+        elif kind == "edit" and spoken:
+            talk = [*talk[: spoken[at % len(spoken)]], asked]
         else:
             talk = [*talk, asked]
         sent = [asked] if kind == "delta" or not spoken else talk
