@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/python examples/01_come_back.py
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --benchmark-disable
 
 lint: $(READY)
 	$(BIN)/ruff check .

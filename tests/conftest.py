@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from functools import cache
@@ -17,6 +18,8 @@ from beacon_memory.models.model import BeaconModel
 from beacon_memory.testing import tiny_model
 
 torch.set_num_threads(1)
+# With no loop set, pytest-asyncio asks for the current one, gets one made for it, and never closes that.
+asyncio.set_event_loop(None)
 logging.disable_progress_bar()
 
 

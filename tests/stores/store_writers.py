@@ -105,7 +105,7 @@ def kills(url: str, times: int, seed: int) -> None:
     for number in range(times):
         child = os.fork()
         if not child:
-            from beacon_memory.stores import redis as module
+            from beacon_memory.stores.redis import store as module
 
             # Half of the writers send blobs in front of their commits.
             module.INLINE_BYTES = 100_000 if number % 2 else module.INLINE_BYTES

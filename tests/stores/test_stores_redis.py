@@ -96,7 +96,7 @@ class TestRedisStoreBehindSentinel(StoreContract):
 
     @pytest.fixture
     def store(self, sentinel: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateStore]:
-        monkeypatch.setattr("beacon_memory.stores.redis.INLINE_BYTES", 40)
+        monkeypatch.setattr("beacon_memory.stores.redis.store.INLINE_BYTES", 40)
         with RedisStore(f"{sentinel}?namespace={next(self.numbers)}") as store:
             yield store
 

@@ -170,7 +170,7 @@ def test_a_blob_that_is_there_is_not_replaced(opener: Opener) -> None:
 
 
 def test_blobs_in_front_of_their_commit_are_not_replaced(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("beacon_memory.stores.redis.INLINE_BYTES", 4)
+    monkeypatch.setattr("beacon_memory.stores.redis.store.INLINE_BYTES", 4)
     with redis.Redis.from_url(server) as client, RedisStore(server, key=KEY) as store:
         client.flushall()
         put(store, "alice", b"one of many")

@@ -13,7 +13,7 @@ from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, Messag
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError
 
 from beacon_memory.errors import CodecError, ConfigError, InputError
-from beacon_memory.stores.redis_client import connect, translated
+from beacon_memory.stores.redis.client import connect, translated
 
 T = TypeVar("T")
 

@@ -24,9 +24,9 @@ from beacon_memory.errors import ConfigError, IntegrityError, QuotaExceeded, Seg
 from beacon_memory.stores.base import Head, StateStore, check_session, conflict, differs, missing, not_found
 from beacon_memory.stores.chain import PAST, POINT, descends, drawn, grown, point
 from beacon_memory.stores.delta import shared
-from beacon_memory.stores.redis_client import TIMEOUT, Link, settings
-from beacon_memory.stores.redis_space import NOTHING, CachedHead, RedisSpace, lost
-from beacon_memory.stores.redis_upkeep import (
+from beacon_memory.stores.redis.client import TIMEOUT, Link, settings
+from beacon_memory.stores.redis.space import NOTHING, CachedHead, RedisSpace, lost
+from beacon_memory.stores.redis.upkeep import (
     BATCH_KEYS,
     collect,
     mended,

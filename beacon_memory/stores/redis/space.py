@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from beacon_memory.errors import ConfigError, IntegrityError
-from beacon_memory.stores import redis_scripts as scripts
 from beacon_memory.stores.base import Head
-from beacon_memory.stores.redis_client import Link
+from beacon_memory.stores.redis import scripts
+from beacon_memory.stores.redis.client import Link
 from beacon_memory.stores.signing import Signer
 
 HEAD_CACHE_BYTES = 16 << 20  # bodies of heads on hand

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from beacon_memory.errors import IntegrityError, StoreError
 from beacon_memory.stores.base import not_found
-from beacon_memory.stores.redis_space import FIELDS, CachedHead, RedisSpace, encoded
+from beacon_memory.stores.redis.space import FIELDS, CachedHead, RedisSpace, encoded
 from beacon_memory.stores.signing import TAG
 
 BATCH_KEYS = 256  # digests of one script where it may be divided
