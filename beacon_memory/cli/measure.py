@@ -84,7 +84,7 @@ def evaluate(
     from beacon_memory.evaluation.data import Data
     from beacon_memory.evaluation.reporting.plots import draw
     from beacon_memory.evaluation.reporting.results import Results
-    from beacon_memory.evaluation.reporting.tables import markdown, summarise, terminal_tables, verdict
+    from beacon_memory.evaluation.reporting.tables import markdown, seconds_spent, summarise, terminal_tables, verdict
     from beacon_memory.evaluation.runner import cells, measure, suitable
     from beacon_memory.evaluation.tasks import make_task
 
@@ -149,6 +149,8 @@ def evaluate(
     for task, summaries in measured:
         if said := verdict(summaries):
             typer.echo(f"{task.name}. {said}")
+        if spent := seconds_spent(summaries):
+            typer.echo(f"{task.name}. {spent}")
     say(f"cells.jsonl, report.md and plots are in {out}")
 
 

@@ -42,6 +42,8 @@ def said(answer: str, gold: Sequence[str]) -> float:
     (1.0, 0.0, 0.0)
     >>> said("The code is 48,213.", ["48213"]), said("It begins at half past 7.", ["7:30"])
     (1.0, 0.0)
+    >>> said("At 9:55pm.", ["9:55"]), said("on Mondays", ["Monday"])
+    (1.0, 0.0)
     >>> said("twenty-four, Mill Lane", ["24 Mill Lane"]), said("a café", ["Cafe"])
     (1.0, 1.0)
     """
@@ -89,6 +91,7 @@ def _plain(text: str) -> list[str]:
     text = "".join(letter for letter in text if not unicodedata.combining(letter))
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     text = re.sub(r"\b(\d+)(st|nd|rd|th)\b", r"\1", text)
+    text = re.sub(r"(?<=\d)(am|pm)\b", r" \1", text)
     text = re.sub(r"'s\b", "", text).replace("'", "")
     return [word for word in _counted(re.findall(r"[^\W_]+", text)) if word not in _FILLERS]
 

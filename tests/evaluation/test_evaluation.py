@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_data import folder_of
 
 from beacon_memory import BeaconConfig, BeaconModel
 from beacon_memory.errors import ConfigError, InputError
@@ -275,40 +275,6 @@ def test_the_memory_of_another_document_is_worth_nothing_and_ones_own_is(tmp_pat
 def test_an_unknown_method_is_refused_by_name():
     with pytest.raises(ConfigError, match="magic"):
         chosen(["full", "magic"], {})
-
-
-def folder_of(tmp_path):
-    """A folder laid out like the real data, of made up contents."""
-    (tmp_path / "novels").mkdir()
-    for name in ("a", "b"):
-        lines = [f"The {i}th {name} house is {('red', 'green')[i % 2]} and has {i % 7} doors. " for i in range(120)]
-        (tmp_path / "novels" / f"{name}.txt").write_text("".join(lines))
-    (tmp_path / "fairytaleqa").mkdir()
-    stories = [
-        {
-            "story": name,
-            "sections": [f"In the year {n} the king of {name} had {n} ships." for n in range(8)],
-            "questions": [
-                {"section": str(n + 1), "question": f"How many ships in {n}?", "answer": [f"{n} ships"]}
-                for n in range(8)
-            ],
-        }
-        for name in ("York", "Kent")
-    ]
-    (tmp_path / "fairytaleqa" / "val.jsonl").write_text("\n".join(map(json.dumps, stories)))
-    (tmp_path / "dialogues").mkdir()
-    talks = [
-        {
-            "turns": [
-                {"role": "user", "content": f"A table in town{n} please.", "slots": {"city": f"town{n}"}},
-                {"role": "assistant", "content": "At what time?", "slots": {}},
-                {"role": "user", "content": "At noon.", "slots": {"time": "noon"}},
-            ]
-        }
-        for n in range(12)
-    ]
-    (tmp_path / "dialogues" / "sgd-train.jsonl").write_text("\n".join(map(json.dumps, talks)))
-    return tmp_path
 
 
 def test_tasks_ask_what_the_context_tells(model, tmp_path):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError, UnsupportedModel
-from beacon_memory.models.adapter import adapter_config, published_config, save_adapter
+from beacon_memory.models.adapter import adapter_config, published_config, save_adapter, save_scorer
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.testing import tiny_checkpoint, tiny_model
 from beacon_memory.testing.models import tiny_lm, tiny_tokenizer
@@ -284,3 +284,30 @@ def test_low_rank_deltas_that_do_not_fit_together_are_refused(config: BeaconConf
     save_file(tensors, tmp_path / "adapter.safetensors")
     with pytest.raises(AdapterError, match="no odd multiple of rank 3"):
         BeaconModel(model.detach(), tiny_tokenizer(), adapter=tmp_path)
+
+
+def test_a_scorer_alone_chooses_the_same_anchors_and_changes_nothing_of_them(tmp_path):
+    config = BeaconConfig(window=16, keep_last=4, sink=2, anchors="learned", slot_dtype="float32")
+    whole = saved(trained(config, "low-rank"), tmp_path / "whole")
+    save_scorer(whole, tmp_path / "alone")
+    alone = attach(tmp_path / "alone")
+    assert alone.config == config
+    assert all(".scorer." in name for name in alone.beacons.parameters())
+    raw, kept = attach(tmp_path / "alone", config.replace(anchors="last")), attach(whole)
+    ids = list(range(3, 21))
+    first = alone.compress(ids, close=True).segments[0]
+    every = raw.compress(ids, close=True, ratio=1).segments[0]
+    # Each slot of the first layer is the raw key of one of the tokens.
+    found = [(every.keys[0, 0] - key).abs().amax(dim=-1).min() for key in first.keys[0, 0]]
+    assert max(found) < 1e-5
+    changed = kept.compress(ids, close=True).segments[0]
+    assert not torch.allclose(changed.values, first.values)
+    assert torch.equal(changed.keys[0, 0, :2], first.keys[0, 0, :2])
+
+
+def test_an_adapter_without_a_scorer_has_none_to_save(tmp_path):
+    model = tiny_model()
+    model.beacons.layers[0]["v"].make_low_rank(2)
+    with pytest.raises(AdapterError, match="has no scorer"):
+        save_scorer(saved(model, tmp_path / "whole"), tmp_path / "alone")
+    assert not (tmp_path / "alone").exists()

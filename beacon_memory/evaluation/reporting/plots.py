@@ -116,18 +116,13 @@ def _by_slots(summaries: Sequence[Summary], folder: Path) -> Path:
     for summary in summaries:
         by_slots = {name.split()[0]: value for name, value in summary.groups.items() if name.endswith(" slots")}
         names += [name for name in by_slots if name not in names]
-        panel.plot([names.index(name) for name in by_slots], list(by_slots.values()), marker="o", label=_label(summary))
+        panel.plot([names.index(name) for name in by_slots], list(by_slots.values()), marker="o", label=summary.label)
     panel.set_xticks(range(len(names)), names)
     metric = summaries[0].metric if summaries else ""
     panel.set(title="near: what was said just now", xlabel="slots of something else in front", ylabel=metric)
     panel.set_ylim(0, 1)
     panel.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return _save(figure, folder / "near-slots.png")
-
-
-def _label(summary: Summary) -> str:
-    cell = summary.cell
-    return cell.method if cell.ratio < 2 else f"{cell.method} {cell.ratio}x"
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -38,6 +38,11 @@ class Summary:
         """The task's figure, where there is one."""
         return self.figures.get(self.metric)
 
+    @property
+    def label(self) -> str:
+        """The method, and its ratio where it has one."""
+        return self.cell.method if self.cell.ratio < 2 else f"{self.cell.method} {self.cell.ratio}x"
+
     def record(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """The cell as a line of JSON."""
         head = self.headline
@@ -153,7 +158,7 @@ def markdown(measured: Sequence[tuple[Task, Sequence[Summary]]], *, command: str
             parts.append("\n".join([head, *body]))
         if by_group := _groups(summaries):
             parts.append(by_group)
-        parts += [text for text in (verdict(summaries), _entries(summaries), _seconds(summaries)) if text]
+        parts += [text for text in (verdict(summaries), _entries(summaries), seconds_spent(summaries)) if text]
     parts.append(
         "± is half of a 95 % bootstrap interval over contexts; a number in brackets is how many questions were scored "
         "where time ran out or some memories did not fit the model's window; — is none. kept: (none − method) / "
@@ -171,10 +176,8 @@ def _groups(summaries: Sequence[Summary]) -> str:
     raw = summaries[0].metric if summaries[0].metric in RAW else "loss"
     lines = [f"| {raw} | {' | '.join(names)} |\n|---{'|---:' * len(names)}|"]
     for summary in summaries:
-        cell = summary.cell
-        label = cell.method if cell.ratio < 2 else f"{cell.method} {cell.ratio}x"
         shown = [f"{summary.groups[name]:.2f}" if name in summary.groups else "—" for name in names]
-        lines.append(f"| {label} | {' | '.join(shown)} |")
+        lines.append(f"| {summary.label} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -223,17 +226,14 @@ def _entries(summaries: Sequence[Summary]) -> str:
     return f"KV entries kept, sinks and raw tail counted (means): {kept}." if kept else ""
 
 
-def _seconds(summaries: Sequence[Summary]) -> str:
-    """What measuring took."""
-    whole = sum(summary.seconds for summary in summaries)
-    slowest = max(summaries, key=lambda summary: summary.seconds, default=None)
-    if slowest is None:
-        return ""
-    cell = slowest.cell
-    return (
-        f"Seconds measured: {whole:.0f} in {len(summaries)} cells, most of them in {cell.method} {cell.ratio}x: "
-        f"{slowest.seconds:.0f}, {slowest.seconds / max(slowest.questions, 1):.1f} a question."
-    )
+def seconds_spent(summaries: Sequence[Summary]) -> str:
+    """What measuring took, by cell, so that a longer run can be planned."""
+    found = [
+        f"{summary.label} {summary.seconds:.0f} ({summary.seconds / summary.questions:.1f})"
+        for summary in summaries
+        if summary.questions
+    ]
+    return f"Seconds a cell (a question): {', '.join(found)}." if found else ""
 
 
 def _line(about: Mapping[str, Any]) -> str:

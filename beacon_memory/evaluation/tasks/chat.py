@@ -16,6 +16,7 @@ from beacon_memory.evaluation.tasks.reader import CHOICES, Reader
 
 # Of talks in turn: rounds of a user's message and an answer, and how many facts are told.
 SIZES = ((50, 8), (5, 3), (30, 7), (15, 5), (40, 8), (20, 6))
+BRIEFLY = "Answer in a few words."
 TRIES = 100  # draws of facts until none of them stands in the small talk already
 
 Message = tuple[str, str]  # role, content
@@ -115,6 +116,8 @@ def asked_of(
         answers = tuple(reader.answer(f"{text[:1].upper()}{text[1:]}.") for text in (fact.right, *wrong))
         kind = "changed since" if fact.changed else fact.group
         found.append(
-            Question(reader.asked(fact.ask), answers, query=fact.ask, gold=fact.gold, group=f"{place}; {kind}")
+            Question(
+                reader.asked(f"{fact.ask} {BRIEFLY}"), answers, query=fact.ask, gold=fact.gold, group=f"{place}; {kind}"
+            )
         )
     return tuple(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from beacon_memory.evaluation.tasks.sayings import SAYINGS
+from beacon_memory.evaluation.tasks.sayings import LEADS, SAYINGS
 from beacon_memory.evaluation.tasks.words import KIN, NAMES
 
 
@@ -48,9 +48,13 @@ def draw_facts(draw: random.Random, count: int) -> list[Fact]:
         changes = bool(saying.changed) and draw.random() < CHANGED
         right, *others = values
         words = {"who": who, "name": who.split()[-1], "x": thing}
-        told = [_sentence(draw.choice(saying.told), v=(others[0] if changes else right).text, **words)]
+        told = [
+            _sentence(draw.choice(LEADS) + draw.choice(saying.told), v=(others[0] if changes else right).text, **words)
+        ]
         if changes:
-            told.append(_sentence(draw.choice(saying.changed), v=right.text, old=others[0].text, **words))
+            told.append(
+                _sentence(draw.choice(LEADS) + draw.choice(saying.changed), v=right.text, old=others[0].text, **words)
+            )
         ask = _sentence(draw.choice(saying.asked), **words)
         wrong = tuple(value.text for value in others)
         found[about] = Fact(about, saying.group, saying.by, tuple(told), ask, right.gold, right.text, wrong)

@@ -1,6 +1,6 @@
 """What people say in passing, and how it is asked for later: templates and the words they are filled with.
 
-None of it is worded as the facts that beacons are trained on are (training/facts.py), and names and places are others.
+None of it is worded as what beacons are trained on is (training/facts.py and chats.py), and the words are others.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ from beacon_memory.evaluation.tasks.words import (
     ALLERGENS,
     ANIMALS,
     DAYS,
-    DISHES,
     FIRST,
     GIFTS,
     INSTRUMENTS,
     JOBS,
     MONTHS,
     NAMES,
-    PARTS,
     PETS,
     SECOND,
     STREETS,
-    SURNAMES,
     TOWNS,
     WAYS,
 )
@@ -84,14 +81,9 @@ def _code(draw: random.Random) -> Value:
     return Value(number, (number,))
 
 
-def _when(draw: random.Random) -> Value:
-    day, part = draw.choice(DAYS), draw.choice(PARTS)
-    return Value(f"{day} {part}", (f"{day} {part}", f"{day} {part[:-1]}", f"{part} on {day}"))
-
-
-def _doctor(draw: random.Random) -> Value:
-    name = draw.choice(SURNAMES)
-    return Value(f"Dr {name}", (name,))
+def _day(draw: random.Random) -> Value:
+    day = draw.choice(DAYS)
+    return Value(f"{day}s", (day, f"{day}s"))
 
 
 @dataclass(frozen=True)
@@ -110,234 +102,197 @@ class Saying:
 
 
 OWN, OTHERS, DATED, ASSISTANT = "own", "of others", "dates and times", "said by the assistant"
+LEADS = ("By the way, ", "Oh, before I forget it, ", "Just so you know, ", "", "")
 SAYINGS = (
     Saying(
         OWN,
         _of(PETS),
-        (
-            "Sorry I'm late, {v}, our {x}, got out into the garden again and I had to catch her.",
-            "I'm typing with one hand because {v} is asleep on the other. That's our {x}.",
-            "We brought home a {x} last weekend, and the kids want to call her {v}, so {v} it is.",
-        ),
-        ("What do we call our {x}?", "Remind me, what is our {x}'s name?", "Do you remember what our {x} is called?"),
-        ("The kids changed their minds about the {x}, by the way. {old} is out, she is {v} now.",),
+        ("our {x} is called {v}.", "we have a {x} called {v}."),
+        ("What is the name of our {x}?", "What is our {x} called?"),
+        ("we changed our minds, our {x} is called {v} now and not {old}.",),
         ANIMALS,
     ),
     Saying(
         OWN,
-        _street,
-        (
-            "I can't stay long, somebody is bringing a sofa to {v}, where we live now.",
-            "If you ever send me that book, post it to {v}, that's my address.",
-        ),
-        (
-            "What is my address?",
-            "Which address should things be sent to?",
-            "Where exactly do I live, street and number?",
-        ),
-        (
-            "Oh, and I moved. Nothing goes to {old} any more, my address is {v} from now on.",
-            "We finally got the keys, so from this week on I'm at {v} and not at {old}.",
-        ),
+        _pair,
+        ("our {x} is called {v}.", "we gave our {x} a name, {v}."),
+        ("What is our {x} called?", "What is the name of our {x}?"),
+        ("our {x} has a new name, it is called {v} now and not {old}.",),
+        ("boat", "band", "quiz team", "caravan", "choir", "theatre group"),
     ),
     Saying(
         OWN,
         _of(TOWNS),
-        (
-            "It never stops raining here in {v}, I wish I had known that before I rented this place.",
-            "I'm writing this from {v}, I've been living here for a while now.",
-        ),
-        ("In which town do I live these days?", "Do you remember what town I am living in now?"),
-        (
-            "Did I mention it? I moved. I said goodbye to {old} and I'm in {v} now.",
-            "The van is unloaded at last, so I'm officially a resident of {v}. No more {old} for me.",
-        ),
+        ("the flat I rent is in {v}.", "I found a flat in {v}."),
+        ("In which town is my flat?", "Where is the flat that I rent?"),
+        ("I moved. The flat I rent now is in {v} and not in {old}.", "I moved. I found a flat in {v} and left {old}."),
     ),
     Saying(
         OWN,
-        _doctor,
-        (
-            "My back is killing me again, so I'm going to see {v}, the physiotherapist everybody talks about.",
-            "A friend sent me to a physiotherapist, {v}, and it helped a lot.",
-        ),
-        ("What was my physiotherapist's name?", "Which physiotherapist do I go to?"),
-        ("I stopped going to {old}, the physiotherapist. I'm seeing {v} now.",),
+        _street,
+        ("the address of the {x} is {v}.", "you find the {x} at {v}."),
+        ("What is the address of the {x}?", "At which address is the {x}?"),
+        ("the {x} moved. The address of the {x} is {v} now and not {old}.",),
+        ("clinic", "gallery", "workshop", "kindergarten", "community centre", "bike shop"),
     ),
     Saying(
         OWN,
         _amount,
-        (
-            "I know it's silly, but I paid {v} for a {x} yesterday.",
-            "That {x} cost me {v} in the end, don't tell anybody.",
-        ),
-        ("How much did I pay for the {x}?", "What did the {x} cost me?"),
-        ("I looked at the bill again. The {x} was not {old}, I paid {v}.",),
-        ("lampshade", "raincoat", "second-hand bicycle", "coffee grinder", "rug", "bookcase", "frying pan", "backpack"),
+        ("the {x} cost {v}.", "I bought a {x}, and the {x} cost {v}."),
+        ("How much did the {x} cost?", "What was the price of the {x}?"),
+        ("I looked at the bill again, the {x} cost {v} and not {old}.",),
+        ("lampshade", "raincoat", "bicycle", "coffee grinder", "rug", "bookcase", "frying pan", "backpack"),
+    ),
+    Saying(
+        OWN,
+        _amount,
+        ("the rent of the {x} is {v}.", "they ask {v} a month for the {x}, that is the rent."),
+        ("How much is the rent of the {x}?", "What is the rent of the {x}?"),
+        ("the rent of the {x} went up, it is {v} now and not {old}.",),
+        ("garage", "garden plot", "storage room", "rehearsal room"),
     ),
     Saying(
         OWN,
         _code,
-        (
-            "We rented a {x} for the summer. I should note down that the lock opens with {v}.",
-            "Before I forget it, the lock of the {x} opens with {v}.",
-        ),
-        ("Which number opens the lock of the {x}?", "What number do I need for the lock of the {x}?"),
-        ("They changed the lock of the {x}, so forget {old}, it opens with {v} now.",),
-        ("cottage", "allotment shed", "boathouse", "bike cellar"),
+        ("the number of the {x} is {v}.", "they gave me a number for the {x}, {v}."),
+        ("What is the number of the {x}?", "Which number does the {x} have?"),
+        ("the {x} got another number. The number of the {x} is {v} now and not {old}.",),
+        ("invoice", "parcel", "reservation", "insurance policy", "library card"),
     ),
     Saying(
         OWN,
         _pair,
-        (
-            "I have to run soon, I promised to be at {v}, that little {x}, in an hour.",
-            "There's a {x} around the corner, {v}, where I spend far too much time.",
-        ),
-        ("What is the name of the {x} I go to?", "Which {x} did I say I go to?"),
-        ("By the way, {old} closed down, so {v} is my {x} now.",),
-        ("pub", "bakery", "bookshop", "tea house", "record shop"),
+        ("the name of the {x} is {v}.", "we went to a {x} called {v}."),
+        ("What is the name of the {x}?", "What is the {x} called?"),
+        ("the {x} got a new name, it is called {v} now and not {old}.",),
+        ("pub", "restaurant", "bookshop", "tea house", "record shop", "hotel"),
     ),
     Saying(
         OWN,
+        _of(NAMES),
+        ("the name of the {x} is {v}.", "we have a new {x} called {v}."),
+        ("What is the name of the {x}?", "What is the {x} called?"),
+        ("we have another {x}. The name of the {x} is {v} now and not {old}.",),
+        ("landlord", "dentist", "plumber", "estate agent", "babysitter", "swimming coach"),
+    ),
+    Saying(
+        OTHERS,
         _pair,
-        (
-            "I was up until two because I couldn't put down {v}, that novel I told everybody about.",
-            "Reading keeps me sane, at the moment it's a novel called {v}.",
-        ),
-        ("Which novel am I reading?", "What is the title of the novel I am reading?"),
-        ("I gave up on {old}, it got boring. The novel I'm reading now is {v}.",),
+        ("{who} wrote a novel called {v}.", "the novel of {who} has the title {v}."),
+        ("What is the title of {name}'s novel?", "What is {name}'s novel called?"),
+        ("{name} changed the title of the novel, from {old} to {v}.",),
+    ),
+    Saying(
+        OTHERS,
+        _of(PETS),
+        ("{who} has a {x} called {v}.", "the {x} of {who} is called {v}."),
+        ("What is the name of {name}'s {x}?", "What is {name}'s {x} called?"),
+        (),
+        ANIMALS,
     ),
     Saying(
         OTHERS,
         _of(TOWNS),
-        (
-            "That reminds me of {who}, who has a house in {v}.",
-            "{who} would love this topic. We only talk on the phone since {name} went to live in {v}.",
-        ),
-        ("Where does {name} live?", "Which town is {name} in?"),
-        ("I spoke to {name} last night. {old} is history, it's {v} now, boxes everywhere.",),
+        ("{who} moved to {v}.", "{who} bought a house in {v} and moved there."),
+        ("Where did {name} move to?", "Which town did {name} move to?"),
+        ("{name} moved again, from {old} to {v}.", "{name} did not move to {old} in the end. {name} moved to {v}."),
     ),
     Saying(
         OTHERS,
         _of(JOBS),
-        (
-            "{who} explained that to me once, and {name} should know, being a {v}.",
-            "You should hear {who} on that subject. {name} earns a living as a {v}, you see.",
-        ),
-        ("What is {name}'s profession?", "What kind of work does {name} do?"),
-        ("Funny thing, {name} retrained. Not a {old} any more but a {v}, imagine that.",),
+        ("{who} works as a {v}.", "the job of {who} is that of a {v}."),
+        ("What does {name} work as?", "What is {name}'s job?"),
+        ("{name} has a new job and works as a {v} now, not as a {old}.",),
     ),
     Saying(
         OTHERS,
         _of(INSTRUMENTS),
-        (
-            "The walls here are thin, and {who} practises the {v} every single night.",
-            "I was at a concert on Sunday, {who} played the {v} and was really good.",
-        ),
-        ("Which instrument does {name} play?", "What instrument is it that {name} plays?"),
-        ("No more {old} for {name}, by the way. It's the {v} now.",),
+        ("{who} plays the {v}.", "{who} plays an instrument, the {v}."),
+        ("What instrument does {name} play?", "Which instrument does {name} play?"),
+        ("{name} plays another instrument now, the {v} and not the {old}.",),
     ),
     Saying(
         OTHERS,
         _of(ALLERGENS),
-        (
-            "I still have to cook, and {who} is coming, so nothing with {v}, that would mean a trip to the hospital.",
-            "{who} had to leave the restaurant in an ambulance, somebody forgot to mention the {v}.",
-        ),
-        ("What is {name} allergic to?", "What must {name} not eat?"),
-    ),
-    Saying(
-        OTHERS,
-        _of(DISHES),
-        (
-            "I'm hungry now. {who} makes a {v} that I dream about.",
-            "{who} invited us all, and of course there was {v} again, it's the only thing {name} can cook.",
-        ),
-        ("What dish does {name} make?", "What does {name} cook?"),
+        ("{who} is allergic to {v}.", "{who} has an allergy, {name} is allergic to {v}."),
+        ("What is {name} allergic to?", "Which food is {name} allergic to?"),
+        ("I mixed that up, {name} is not allergic to {old}. {name} is allergic to {v}.",),
     ),
     Saying(
         OTHERS,
         _of(GIFTS),
-        (
-            "I still need wrapping paper, I bought {v} for {who}.",
-            "I've finally found a present for {who}, it's going to be {v}.",
-        ),
-        ("What present did I get for {name}?", "What am I giving {name} as a present?"),
-        ("I took the present for {name} back to the shop. Instead of {old} it's {v} now.",),
+        ("the present for {who} is {v}.", "I have a present for {who}, it is {v}."),
+        ("What is the present for {name}?", "Which present do I have for {name}?"),
+        ("I have another present for {name}, it is {v} now and not {old}.",),
     ),
     Saying(
         DATED,
         _date,
-        (
-            "I must not forget the {x}, they gave me {v}.",
-            "My {x} is on {v}, and I'm a bit nervous about it.",
-        ),
-        ("When is my {x}?", "What is the date of my {x}?"),
-        (
-            "They rang about the {x}. No, it's not {old}, it was put off to {v}.",
-            "Wait, I told you nonsense about my {x}: it is on {v}, not on {old}.",
-        ),
-        ("dentist appointment", "driving test", "job interview", "eye exam", "tax meeting", "hearing test"),
+        ("the date of the {x} is {v}.", "the {x} was set for {v}, that is the date."),
+        ("What is the date of the {x}?", "On which date is the {x}?"),
+        ("the {x} was put off. The date of the {x} is {v} now and not {old}.",),
+        ("exam", "hearing", "inspection", "job interview", "check-up", "closing sale"),
     ),
     Saying(
         DATED,
         _date,
-        (
-            "I have to think of something nice for {v}, that's when {who} has a birthday.",
-            "{who} turns fifty on {v}, can you believe it?",
-        ),
-        ("When is {name}'s birthday?", "On which date is {name}'s birthday?"),
-        ("I got that wrong, {name}'s birthday isn't {old} but {v}.",),
+        ("the {x} is on {v}.", "the {x} takes place on {v}."),
+        ("When is the {x}?", "On which date does the {x} take place?"),
+        ("no, the {x} is not on {old}. The {x} is on {v}.",),
+        ("concert", "flea market", "premiere", "farewell party", "street party", "marathon"),
+    ),
+    Saying(
+        DATED,
+        _date,
+        ("the wedding of {who} is on {v}.", "{who} is getting married, and the wedding is on {v}."),
+        ("When is {name}'s wedding?", "What is the date of {name}'s wedding?"),
+        ("{name}'s wedding was put off, it is on {v} now and not on {old}.",),
     ),
     Saying(
         DATED,
         _time,
-        (
-            "I'll have to get up early, the {x} leaves at {v}.",
-            "The {x} leaves at {v} tomorrow, so I'll pack tonight.",
-        ),
-        ("What time does the {x} leave?", "When does the {x} leave tomorrow?"),
-        ("I checked again, the {x} leaves at {v} and not at {old}.",),
+        ("the {x} leaves at {v}.", "the {x} does not wait for anybody, it leaves at {v}."),
+        ("When does the {x} leave?", "What time does the {x} leave?"),
+        ("no, the {x} does not leave at {old}. The {x} leaves at {v}.",),
         ("ferry", "coach", "night train", "shuttle bus"),
     ),
     Saying(
         DATED,
-        _when,
-        (
-            "I joined a {x}, so {v} are taken from now on.",
-            "We have {x} on {v}, which is the best part of my week.",
-        ),
-        ("When does my {x} meet?", "When do I have {x}?"),
-        ("No, what am I saying, my {x} isn't on {old}. It's on {v}.",),
-        ("pottery class", "choir", "chess club", "running group", "language course"),
-    ),
-    Saying(
-        ASSISTANT,
-        _of(DISHES),
-        ("If you ever have people over for this, I would make {v}.", "It goes well with {v}, which is easy to make."),
-        ("Which dish did you suggest to me?", "What did you say I should cook?"),
-        by="assistant",
-    ),
-    Saying(
-        ASSISTANT,
-        _pair,
-        ("If you like this kind of thing, watch {v}. It is my favourite film about it.",),
-        ("Which film did you recommend to me?", "What was the film you told me to watch?"),
-        by="assistant",
+        _day,
+        ("the {x} meets on {v}.", "I joined the {x}, which meets on {v}."),
+        ("Which day does the {x} meet?", "On which day does the {x} meet?"),
+        ("the {x} does not meet on {old} any more. The {x} meets on {v}.",),
+        ("pottery class", "chess club", "running group", "sewing circle", "language course"),
     ),
     Saying(
         ASSISTANT,
         _amount,
-        ("I looked it up, and a {x} costs {v} at the moment.", "If you want to go, a {x} is {v}."),
-        ("How much did you say a {x} costs?", "What was the price of a {x} that you gave me?"),
+        ("a {x} costs {v}.", "I looked it up, a {x} costs {v}."),
+        ("How much does a {x} cost?", "How much is a {x}?"),
         by="assistant",
         things=("season ticket", "museum pass", "guided tour", "boat trip"),
     ),
     Saying(
         ASSISTANT,
-        _of(NAMES),
-        ("You could ask for {v} at the {x}, they know all about it.", "I would ring the {x} and ask for {v}."),
-        ("Whom should I ask for at the {x}?", "Who did you tell me to ask for at the {x}?"),
+        _time,
+        ("the {x} closes at {v}.", "they are strict there, the {x} closes at {v}."),
+        ("When does the {x} close?", "What time does the {x} close?"),
         by="assistant",
-        things=("town library", "tourist office", "garden centre", "repair shop"),
+        things=("aquarium", "planetarium", "art museum", "ticket office"),
+    ),
+    Saying(
+        ASSISTANT,
+        _of(TOWNS),
+        ("the best {x} is in {v}.", "if you want to see one, the best {x} is in {v}."),
+        ("Where is the best {x}?", "Which town has the best {x}?"),
+        by="assistant",
+        things=("science museum", "botanical garden", "Christmas market", "concert hall"),
+    ),
+    Saying(
+        ASSISTANT,
+        _pair,
+        ("there is a film about it, the title of the film is {v}.", "there is a good film about it called {v}."),
+        ("What is the title of the film?", "What is the film called that you told me about?"),
+        by="assistant",
     ),
 )

@@ -5,27 +5,22 @@ on.
 from __future__ import annotations
 
 NAMES = (
-    *("Adele", "Aiko", "Alban", "Amara", "Anselm", "Astrid", "Basil", "Beatriz", "Bjorn", "Callum", "Carmen", "Cedric"),
+    *("Aiko", "Alban", "Amara", "Anselm", "Astrid", "Basil", "Beatriz", "Bjorn", "Callum"),
     *("Chiara", "Corinne", "Dagny", "Darius", "Delphine", "Edda", "Emil", "Enzo", "Esther", "Fabian", "Fergus"),
-    *("Fiona", "Florin", "Gideon", "Gloria", "Hamid", "Hedda", "Henrik", "Ignacio", "Imogen", "Ingrid", "Isaac"),
-    *("Jarek", "Joaquin", "Josefa", "Judith", "Kamala", "Keiko", "Lars", "Leonie", "Lorenzo", "Lucinda", "Magnus"),
-    *("Marisol", "Maud", "Mei", "Milan", "Mirela", "Nerys", "Niamh", "Noor", "Odile", "Olaf", "Ottilie", "Paloma"),
+    *("Fiona", "Florin", "Gideon", "Gloria", "Hamid", "Hedda", "Henrik", "Ignacio", "Ingrid", "Isaac"),
+    *("Jarek", "Joaquin", "Josefa", "Kamala", "Keiko", "Lars", "Leonie", "Lorenzo", "Lucinda"),
+    *("Marisol", "Maud", "Mei", "Milan", "Mirela", "Nerys", "Niamh", "Odile", "Olaf", "Ottilie", "Paloma"),
     *("Pavel", "Petra", "Rafael", "Ramona", "Rhys", "Rufus", "Sabine", "Selma", "Signe", "Silvio", "Tamsin", "Tariq"),
     *("Thea", "Tobias", "Ulrike", "Valentin", "Viggo", "Winifred", "Xenia", "Yannick", "Yara", "Zoltan"),
 )
 KIN = ("my cousin", "my colleague", "my aunt", "my flatmate", "my niece", "my old schoolmate", "my uncle", "my godson")
-SURNAMES = (
-    *("Abernathy", "Achterberg", "Baptista", "Calloway", "Castellano", "Drummond", "Eklund", "Fairbanks", "Gallagher"),
-    *("Haverford", "Iyengar", "Jankowski", "Kowalczyk", "Lindqvist", "Macalister", "Nakagawa", "Okonkwo", "Pemberton"),
-    *("Quarrington", "Rasmussen", "Santangelo", "Thackeray", "Underhill", "Vandermeer", "Whitlock", "Yamamoto"),
-)
 TOWNS = (
-    *("Ashford", "Bergen", "Bilbao", "Bristol", "Brno", "Bruges", "Calgary", "Coimbra", "Cork", "Dresden", "Dundee"),
-    *("Edmonton", "Exeter", "Galway", "Gdansk", "Genoa", "Graz", "Halifax", "Hobart", "Inverness", "Kilkenny", "Kyoto"),
-    *("Lausanne", "Leeds", "Leipzig", "Limerick", "Linz", "Ljubljana", "Lucerne", "Malmo", "Mannheim", "Montreal"),
-    *("Murcia", "Nantes", "Norwich", "Oaxaca", "Odense", "Ostend", "Padua", "Perth", "Plymouth", "Poznan", "Regina"),
-    *("Rennes", "Rotterdam", "Salzburg", "Savannah", "Sheffield", "Split", "Stavanger", "Swansea", "Tartu", "Toledo"),
-    *("Trieste", "Tromso", "Turku", "Utrecht", "Valencia", "Verona", "Vilnius", "Winnipeg", "Wroclaw", "York"),
+    *("Ashford", "Bilbao", "Brno", "Bruges", "Calgary", "Coimbra", "Cork", "Dundee"),
+    *("Edmonton", "Galway", "Gdansk", "Graz", "Halifax", "Inverness", "Kilkenny", "Kyoto"),
+    *("Lausanne", "Leipzig", "Limerick", "Linz", "Ljubljana", "Lucerne", "Mannheim", "Montreal"),
+    *("Murcia", "Norwich", "Oaxaca", "Odense", "Ostend", "Padua", "Plymouth", "Poznan", "Regina"),
+    *("Rennes", "Rotterdam", "Savannah", "Sheffield", "Stavanger", "Swansea", "Tartu"),
+    *("Tromso", "Turku", "Valencia", "Verona", "Vilnius", "Winnipeg", "Wroclaw"),
 )
 PETS = (
     *("Apricot", "Bandit", "Barnaby", "Bramble", "Cashew", "Chutney", "Clementine", "Dumpling", "Figaro", "Fudge"),
@@ -36,26 +31,9 @@ PETS = (
 ANIMALS = ("rabbit", "parrot", "tortoise", "hamster", "canary", "guinea pig", "ferret", "donkey", "pony", "goat")
 JOBS = (
     *("archaeologist", "beekeeper", "blacksmith", "bookbinder", "brewer", "cartographer", "chiropractor", "cobbler"),
-    *(
-        "conductor",
-        "dietitian",
-        "electrician",
-        "florist",
-        "forester",
-        "geologist",
-        "glazier",
-        "interpreter",
-        "jeweller",
-    ),
-    *("locksmith", "marine biologist", "midwife", "notary", "optician", "paramedic", "pharmacist", "plumber", "potter"),
-    *("roofer", "saddler", "sommelier", "stonemason", "surveyor", "tailor", "tax adviser", "upholsterer", "vet"),
-)
-DISHES = (
-    *("aubergine lasagne", "bean stew", "beetroot salad", "butter chicken", "cabbage rolls", "carrot cake", "ceviche"),
-    *("cheese fondue", "chickpea curry", "clam chowder", "couscous", "fish pie", "gazpacho", "goulash", "kimchi"),
-    *("leek quiche", "lemon tart", "miso soup", "moussaka", "mushroom risotto", "onion soup", "paella", "pea soup"),
-    *("pierogi", "plum crumble", "potato gratin", "pumpkin ravioli", "ratatouille", "shakshuka", "spinach pie"),
-    *("stuffed peppers", "tabbouleh", "tiramisu", "tomato tarte", "treacle pudding", "walnut bread"),
+    *("conductor", "dietitian", "florist", "forester", "geologist", "glazier", "interpreter"),
+    *("marine biologist", "midwife", "notary", "paramedic", "plumber", "potter"),
+    *("roofer", "saddler", "sommelier", "stonemason", "surveyor", "tax adviser", "upholsterer"),
 )
 ALLERGENS = (
     *("celery", "shellfish", "sesame seeds", "mustard", "lupin", "strawberries", "peaches", "hazelnuts", "kiwi fruit"),
@@ -66,10 +44,10 @@ INSTRUMENTS = (
     *("harpsichord", "mandolin", "oboe", "trombone", "tuba", "ukulele", "viola", "xylophone", "zither", "French horn"),
 )
 GIFTS = (
-    *("a bread knife", "a chess set", "a compass", "a feather pillow", "a fountain pen", "a globe", "a hammock"),
+    *("a bread knife", "a compass", "a feather pillow", "a globe", "a hammock"),
     *("a jigsaw puzzle", "a kite", "a leather wallet", "a magnifying glass", "a music box", "a pair of binoculars"),
     *("a pasta machine", "a pepper mill", "a picnic blanket", "a pocket watch", "a sewing kit", "a silk scarf"),
-    *("a snow globe", "a teapot", "a telescope", "a terrarium", "a thermos flask", "a toolbox", "a wine rack"),
+    *("a snow globe", "a teapot", "a terrarium", "a thermos flask", "a toolbox", "a wine rack"),
     *("an apron", "an atlas", "an easel", "an umbrella", "a sundial", "a cactus", "a bird feeder", "a watering can"),
 )
 FIRST = (
@@ -105,4 +83,3 @@ MONTHS = (
     "December",
 )
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
-PARTS = ("mornings", "afternoons", "evenings")
