@@ -32,7 +32,8 @@ A line for each cell and the scores of each item are in `benchmarks/results/eval
 python -m benchmarks.reports.collect_evaluation --restore RUNS
 ```
 """
-PLOTS = {"needle-heat.png": "needle.png", "long-length.png": "long.png", "near-slots.png": "near.png"}  # the picture of its task
+# The picture of its task.
+PLOTS = {"needle-heat.png": "needle.png", "long-length.png": "long.png", "near-slots.png": "near.png"}
 SCORES = ".scores.jsonl.gz"
 INSTEAD = ("needle.png", "long.png", "near.png")  # the same by ratio, which has one
 
