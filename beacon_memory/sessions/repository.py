@@ -10,10 +10,10 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from beacon_memory.errors import (
     BeaconError,
@@ -65,6 +65,8 @@ class Repository:
         self._residents = LRUCache[ResidentPrefix](resident_bytes)
         self._heads = LRUCache[tuple[SessionHead, int]](PAGE_BYTES)
         self._seen = LRUCache[int](SEEN_BYTES * SEEN)  # the newest version of each session that was here
+        self._lock = threading.Lock()
+        self._writing = WeakValueDictionary[str, _Lock]()  # by session
         self._lent = WeakKeyDictionary[ResidentPrefix, tuple[str, ...]]()  # which are given back, unless let go
 
     def load(self, session_id: str, *, at_least: int = 0) -> tuple[SessionHead, int]:
@@ -112,6 +114,16 @@ class Repository:
         self._heads.put(session_id, (head, version), 8 * len(stored.body))
         self._seen.put(session_id, version, SEEN_BYTES)
         return head, version
+
+    @contextmanager
+    def writing(self, session_id: str) -> Iterator[None]:
+        """One writer of a session at a time in this process: what they fold is not folded in vain. Writers of other
+        processes are met by compare-and-set.
+        """
+        with self._lock:
+            lock = self._writing.setdefault(session_id, _Lock())
+        with lock.held:
+            yield
 
     def begin(self, session_id: str, *, create: bool | None) -> None:
         """Whether a session that is not there may be begun: raises SessionNotFound without `create`, and, unless it is
@@ -264,6 +276,13 @@ class Repository:
     def read(self, digests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Blobs with their digests."""
         return zip(digests, self.store.read(digests) if digests else [], strict=True)
+
+
+class _Lock:
+    """A lock that goes when nobody holds or waits for it: plain ones cannot be referred to weakly."""
+
+    def __init__(self) -> None:
+        self.held = threading.RLock()
 
 
 def _slot_shape(model: BeaconModel) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 from beacon_memory.config import SLOT_BITS
 from beacon_memory.errors import BeaconError, InputError, SessionConflict, SessionNotFound
 from beacon_memory.sessions.prompt import Prompt, make_prompt
-from beacon_memory.sessions.rewind import Changed, back, branch
+from beacon_memory.sessions.rewind import Changed, back
 from beacon_memory.sessions.stored import Progress, StoredSession, branch_name
 from beacon_memory.sessions.turn import Turn, stream_answer
 from beacon_memory.state.archive import Exported, write_archive
@@ -20,7 +20,6 @@ from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.state import BeaconState, chain
 from beacon_memory.stores.base import check_session, retrying
-from beacon_memory.talk.history import match
 from beacon_memory.talk.sources import check_text, read_source
 from beacon_memory.talk.transcript import check_message
 
@@ -73,18 +72,7 @@ class Session(StoredSession):
         """Make these all that was said. What agrees from the start on is not read again, what differs from there on is
         forgotten; documents stay. Raises InputError, TranscriptError.
         """
-        checked = [dict(check_message(message)) for message in messages]
-
-        def change(head: SessionHead, state: BeaconState) -> Changed:
-            past, pages = self._memory.messages(head), dict[str, bytes]()
-            talk = [message for message in past if message["role"] != DOCUMENT]
-            found = match(talk, checked, "full")
-            if found.kept < len(talk):
-                head, state, pages = branch(self._memory, head, state, past, found.kept)
-            head, state, more = self.extended(head, state, checked[found.known :])
-            return head, state, pages | more
-
-        self.change(change)
+        self.replace_talk([dict(check_message(message)) for message in messages])
         self._memory.store.scrub()
 
     def add_document(self, source: str | Path, *, name: str | None = None, progress: Progress | None = None) -> None:
@@ -277,7 +265,8 @@ class Session(StoredSession):
                 raise
             self.unpart(found[name])
 
-        retrying(once)
+        with self._memory.writing(self.id):
+            retrying(once)
 
     def export(self, path: str | Path) -> None:
         """The whole session in one file, for `BeaconMemory.import_session`. Raises SessionNotFound, InputError."""

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from beacon_memory.config import check_ratio
 from beacon_memory.errors import ConfigError, SessionExists, SessionNotFound
-from beacon_memory.sessions.rewind import Changed
+from beacon_memory.sessions.rewind import Changed, branch
 from beacon_memory.state.codec import encode_segment
-from beacon_memory.state.head import SessionHead
+from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.state import BeaconState
 from beacon_memory.stores.base import check_session, not_found, retrying
+from beacon_memory.talk.history import match
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
@@ -114,7 +115,8 @@ class StoredSession:
     def change(self, change: Change, *, create: bool = True) -> None:
         """Move the head by `change`, which is done again on the newest head when another writer was faster.
 
-        Raises SessionNotFound where there is no session and none is to be made.
+        Writers wait their turn for a minute, then the last SessionConflict is raised. Raises SessionNotFound where
+        there is no session and none is to be made.
         """
 
         def once() -> None:
@@ -125,7 +127,24 @@ class StoredSession:
             if not version or changed != head:
                 self.write(head, changed, after, pages, expected=version)
 
-        retrying(once)
+        with self._memory.writing(self.id):
+            retrying(once)
+
+    def replace_talk(self, messages: Sequence[Message]) -> None:
+        """Make these messages all that was said. What agrees from the start on stays as it is, what differs from there
+        on is forgotten; documents stay.
+        """
+
+        def change(head: SessionHead, state: BeaconState) -> Changed:
+            past, pages = self._memory.messages(head), dict[str, bytes]()
+            talk = [message for message in past if message["role"] != DOCUMENT]
+            found = match(talk, messages, "full")
+            if found.kept < len(talk):
+                head, state, pages = branch(self._memory, head, state, past, found.kept)
+            head, state, more = self.extended(head, state, messages[found.known :])
+            return head, state, pages | more
+
+        self.change(change)
 
     def append(self, messages: Sequence[Message], *, progress: Progress | None = None) -> None:
         """Remember messages behind all that is stored."""

@@ -6,6 +6,8 @@ codec's business. A blob that is there is never replaced by another: sessions sh
 
 from __future__ import annotations
 
+import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,8 @@ from beacon_memory.errors import (
 
 T = TypeVar("T")
 STREAMED = 4  # blobs of a stream that are read together
+RETRY_SECONDS = 60.0  # how long a writer goes on that others are faster than
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 1.0  # seconds, between two tries
 
 
 @dataclass(frozen=True)
@@ -170,14 +174,22 @@ def check_session(session: str) -> str:
     return session
 
 
-def retrying(act: Callable[[], T], *, attempts: int = 8) -> T:
-    """Do `act` again when it loses a compare-and-set; the last conflict is raised. `act` must load the head itself."""
-    for _ in range(attempts - 1):
+def retrying(act: Callable[[], T], *, seconds: float = RETRY_SECONDS, attempts: int | None = None) -> T:
+    """Do `act` again when it loses a compare-and-set. `act` must load the head itself.
+
+    Between two tries it waits for a random time whose bound doubles (full jitter). The last conflict is raised after
+    so many seconds, or after so many attempts when `attempts` is given.
+    """
+    deadline, bound, done = time.monotonic() + seconds, FIRST_PAUSE, 0
+    while True:
         try:
             return act()
         except SessionConflict:
-            continue
-    return act()
+            done += 1
+            if done == attempts or (attempts is None and time.monotonic() > deadline):
+                raise
+        time.sleep(random.uniform(0, bound))
+        bound = min(2 * bound, LONGEST_PAUSE)
 
 
 def not_found(session: str) -> SessionNotFound:

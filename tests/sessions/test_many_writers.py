@@ -1,0 +1,117 @@
+"""Many writers of one session: each waits for its turn, and nothing that was said or answered is lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from beacon_memory import BeaconMemory
+from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import SessionConflict
+from beacon_memory.models.model import BeaconModel
+from beacon_memory.sessions.turn import Turn
+from beacon_memory.stores.base import conflict, retrying
+from beacon_memory.testing import tiny_model
+
+SMALL = BeaconConfig(ratio=4, window=16, anchors="last", sink=2, keep_last=5, slot_dtype="float32")
+LONG = pytest.param(32, 50, marks=pytest.mark.long)
+
+
+@pytest.fixture(scope="module")
+def model() -> BeaconModel:
+    return tiny_model(config=SMALL)
+
+
+def said(memory: BeaconMemory) -> Counter[str]:
+    return Counter(message["content"] for message in memory.session("room").messages())
+
+
+@pytest.mark.parametrize(("writers", "turns"), [(8, 5), LONG])
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_many_threads_add_to_one_session(model, tmp_path, writers, turns, kind):
+    """After eight lost races a writer gave up, and what it had to say was lost."""
+    store = "memory://" if kind == "memory" else f"sqlite:///{tmp_path}/room.db"
+    # A memory for every second writer: they meet in this process, and by compare-and-set.
+    memories = [BeaconMemory.open(model, store)]
+    memories += [BeaconMemory(model, memories[0].store)]
+
+    def writes(writer: int) -> None:
+        for turn in range(turns):
+            memories[writer % 2].session("room").add(f"Message {turn} of {writer}.")
+
+    with ThreadPoolExecutor(writers) as pool:
+        list(pool.map(writes, range(writers)))
+    assert said(memories[0]) == Counter(f"Message {t} of {w}." for w in range(writers) for t in range(turns))
+
+
+@pytest.mark.parametrize(("writers", "turns"), [(8, 2), pytest.param(32, 10, marks=pytest.mark.long)])
+def test_many_threads_chat_with_one_session_and_no_answer_is_lost(model, writers, turns):
+    memory = BeaconMemory.open(model, "memory://")
+
+    def chats(writer: int) -> list[tuple[str, str]]:
+        asked = [f"Question {turn} of {writer}?" for turn in range(turns)]
+        return [(text, memory.session("room").chat(text, max_new_tokens=4, seed=writer)) for text in asked]
+
+    with ThreadPoolExecutor(writers) as pool:
+        told = [pair for pairs in pool.map(chats, range(writers)) for pair in pairs]
+    messages = memory.session("room").messages()
+    for question, answer in told:
+        place = next(n for n, message in enumerate(messages) if message["content"] == question)
+        if answer.strip():
+            assert messages[place + 1]["content"] == answer.strip()
+
+
+WRITER = """
+import sys
+from beacon_memory import BeaconMemory
+from beacon_memory.config import BeaconConfig
+from beacon_memory.testing import tiny_model
+config = BeaconConfig(ratio=4, window=16, anchors="last", sink=2, keep_last=5, slot_dtype="float32")
+memory = BeaconMemory.open(tiny_model(config=config), sys.argv[1])
+for turn in range(int(sys.argv[3])):
+    memory.session("room").add(f"Message {turn} of {sys.argv[2]}.")
+"""
+
+
+@pytest.mark.long  # each process imports torch
+@pytest.mark.parametrize(("writers", "turns"), [(8, 50)])
+def test_many_processes_add_to_one_session(model, tmp_path, writers, turns):
+    store = f"sqlite:///{tmp_path}/room.db"
+    commands = [[sys.executable, "-c", WRITER, store, str(writer), str(turns)] for writer in range(writers)]
+    root = Path(__file__).parents[2]
+    running = [subprocess.Popen(c, cwd=root, stderr=subprocess.PIPE, text=True) for c in commands]
+    errors = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0] * writers, errors
+    with BeaconMemory.open(model, store) as memory:
+        assert said(memory) == Counter(f"Message {t} of {w}." for w in range(writers) for t in range(turns))
+
+
+def test_an_answer_to_a_whole_list_is_kept_when_another_writer_was_faster(model):
+    """With `history="full"` the conflict reached the caller, and the answer was lost."""
+    memory = BeaconMemory.open(model, "memory://")
+    session = memory.session("room")
+    session.add("I am Ada.")
+    session.add("I live in Lyon.")
+    edited = [{"role": "user", "content": "I am Bob."}]
+    turn = Turn(memory, edited, session=session, history="full", raw=1, max_new_tokens=4, seed=1)
+    first = next(turn)
+    session.add("Written meanwhile.")
+    answer = (first + "".join(turn)).strip()
+    assert [m["content"] for m in session.messages()] == ["I am Bob.", *([answer] if answer else [])]
+
+
+def test_a_writer_waits_its_turn_until_a_deadline():
+    tries: list[int] = []
+
+    def act() -> None:
+        tries.append(1)
+        raise conflict("room", 1, expected=0)
+
+    with pytest.raises(SessionConflict):
+        retrying(act, seconds=0.2)
+    assert len(tries) > 4
