@@ -160,6 +160,42 @@ def show(
 
 
 @app.command()
+def messages(
+    session: SessionName,
+    query: Annotated[str, typer.Option("--query", "-q", help="only messages that contain this")] = "",
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """The messages of a session, or those that contain some text, each with its place or id."""
+    with remembering(model, store, adapter=adapter, must_exist=session) as memory:
+        everything = list(enumerate(memory.session(session).messages()))
+    found = [(n, message) for n, message in everything if query.casefold() in str(message["content"]).casefold()]
+    if as_json:
+        typer.echo(json.dumps([{"place": n, **message} for n, message in found]))
+        return
+    for n, message in found:
+        typer.echo(f"{message.get('id') or n} {message['role']}: {message['content']}")
+
+
+@app.command()
+def delete(
+    session: SessionName,
+    message: Annotated[str, typer.Argument(help="its id or place, or a document's name", show_default=False)],
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+) -> None:
+    """Forget one message or document; what was folded behind it is folded again."""
+    with remembering(model, store, adapter=adapter, must_exist=session) as memory:
+        opened = memory.session(session)
+        opened.delete(int(message) if message.isdigit() else message)
+        info = opened.info()
+    say(f"session {session}: {info.messages} messages, {info.tokens} tokens left")
+
+
+@app.command()
 def sessions(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """The names of all sessions."""
     with stored(store) as opened:

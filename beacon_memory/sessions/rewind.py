@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Past = Sequence[Mapping[str, Any]]
 Changed = tuple[SessionHead, BeaconState, dict[str, bytes]]
+Extend = Callable[[SessionHead, BeaconState, Past], Changed]
 
 
 def back(memory: Repository, head: SessionHead, state: BeaconState, past: Past, messages: int) -> Changed:
@@ -47,6 +48,40 @@ def branch(memory: Repository, head: SessionHead, state: BeaconState, past: Past
         head = head.with_state(state, document=document)
     head, more = head.with_messages(list(later))
     return head, state, pages | more
+
+
+def reread(
+    memory: Repository, head: SessionHead, state: BeaconState, past: Past, place: int, later: Past, extend: Extend
+) -> Changed:
+    """Head and state as if `later` had followed the first `place` messages of `past`: what was folded behind them is
+    folded again, documents by themselves stay folded. Raises TranscriptError.
+    """
+    entries = list(zip(head.entries, state.segments, strict=True))
+    sources, notes, budget = head.sources, head.notes, head.budget
+    head, state, pages = back(memory, head, state, past, place)
+    run: list[Mapping[str, Any]] = []
+
+    def say() -> None:
+        nonlocal head, state
+        head, state, more = extend(head, state, run)
+        pages.update(more)
+        run.clear()
+
+    for message in later:
+        if message["role"] != DOCUMENT:
+            run.append(message)
+            continue
+        say()
+        document = str(message["document"])
+        joined = state.join([segment for entry, segment in entries if entry.document == document]).segments
+        state = replace(state, segments=tuple(memory.model.fit(joined, budget=budget, slot_dtype=head.slot_dtype)))
+        head, more = head.with_state(state, document=document).with_messages([message])
+        own = {name: digest for name, digest in sources.items() if name == document}
+        about = {key: digest for key, digest in notes.items() if key == message.get("key")}
+        head = replace(head, sources={**head.sources, **own}, notes={**head.notes, **about})
+        pages.update(more)
+    say()
+    return head, state, pages
 
 
 def _rewound(memory: Repository, head: SessionHead, state: BeaconState, past: Past, messages: int) -> BeaconState:

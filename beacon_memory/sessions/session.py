@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 from beacon_memory.config import SLOT_BITS
 from beacon_memory.errors import BeaconError, InputError, SessionConflict, SessionNotFound
 from beacon_memory.sessions.prompt import Prompt, make_prompt
-from beacon_memory.sessions.rewind import Changed, back
+from beacon_memory.sessions.rewind import Changed, back, reread
 from beacon_memory.sessions.stored import Progress, StoredSession, branch_name
 from beacon_memory.sessions.turn import Turn, stream_answer
 from beacon_memory.state.archive import Exported, write_archive
@@ -181,9 +181,56 @@ class Session(StoredSession):
             raw_bytes=tokens * model.raw_bytes_per_token,
         )
 
-    def messages(self) -> list[dict[str, Any]]:
-        """The transcript, oldest first; a document stands in it as a note. Raises SessionNotFound."""
-        return self._memory.view(self.id, self._memory.messages, at_least=self._at_least)[0]
+    def messages(self, *, query: str = "") -> list[dict[str, Any]]:
+        """The transcript, oldest first; a document stands in it as a note. With `query`, the messages whose text
+        contains it, in whatever case. Raises SessionNotFound.
+        """
+        found = self._memory.view(self.id, self._memory.messages, at_least=self._at_least)[0]
+        return [message for message in found if query.casefold() in str(message["content"]).casefold()]
+
+    def delete(self, message: str | int) -> None:
+        """Forget one message, by its `id` or its place in `messages()`, or one document by its name.
+
+        What was folded behind it is folded again, as if it had never been said; calls of tools go with their results.
+        Branches that hold it go too. Raises InputError, SessionNotFound, TranscriptError.
+        """
+        self._edit(message, None)
+
+    def edit(self, message: str | int, text: str) -> None:
+        """Give one message another text; it keeps its place, role and id. Else as `delete`."""
+        self._edit(message, text)
+
+    def _edit(self, which: str | int, text: str | None) -> None:
+        gone: list[Mapping[str, Any]] = []
+
+        def change(head: SessionHead, state: BeaconState) -> Changed:
+            past = self._memory.messages(head)
+            place = _place(past, which, session=self.id)
+            old, later = past[place], past[place + 1 :]
+            gone[:] = [old]
+            if text is not None:
+                if old["role"] == DOCUMENT:
+                    raise InputError(f"{which!r} is a document: delete it and add the new text")
+                later = [dict(check_message({**old, "content": text})), *later]
+            elif calls := {call["id"] for call in old.get("tool_calls") or () if call.get("id")}:
+                gone.extend(message for message in later if message.get("tool_call_id") in calls)
+                later = [message for message in later if message.get("tool_call_id") not in calls]
+            return reread(self._memory, head, state, past, place, later, self.extended)
+
+        self.change(change, create=False)
+        for found in self.branches():
+            if any(message in found.messages for message in gone):
+                self._drop(found.name)
+        self._memory.store.scrub()
+
+    def _drop(self, name: str) -> None:
+        """Let a branch go, and the session's name of it."""
+
+        def change(head: SessionHead, state: BeaconState) -> Changed:
+            return replace(head, branches=tuple(number for number in head.branches if str(number) != name)), state, {}
+
+        self.change(change, create=False)
+        self.unpart(int(name))
 
     def newest(self) -> tuple[int, list[dict[str, Any]]]:
         """How many messages stand before the user's newest one, documents counted, and the messages from it on.
@@ -284,3 +331,19 @@ class Session(StoredSession):
         for number in branches:
             self.unpart(number)
         return self._memory.store.scrub() if branches else left
+
+
+def _place(past: Sequence[Mapping[str, Any]], which: str | int, *, session: str) -> int:
+    """Where a message or document stands in a transcript. Raises InputError."""
+    if isinstance(which, int) and not isinstance(which, bool):
+        if not 0 <= which < len(past):
+            raise InputError(f"session {session!r} has {len(past)} messages: choose 0 to {len(past) - 1}, not {which}")
+        return which
+    found = [n for n, message in enumerate(past) if message.get("id") == which]
+    found = found or [n for n, m in enumerate(past) if m["role"] == DOCUMENT and m["content"] == which]
+    if len(found) != 1:
+        raise InputError(
+            f"session {session!r} has {len(found)} messages or documents {which!r}: give an id, a document's name, "
+            f"or a place in messages()"
+        )
+    return found[0]

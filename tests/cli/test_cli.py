@@ -62,6 +62,21 @@ def test_a_session_is_written_asked_forked_exported_and_forgotten(run, tmp_path)
     assert out.startswith("document: lease.txt\nuser: I live in Lyon.\n")
 
 
+def test_messages_are_searched_and_one_is_deleted(run):
+    for text in ("I live in Lyon.", "My dog is Rex.", "It rains in LYON."):
+        assert run("add", "alice", "--role", "user", text)[0] == 0
+    assert run("messages", "alice", "-q", "lyon")[1] == "0 user: I live in Lyon.\n2 user: It rains in LYON.\n"
+    assert json.loads(run("messages", "alice", "--json")[1])[1] == {
+        "place": 1,
+        "role": "user",
+        "content": "My dog is Rex.",
+    }
+    assert run("delete", "alice", "1")[0] == 0
+    assert run("messages", "alice")[1] == "0 user: I live in Lyon.\n1 user: It rains in LYON.\n"
+    code, _, err = run("delete", "alice", "nobody")
+    assert (code, err.count("\n")) == (2, 1)
+
+
 def test_a_file_or_standard_input_that_holds_a_files_name_is_text(run, tmp_path):
     """What had been read was once taken for a path again."""
     (tmp_path / "secret.txt").write_text("The key is under the mat.")
