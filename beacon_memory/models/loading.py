@@ -6,8 +6,10 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,14 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPES = ("default", "linear", "llama3", "yarn")
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@cache
+def one_thread_after_fork() -> None:
+    """Have processes that are forked from now on compute on one thread: OpenMP's other threads are the parent's, and a
+    child would wait for them for ever. A server that loads the model in its workers has all of them.
+    """
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def resolve(name: str) -> tuple[str, dict[str, Any]]:

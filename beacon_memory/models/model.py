@@ -27,6 +27,7 @@ from beacon_memory.models.loading import (
     hash_tensors,
     load,
     model_fingerprint,
+    one_thread_after_fork,
     plain_ids,
     resolve,
     tokenizer_fingerprint,
@@ -62,8 +63,8 @@ class BeaconModel:
         untrained. `config` may change an adapter's settings, not its layout. Raises UnsupportedModel, AdapterError.
         """
         check_supported(lm.config)
-        self.lm = lm
-        self.tokenizer = tokenizer
+        one_thread_after_fork()
+        self.lm, self.tokenizer = lm, tokenizer
         model = model_fingerprint(lm)
         self.beacons = Beacons(lm)
         try:
@@ -373,9 +374,8 @@ class BeaconModel:
 def packaged_adapter(name: str, lm: Any) -> Path | None:
     """The adapter this package brings for a model, when it was made for these very weights."""
     folder = Path(__file__).parents[1] / "adapters" / name
-    if name != "smollm2" or adapter_config(folder)[1] != model_fingerprint(lm):
-        return None
-    return folder
+    made_for_it = name == "smollm2" and adapter_config(folder)[1] == model_fingerprint(lm)
+    return folder if made_for_it else None
 
 
 def _settings(stored: BeaconConfig, asked: BeaconConfig | None) -> BeaconConfig:

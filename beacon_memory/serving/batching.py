@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from beacon_memory.errors import BeaconError, EngineBusy
+from beacon_memory.locks import Lock
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.memory import BeaconMemory
@@ -42,7 +43,7 @@ class BatchQueue:
         self._memory, self._worker = memory, worker
         self._together, self._most = together, waiting
         self._waiting: deque[_Asked] = deque()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     async def ask(self, session: str, question: str, **how: Any) -> str:
         """The answer, as `BeaconMemory.ask_many` gives it. Who is cancelled leaves: a question that waits is taken out,

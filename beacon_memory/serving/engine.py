@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
+from beacon_memory.locks import Lock, Worker
 from beacon_memory.serving.batching import BatchQueue
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class _Lazy(Generic[T]):
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._made: list[T] = []
 
     def get(self) -> T:
@@ -213,7 +214,7 @@ class _Weights:
     def __init__(self, load: Callable[[], BeaconModel], name: str) -> None:
         self.model = _Lazy(load)
         self.name = name
-        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="beacon")
+        self.worker = Worker("beacon")
 
     def config(self) -> BeaconConfig | None:
         """The loaded model's settings."""
@@ -233,7 +234,7 @@ class _Weights:
 
 
 _SHARED: weakref.WeakValueDictionary[str, _Weights] = weakref.WeakValueDictionary()
-_SHARED_LOCK = threading.Lock()
+_SHARED_LOCK = Lock()
 
 
 def _weights(

@@ -7,7 +7,6 @@ the device waits for the next one.
 from __future__ import annotations
 
 import json
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from beacon_memory.errors import (
     SessionNotFound,
     SessionRolledBack,
 )
+from beacon_memory.locks import Lock
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.resident import ResidentPrefix
 from beacon_memory.state.codec import decode_segment, require
@@ -65,8 +65,8 @@ class Repository:
         self._residents = LRUCache[ResidentPrefix](resident_bytes)
         self._heads = LRUCache[tuple[SessionHead, int]](PAGE_BYTES)
         self._seen = LRUCache[int](SEEN_BYTES * SEEN)  # the newest version of each session that was here
-        self._lock = threading.Lock()
-        self._writing = WeakValueDictionary[str, _Lock]()  # by session
+        self._lock = Lock()
+        self._writing = WeakValueDictionary[str, Lock]()  # by session
         self._lent = WeakKeyDictionary[ResidentPrefix, tuple[str, ...]]()  # which are given back, unless let go
 
     def load(self, session_id: str, *, at_least: int = 0) -> tuple[SessionHead, int]:
@@ -121,8 +121,8 @@ class Repository:
         processes are met by compare-and-set.
         """
         with self._lock:
-            lock = self._writing.setdefault(session_id, _Lock())
-        with lock.held:
+            lock = self._writing.setdefault(session_id, Lock(recursive=True))
+        with lock:
             yield
 
     def begin(self, session_id: str, *, create: bool | None) -> None:
@@ -278,13 +278,6 @@ class Repository:
         return zip(digests, self.store.read(digests) if digests else [], strict=True)
 
 
-class _Lock:
-    """A lock that goes when nobody holds or waits for it: plain ones cannot be referred to weakly."""
-
-    def __init__(self) -> None:
-        self.held = threading.RLock()
-
-
 def _slot_shape(model: BeaconModel) -> tuple[int, int, int]:
     """Layers, KV heads and head size of a model: what a slot's keys, and its values, are numbers of."""
     config = model.lm.config
@@ -306,7 +299,7 @@ class LRUCache(Generic[T]):
         self._limit = limit
         self._bytes = 0
         self._values: OrderedDict[str, tuple[T, int]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def get(self, digest: str) -> T | None:
         """The value, when it is on hand."""

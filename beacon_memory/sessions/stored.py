@@ -115,7 +115,7 @@ class StoredSession:
     def change(self, change: Change, *, create: bool = True) -> None:
         """Move the head by `change`, which is done again on the newest head when another writer was faster.
 
-        Writers wait their turn for a minute, then the last SessionConflict is raised. Raises SessionNotFound where
+        Writers wait their turn for half a minute, then the last SessionConflict is raised. Raises SessionNotFound where
         there is no session and none is to be made.
         """
 

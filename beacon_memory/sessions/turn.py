@@ -283,11 +283,7 @@ class Turn(Pieces):
         try:
             self._session.write(begun.opened, changed, state, begun.pages | more, expected=begun.version)
         except SessionConflict:
-            if begun.forked and not parts:
-                # The list is all that was said: what differs goes, whoever wrote it.
-                self._session.behind(begun.version).replace_talk([*self._messages, *([answer] if answer else [])])
-                return
-            if not said:
+            if not said or (begun.forked and not parts):
                 raise
             if parts:
                 self._session.unpart(head.branches[-1])

@@ -25,7 +25,7 @@ from beacon_memory.errors import (
 
 T = TypeVar("T")
 STREAMED = 4  # blobs of a stream that are read together
-RETRY_SECONDS = 60.0  # how long a writer goes on that others are faster than
+RETRY_SECONDS = 30.0  # how long a writer goes on that others are faster than
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 1.0  # seconds, between two tries
 
 
@@ -174,13 +174,13 @@ def check_session(session: str) -> str:
     return session
 
 
-def retrying(act: Callable[[], T], *, seconds: float = RETRY_SECONDS, attempts: int | None = None) -> T:
+def retrying(act: Callable[[], T], *, seconds: float | None = None, attempts: int | None = None) -> T:
     """Do `act` again when it loses a compare-and-set. `act` must load the head itself.
 
     Between two tries it waits for a random time whose bound doubles (full jitter). The last conflict is raised after
-    so many seconds, or after so many attempts when `attempts` is given.
+    so many seconds (30 by default), or after so many attempts when `attempts` is given.
     """
-    deadline, bound, done = time.monotonic() + seconds, FIRST_PAUSE, 0
+    deadline, bound, done = time.monotonic() + (RETRY_SECONDS if seconds is None else seconds), FIRST_PAUSE, 0
     while True:
         try:
             return act()

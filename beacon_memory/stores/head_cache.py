@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from beacon_memory.locks import Lock
 from beacon_memory.stores.base import Head
 
 
@@ -25,7 +25,7 @@ class HeadCache:
         self._limit = limit
         self._bytes = 0
         self._heads: OrderedDict[str, CachedHead] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def get(self, session: str) -> CachedHead | None:
         """The head on hand; whether it is still the newest, the store says."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from beacon_memory.locks import Lock
 from beacon_memory.stores.base import Head, StateStore, check_session, conflict, differs, missing, not_found
 from beacon_memory.stores.chain import drawn, grown
 
@@ -21,7 +21,7 @@ class MemoryStore(StateStore):
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._heads: dict[str, tuple[Head, int]] = {}
         self._blobs: dict[str, bytes] = {}
         self._refs: defaultdict[str, set[str]] = defaultdict(set)  # digest -> the sessions that name it

@@ -14,7 +14,6 @@ from beacon_memory import BeaconMemory
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import SessionConflict
 from beacon_memory.models.model import BeaconModel
-from beacon_memory.sessions.turn import Turn
 from beacon_memory.stores.base import conflict, retrying
 from beacon_memory.testing import tiny_model
 
@@ -89,20 +88,6 @@ def test_many_processes_add_to_one_session(model, tmp_path, writers, turns):
     assert [process.returncode for process in running] == [0] * writers, errors
     with BeaconMemory.open(model, store) as memory:
         assert said(memory) == Counter(f"Message {t} of {w}." for w in range(writers) for t in range(turns))
-
-
-def test_an_answer_to_a_whole_list_is_kept_when_another_writer_was_faster(model):
-    """With `history="full"` the conflict reached the caller, and the answer was lost."""
-    memory = BeaconMemory.open(model, "memory://")
-    session = memory.session("room")
-    session.add("I am Ada.")
-    session.add("I live in Lyon.")
-    edited = [{"role": "user", "content": "I am Bob."}]
-    turn = Turn(memory, edited, session=session, history="full", raw=1, max_new_tokens=4, seed=1)
-    first = next(turn)
-    session.add("Written meanwhile.")
-    answer = (first + "".join(turn)).strip()
-    assert [m["content"] for m in session.messages()] == ["I am Bob.", *([answer] if answer else [])]
 
 
 def test_a_writer_waits_its_turn_until_a_deadline():

@@ -365,7 +365,9 @@ def test_a_lost_compare_and_set_loses_no_turn(model):
     assert [m["content"] for m in memory.session("alice").messages()] == ["I was first.", "I was second."]
 
 
-def test_a_writer_that_never_wins_gets_the_conflict(model):
+def test_a_writer_that_never_wins_gets_the_conflict(model, monkeypatch):
+    monkeypatch.setattr("beacon_memory.stores.base.RETRY_SECONDS", 0.2)
+
     class Losing(MemoryStore):
         def commit(self, session, head, blobs, *, expected):
             raise SessionConflict("always")

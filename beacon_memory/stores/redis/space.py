@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from beacon_memory.errors import ConfigError, IntegrityError
+from beacon_memory.locks import Lock
 from beacon_memory.stores.base import Head
 from beacon_memory.stores.redis import scripts
 from beacon_memory.stores.redis.client import Link
@@ -172,7 +172,7 @@ class HeadCache:
         self._limit = limit
         self._bytes = 0
         self._heads: OrderedDict[str, CachedHead] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def get(self, session: str) -> CachedHead | None:
         """The head on hand; whether it is still the newest, the store says."""

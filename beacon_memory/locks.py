@@ -1,0 +1,61 @@
+"""Locks, and a thread for work, that a forked process has anew: the threads that may hold them are the parent's.
+
+A web server may open a memory, answer once, and then fork its workers (`gunicorn --preload`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from weakref import WeakSet
+
+
+class Lock:
+    """A lock, `recursive` where its holder may take it again; free after a fork.
+
+    >>> lock = Lock()
+    >>> with lock: print("held")
+    held
+    """
+
+    def __init__(self, *, recursive: bool = False) -> None:
+        self._make: Callable[[], Any] = threading.RLock if recursive else threading.Lock
+        self.after_fork()
+        _RENEWED.add(self)
+
+    def after_fork(self) -> None:
+        """Be free, whoever held it."""
+        self._lock = self._make()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+
+class Worker(ThreadPoolExecutor):
+    """One thread that does what it is given, in order. A forked process has a new one, with nothing to do yet."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        super().__init__(max_workers=1, thread_name_prefix=name)
+        _RENEWED.add(self)
+
+    def after_fork(self) -> None:
+        """Begin anew: what was waiting is the parent's to do."""
+        super().__init__(max_workers=1, thread_name_prefix=self._name)
+
+
+_RENEWED: WeakSet[Lock | Worker] = WeakSet()
+
+
+def _renew() -> None:
+    for one in list(_RENEWED):
+        one.after_fork()
+
+
+os.register_at_fork(after_in_child=_renew)
