@@ -9,12 +9,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from beacon_memory.state.state import BeaconState
+from beacon_memory.errors import BudgetExceeded
+from beacon_memory.state.state import BeaconState, overlapped
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
     from beacon_memory.state.state import Segment
     from beacon_memory.talk.transcript import Message
+
+
+Pieces = list[tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,40 @@ def make_prompt(
     tail = memory.model.tail(state, opens=opens)
     pieces = memory.transcript.pieces(tail, behind=bool(front), opens=opens, asked=asked, system=system, tools=tools)
     return Prompt.of(front, pieces, resident=resident, stop=memory.transcript.stop)
+
+
+def fitted(memory: Repository, prompt: Prompt, *, answer: int) -> Prompt:
+    """The prompt with room for an answer of so many tokens; what it takes is done for this answer alone.
+
+    Where what is raw takes more than half of the room, all of it but the newest tokens is folded; then old segments are
+    folded again, coarser, until all fit. What fits as it is, or cannot be made to fit, is given back as it is.
+    """
+    model = memory.model
+    room = model.positions - answer
+    if prompt.slots + len(prompt.ids) <= room:
+        return prompt
+    segments, pieces = list(prompt.segments), [(part.name, prompt.part(part.name)) for part in prompt.parts]
+    try:
+        if len(prompt.ids) > room // 2:
+            pieces, segments = _folded(memory, pieces, segments)
+        left = room - sum(len(ids) for _, ids in pieces)
+        segments = model.fit(segments, budget=max(0, left), known=memory.known)
+    except BudgetExceeded:
+        return prompt
+    memory.keep(segments)
+    return Prompt.of(segments, pieces, resident=prompt.resident, stop=prompt.stop)
+
+
+def _folded(memory: Repository, pieces: Pieces, segments: Sequence[Segment]) -> tuple[Pieces, list[Segment]]:
+    """The pieces without what was said before the newest tokens, which stands in segments."""
+    model, named = memory.model, dict(pieces)
+    tail, before = named.get("tail", ()), tuple(overlapped(segments, config=model.config))
+    if before and tail[: len(before)] == before:
+        tail = tail[len(before) :]  # the fold reads it itself
+    said = [*named.get("start", ()), *tail, *named.get("asked", ())]
+    state = model.compress(said, BeaconState(tuple(segments)), budget=model.positions, known=memory.known)
+    named |= {"start": (), "tail": (), "asked": tuple(model.tail(state))}
+    return list(named.items()), list(state.segments)
 
 
 def text_prompt(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from beacon_memory.errors import InputError, SegmentMissing, SessionConflict, SessionRolledBack
 from beacon_memory.models.generation import Answer, Pieces, Sampling, Stream
-from beacon_memory.sessions.prompt import Prompt, context_state, make_prompt
+from beacon_memory.sessions.prompt import Prompt, context_state, fitted, make_prompt
 from beacon_memory.sessions.rewind import branch
 from beacon_memory.sessions.stored import StoredSession
 from beacon_memory.state.head import DOCUMENT, SessionHead
@@ -147,6 +147,7 @@ class Turn(Pieces):
             first[:0] = transcript.start
         context = context_state(self._memory, self._contexts)
         state, prompt = self._folded(head, before, closed, ids, context=context, asked=asked)
+        prompt = fitted(self._memory, prompt, answer=Sampling(**self._sampling).max_new_tokens)
         stream = stream_answer(self._memory, prompt, **self._sampling)
         later = asked if self._keep is None else []
         return _Begun(opened, head, before, state, version, pages, forked, new, later, context, prompt, stream)
@@ -316,8 +317,9 @@ class _Begun:
 
 def stream_answer(memory: Repository, prompt: Prompt, **sampling: Any) -> Stream:
     """The answer to a prompt, in pieces as they come. Raises ConfigError, PromptTooLong."""
-    resident = memory.resident(*prompt.resident) if prompt.resident else None
     sampling = {"stop": prompt.stop} | sampling
+    prompt = fitted(memory, prompt, answer=Sampling(**sampling).max_new_tokens)
+    resident = memory.resident(*prompt.resident) if prompt.resident else None
     return memory.model.stream(list(prompt.ids), prompt.state, resident=resident, **sampling)
 
 
@@ -328,9 +330,10 @@ def batch_answers(
 
     Raises ConfigError, PromptTooLong.
     """
+    sampling = {"stop": prompts[0].stop} | sampling
+    prompts = [fitted(memory, prompt, answer=Sampling(**sampling).max_new_tokens) for prompt in prompts]
     residents = [memory.resident(*prompt.resident) if prompt.resident else None for prompt in prompts]
     ids, states = [list(prompt.ids) for prompt in prompts], [prompt.state for prompt in prompts]
-    sampling = {"stop": prompts[0].stop} | sampling
     return memory.model.answers(ids, states, residents=residents, left=left, **sampling)
 
 
