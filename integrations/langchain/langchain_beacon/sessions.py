@@ -10,6 +10,7 @@ from langchain_core.runnables.config import ensure_config
 
 from beacon_memory.errors import SessionNotFound
 from beacon_memory.sessions.session import Session
+from beacon_memory.sessions.stored import kind_of
 from langchain_beacon.errors import translated
 from langchain_beacon.settings import BeaconSettings
 
@@ -68,6 +69,8 @@ class BeaconSessions(BeaconSettings):
 
     def delete_thread(self, thread_id: str) -> None:
         """Forget a thread's memory, every byte of it; one that is not there is forgotten already."""
+        if kind_of(thread_id):
+            return  # a name of documents, which no thread can have
         with translated():
             try:
                 self.opened.session(thread_id).forget()
