@@ -31,7 +31,8 @@ class BeaconMemoryMiddleware(AgentMiddleware[Any, Any, Any]):
 
     The agent's model must be a `ChatBeacon`. Nothing is taken from the graph's state: checkpoints, time travel and
     regenerating an answer go on as without memory, and an edited past is another branch. A thread's memory is the
-    session of its `thread_id`; delete or copy it with the thread's checkpoints by the methods named as the saver's.
+    session of its `thread_id`; delete or copy it with the thread's checkpoints by the methods named as the saver's. An
+    agent within another one's tool or node has a memory only where it runs in a thread of its own.
     """
 
     def __init__(
@@ -193,11 +194,14 @@ def _size(size: Any) -> Size:
 
 
 def _thread(request: ModelRequest[Any]) -> str | None:
-    """The thread of a run, or None."""
+    """The thread of a run, or None: an agent that runs within another one's tool or node is not that one's talk, though
+    LangGraph hands the thread's name down to it.
+    """
     about = getattr(request.runtime, "execution_info", None)
-    thread = getattr(about, "thread_id", None)
-    if thread is None:
-        thread = (ensure_config().get("configurable") or {}).get("thread_id")
+    around = ensure_config().get("configurable") or {}
+    if "|" in str(getattr(about, "checkpoint_ns", None) or around.get("checkpoint_ns") or ""):
+        return None
+    thread = getattr(about, "thread_id", None) or around.get("thread_id")
     return None if thread is None else str(thread)
 
 

@@ -16,13 +16,13 @@ from langchain_beacon.settings import BeaconSettings
 
 
 class BeaconSessions(BeaconSettings):
-    """The session of a call: `session_id=`, else `config["configurable"]["session_id"]` or, in a graph, its
-    `["thread_id"]`, else the constructor's.
+    """The session of a call: `session_id=`, else `config["configurable"]["session_id"]`, else the constructor's; with
+    `session_from_thread`, a graph's `thread_id` where nothing else names one.
     """
 
     session_id: str | None = None
-    session_from_thread: bool = True
-    """Whether a graph's thread_id names a session, where there is a store and nothing else names one."""
+    session_from_thread: bool = False
+    """Whether a graph's thread_id names the session of every call under it, those within tools and nodes included."""
     budget: int | None = None
     """The most slots a session may keep."""
 
