@@ -29,6 +29,7 @@ from beacon_memory.errors import InputError
 
 if TYPE_CHECKING:
     from beacon_memory import BeaconMemory
+    from beacon_memory.sessions.session import Session
     from beacon_memory.stores import StateStore
 
 app = typer.Typer()
@@ -75,7 +76,7 @@ def add(
     # Everything is read before a model is loaded: a wrong name costs nothing and adds nothing.
     read = [(check_text(standard_input()), "standard input") if text == "-" else read_source(text) for text in texts]
     with remembering(model, store, adapter=adapter, anchors=anchors) as memory:
-        opened = memory.session(session, ratio=ratio, slot_dtype=slot_dtype)
+        opened = named(memory, session, ratio=ratio, slot_dtype=slot_dtype)
         if role is not None:
             opened.add([{"role": role, "content": text} for text, _ in read])
         else:
@@ -101,7 +102,7 @@ def ask(
     """Answer from a session's memory; nothing is written."""
     question = standard_input() if question == "-" else question
     with remembering(model, store, adapter=adapter, must_exist=session) as memory:
-        pieces = memory.session(session).ask(
+        pieces = named(memory, session).ask(
             question, system=system, stream=True, max_new_tokens=max_tokens, temperature=temperature
         )
         write(pieces)
@@ -122,7 +123,7 @@ def chat(
 ) -> None:
     """Talk with a session, turn by turn; an empty line or Ctrl-D leaves. It remembers when you come back."""
     with remembering(model, store, adapter=adapter, anchors=anchors) as memory:
-        opened = memory.session(session, ratio=ratio, slot_dtype=slot_dtype)
+        opened = named(memory, session, ratio=ratio, slot_dtype=slot_dtype)
         known = opened.info().messages if session in memory.sessions() else 0
         say(f"session {session}: {known} messages remembered. An empty line leaves.")
         for line in lines():
@@ -147,7 +148,7 @@ def show(
 ) -> None:
     """What a session holds and what it costs."""
     with remembering(model, store, adapter=adapter, must_exist=session) as memory:
-        opened = memory.session(session)
+        opened = named(memory, session)
         info, messages = asdict(opened.info()), opened.messages() if transcript else []
     for message in messages:
         typer.echo(f"{message['role']}: {message['content']}")
@@ -279,6 +280,15 @@ def repair(
     with remembering(model, store, adapter=adapter, must_exist=session) as memory:
         folded = memory.repair(session)
     say(f"session {session}: {folded} segments folded again" if folded else f"session {session}: nothing to repair")
+
+
+def named(memory: BeaconMemory, name: str, **how: Any) -> Session:
+    """A session by its id, or documents by "context:" and their name."""
+    from beacon_memory.sessions.stored import CONTEXT
+
+    if name.startswith(CONTEXT):
+        return memory.context(name.removeprefix(CONTEXT), **how)
+    return memory.session(name, **how)
 
 
 def stored(url: str, *, trust: bool = False) -> StateStore:

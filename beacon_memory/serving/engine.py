@@ -7,7 +7,7 @@ import contextvars
 import json
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -51,6 +51,7 @@ class BeaconEngine:
         self.name = name or (model if isinstance(model, str) else type(model).__name__)
         self._weights = _weights(model, config=config, adapter=adapter, options=options)
         self._settings: dict[str, Any] = {"config": config, "adapter": adapter, **options}
+        self.place: Hashable = None  # the names under which a framework's settings gave its store
         self.keeps_sessions = store is not None
         self._store = _Lazy(_opener(store))
         self._memory = _Lazy(self._open)
@@ -96,19 +97,24 @@ class BeaconEngine:
         """Whether both answer by the same weights."""
         return self._weights is other._weights
 
-    def with_store(self, store: str | StateStore | Callable[[], StateStore]) -> BeaconEngine:
+    def with_store(self, store: str | StateStore | Callable[[], StateStore], *, place: Hashable = None) -> BeaconEngine:
         """The same weights over another store."""
-        other = object.__new__(BeaconEngine)
-        other.name, other._weights, other._settings = self.name, self._weights, self._settings
-        other.keeps_sessions, other._store = True, _Lazy(_opener(store))
-        other._memory = _Lazy(other._open)
-        other._desk = BatchQueue(lambda: other.memory, lambda: other.worker)
-        return other
+        return self._over(_Lazy(_opener(store)), keeps_sessions=True, place=place)
+
+    def over(self, other: BeaconEngine) -> BeaconEngine:
+        """The same weights over another engine's store, which both use from then on."""
+        return self._over(other._store, keeps_sessions=other.keeps_sessions, place=other.place)
 
     def with_model(self, model: str) -> BeaconEngine:
         """The same store and settings under another model."""
-        other = BeaconEngine(model, None, **self._settings)
-        other.keeps_sessions, other._store = self.keeps_sessions, self._store
+        return BeaconEngine(model, None, **self._settings).over(self)
+
+    def _over(self, store: _Lazy[StateStore], *, keeps_sessions: bool, place: Hashable) -> BeaconEngine:
+        other = object.__new__(BeaconEngine)
+        other.name, other._weights, other._settings = self.name, self._weights, self._settings
+        other.place, other.keeps_sessions, other._store = place, keeps_sessions, store
+        other._memory = _Lazy(other._open)
+        other._desk = BatchQueue(lambda: other.memory, lambda: other.worker)
         return other
 
     async def ask(self, session_id: str, question: str, *, system: str | None = None, **sampling: Any) -> str:

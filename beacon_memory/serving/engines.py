@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, Self, TypedDict, Unpack
+from collections.abc import Callable, Container, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypedDict, Unpack
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
@@ -88,38 +88,119 @@ def named_store(
     return make
 
 
-def named_engine(names: Names, model: str | None, *, environ: Mapping[str, str]) -> BeaconEngine:
-    """The engine of these settings, or one of the same for another model; made from their names where there is none.
+class _Place(NamedTuple):
+    """The names of a store: equal ones mean the same place, of which an engine opens one store."""
 
-    Where no model is named, `environ`'s BEACON_MODEL, else "smollm2". Raises ConfigError for two places at once.
+    store: Any
+    redis_url: str | None
+    redis_client: Any
+    key_prefix: str
+    ttl: int | None
+
+    @property
+    def named(self) -> bool:
+        return any(one is not None for one in (self.store, self.redis_url, self.redis_client))
+
+
+def named_engine(names: Names, model: str | None, *, environ: Mapping[str, str]) -> BeaconEngine:
+    """The engine of these settings; made from their names where there is none.
+
+    One that is given keeps its store unless another one is named beside it, and its model unless that is another. Where
+    no model is named, `environ`'s BEACON_MODEL, else "smollm2". Raises ConfigError for two places at once, and for a
+    prefix or time to live of no place.
     """
-    if names.engine is not None:
-        return names.engine if model in (None, names.engine.name) else names.engine.with_model(str(model))
     url: Secret | None = names.redis_url
-    where = named_store(
-        names.store,
-        redis_url=url.get_secret_value() if url else None,
-        redis_client=names.redis_client,
-        key_prefix=names.key_prefix,
-        ttl=names.ttl,
-        environ=environ,
+    place = _Place(
+        names.store, url.get_secret_value() if url else None, names.redis_client, names.key_prefix, names.ttl
     )
-    how: dict[str, Any] = {"config": names.config, "adapter": names.adapter, "dtype": names.dtype}
-    how |= {"device_map": names.device_map, **names.model_kwargs}
-    return BeaconEngine(model or environ.get("BEACON_MODEL") or "smollm2", where, **how)
+    engine = names.engine
+    if engine is None:
+        if not place.named:
+            place = place._replace(redis_url=environ.get("BEACON_REDIS_URL"))
+        how: dict[str, Any] = {"config": names.config, "adapter": names.adapter, "dtype": names.dtype}
+        how |= {"device_map": names.device_map, **names.model_kwargs}
+        engine = BeaconEngine(model or environ.get("BEACON_MODEL") or "smollm2", named_store(**place._asdict()), **how)
+        engine.place = place if place.named else None
+        return engine
+    if model not in (None, engine.name):
+        engine = engine.with_model(str(model))
+    if not place.named:
+        theirs = engine.place
+        if place[3:] == _NOWHERE[3:] or (isinstance(theirs, _Place) and place[3:] == theirs[3:]):
+            return engine
+        if not isinstance(theirs, _Place):
+            raise ConfigError("key_prefix and ttl belong to a store that is named beside them: give redis_url=, too")
+        place = _Place(*theirs[:3], *place[3:])
+    if engine.place == place:
+        return engine
+    where = named_store(**place._asdict())
+    assert where is not None
+    return engine.with_store(where, place=place)
+
+
+_NOWHERE = _Place(None, None, None, "beacon", None)
 
 
 class ReadsDocuments:
-    """What both integrations' models do with their engine: open it, and put documents in front of every prompt."""
+    """What both integrations' models do with their engine: open it, and put documents in front of every prompt.
+
+    A model carries its own store. A copy that names another store is over that one; a copy with another engine is over
+    that engine's.
+    """
 
     engine: BeaconEngine | None
     beacon_ratio: int | None
 
+    _model_field: ClassVar[str] = "model"  # where the model's name stands
+    _environ: ClassVar[Mapping[str, str]] = {}  # names that no field has
+
     @property
     def opened(self) -> BeaconEngine:
         """The engine, which every instance has."""
+        if self.engine is None:  # a copy that came without, as pickle makes it
+            self._settle()
         assert self.engine is not None
         return self.engine
+
+    def _settle(self) -> None:
+        """Have the engine that the names mean."""
+        names: Any = self
+        engine = named_engine(names, self.__dict__[self._model_field], environ=self._environ)
+        self.__dict__.update({"engine": engine, self._model_field: engine.name})
+
+    def _changed(self, fields: Container[str]) -> None:
+        """Have the engine that the names mean once these were given anew: an engine brings its own store and model."""
+        if "engine" in fields and self.engine is None:
+            return  # it is made when it is used
+        if "engine" in fields:
+            given = {**_NOWHERE._asdict(), self._model_field: None}
+            self.__dict__.update({name: value for name, value in given.items() if name not in fields})
+        elif "store" in fields and str(self.__dict__["store"]).startswith("memory:") and self.engine is not None:
+            self.__dict__["engine"] = self.engine.with_store("memory://")  # it names no place: each is another
+        if any(name in fields for name in ("engine", self._model_field, *_Place._fields)):
+            self._settle()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, over the store that `update` names, or the same one."""
+        copied: Self = super().model_copy(update=update, deep=deep)  # type: ignore[misc]
+        copied._changed(update or ())
+        return copied
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        before = dict(self.__dict__)
+        super().__setattr__(name, value)
+        try:
+            self._changed((name,))
+        except ConfigError:
+            self.__dict__.update(before)
+            raise
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        memo = {} if memo is None else memo
+        for shared in (self.__dict__.get("store"), self.__dict__.get("redis_client")):
+            memo[id(shared)] = shared  # a connection has no copy
+        copied: Self = super().__deepcopy__(memo)  # type: ignore[misc]
+        return copied
 
     def with_context(self, documents: Any, *, context_id: str | None = None) -> Self:
         """This model with documents in front of every prompt, read once and kept folded under their id.
@@ -131,7 +212,7 @@ class ReadsDocuments:
 
         texts = read_texts(documents, self._document)
         named = read_context(self.opened.memory, texts, context_id=context_id, ratio=self.beacon_ratio)
-        copied: Self = self.model_copy(update={"context_id": named})  # type: ignore[attr-defined]
+        copied: Self = self.model_copy(update={"context_id": named})
         return copied
 
     @staticmethod

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from beacon_memory.errors import InputError, SessionNotFound
 from beacon_memory.sessions.session import Session
+from beacon_memory.sessions.stored import CONTEXT
 from beacon_memory.state.state import BeaconState
 from beacon_memory.talk.sources import check_text
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
-
-CONTEXT = "context:"  # in front of the ids of these sessions
 
 
 def read_context(

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from beacon_memory.errors import InputError, SessionConflict, SessionNotFound
-from beacon_memory.sessions.context import CONTEXT
 from beacon_memory.sessions.session import Session
+from beacon_memory.sessions.stored import CONTEXT
 from beacon_memory.state.budget import next_refold
 from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT, Entry, SessionHead, read_note, write_note

@@ -14,7 +14,7 @@ from beacon_memory.models.model import BeaconModel
 from beacon_memory.sessions.repair import repair
 from beacon_memory.sessions.repository import CACHE_BYTES, RESIDENT_BYTES, Repository
 from beacon_memory.sessions.session import Session
-from beacon_memory.sessions.stored import BRANCH
+from beacon_memory.sessions.stored import CONTEXT, check_talk, kind_of
 from beacon_memory.sessions.turn import batch_answers
 from beacon_memory.state.archive import read_archive
 from beacon_memory.state.codec import decode_ids, require
@@ -81,12 +81,35 @@ class BeaconMemory(Repository):
         `ratio` and `slot_dtype` ("bfloat16", "int8", "int4", …) hold for what is folded from now on (default: what the
         session has, else the model's). `budget` is the most slots it may keep. With `at_least`, a version from
         `info()`, a session that does not descend from it, or is gone, raises SessionRolledBack: the store went back in
-        time, whatever was added since. Nothing is read or written here. Raises InputError for what is no id.
+        time, whatever was added since. Nothing is read or written here. Raises InputError for what is no id, or names
+        documents (see `context`).
         """
-        if isinstance(session_id, str) and session_id.startswith(BRANCH):
-            raise InputError(f"a session's id does not begin with {BRANCH!r}: choose another")
         how: dict[str, Any] = {"ratio": ratio, "budget": budget, "slot_dtype": slot_dtype}
-        return Session(self, session_id, **how, at_least=at_least, create=create)
+        return Session(self, check_talk(session_id), **how, at_least=at_least, create=create)
+
+    def context(
+        self,
+        name: str,
+        *,
+        ratio: int | None = None,
+        budget: int | None = None,
+        slot_dtype: str | None = None,
+        at_least: int = 0,
+        create: bool | None = None,
+    ) -> Session:
+        """The session that holds the documents of a name: of `Documents`, of an index, of what a framework read by
+        `with_context`. Options as `session` takes them.
+
+        Names of documents and ids of sessions never meet: an id that a user chose cannot open documents.
+
+        >>> from beacon_memory.testing import tiny_model
+        >>> memory = BeaconMemory.open(tiny_model())
+        >>> memory.context("house").add_text("The door is green.", name="door")
+        >>> memory.sessions(), memory.contexts()
+        ([], ['house'])
+        """
+        how: dict[str, Any] = {"ratio": ratio, "budget": budget, "slot_dtype": slot_dtype}
+        return Session(self, CONTEXT + name, **how, at_least=at_least, create=create)
 
     def ask_many(
         self,
@@ -122,8 +145,12 @@ class BeaconMemory(Repository):
         return repair(self, session_id)
 
     def sessions(self) -> list[str]:
-        """The ids of all sessions, sorted; a session's branches are told by itself."""
-        return [name for name in self.store.sessions() if not name.startswith(BRANCH)]
+        """The ids of all sessions, sorted; a session's branches are told by itself, documents by `contexts`."""
+        return [name for name in self.store.sessions() if not kind_of(name)]
+
+    def contexts(self) -> list[str]:
+        """The names under which documents are kept, sorted."""
+        return [name.removeprefix(CONTEXT) for name in self.store.sessions() if kind_of(name) == CONTEXT]
 
     def import_session(self, path: str | Path, *, name: str | None = None) -> Session:
         """A session from a file that `Session.export` wrote, under its own name or another.
@@ -136,7 +163,9 @@ class BeaconMemory(Repository):
         blobs = dict(exported.blobs)
         self._check(head, blobs)
         session = name or exported.name
-        imported = self.session(session)
+        imported = self.context(session.removeprefix(CONTEXT)) if kind_of(session) == CONTEXT else self.session(session)
+        if kind_of(session) == CONTEXT and (head.tail or not all(entry.document for entry in head.entries)):
+            raise InputError(f"{session!r} names documents, and a talk is in this file: give it another name")
         if self.store.version(session):
             raise SessionExists(f"session {session!r} exists already: import under another name, or forget it first")
         # Slots that nobody here has folded are kept apart: no other session finds them when it folds the same text.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
 
 CALL = "<tool_call>"
+ANSWER = "beacon-"  # the id of an answer that a model of this package gave begins so
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Reply(Pieces):
         the JSON that the answer is. `turn` as `Turn` takes it. Raises InputError, ConfigError.
         """
         told = [] if choice == "none" else list(tools)
-        answer_id, calling = f"beacon-{uuid.uuid4()}", bool(told)
+        answer_id, calling = f"{ANSWER}{uuid.uuid4()}", bool(told)
         if schema is not None:
             system = "\n\n".join([*([system] if system else []), schema_prompt(schema)])
         self.id = answer_id
@@ -125,7 +126,7 @@ def _words(turn: Turn, *, calling: bool) -> Generator[str, None, None]:
 
 
 def _named(said: Said, answer_id: str) -> list[NamedCall]:
-    calls = f"call-{answer_id.removeprefix('beacon-')}"
+    calls = f"call-{answer_id.removeprefix(ANSWER)}"
     return [NamedCall(f"{calls}-{n}", call.name, dict(call.arguments)) for n, call in enumerate(said.calls)]
 
 

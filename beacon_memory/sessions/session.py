@@ -13,7 +13,7 @@ from beacon_memory.config import SLOT_BITS
 from beacon_memory.errors import BeaconError, InputError, SessionConflict, SessionNotFound
 from beacon_memory.sessions.prompt import Prompt, make_prompt
 from beacon_memory.sessions.rewind import Changed, back, reread
-from beacon_memory.sessions.stored import Progress, StoredSession, branch_name
+from beacon_memory.sessions.stored import Progress, StoredSession, branch_name, kind_of
 from beacon_memory.sessions.turn import Turn, stream_answer
 from beacon_memory.state.archive import Exported, write_archive
 from beacon_memory.state.codec import encode_ids
@@ -252,8 +252,12 @@ class Session(StoredSession):
         return self._memory.view(self.id, self._memory.state, at_least=self._at_least)[0]
 
     def fork(self, new: str) -> Session:
-        """A new session that begins where this one stands; nothing is copied but names. Raises SessionExists."""
-        self._memory.store.fork(self.id, check_session(new))
+        """A new session that begins where this one stands; nothing is copied but names. Raises SessionExists, and
+        InputError for a name of another kind: a talk does not become documents that others read.
+        """
+        if kind_of(check_session(new)) != kind_of(self.id):
+            raise InputError(f"{self.id!r} cannot be forked to {new!r}: choose another name")
+        self._memory.store.fork(self.id, new)
         self._memory.begin(new, create=True)
         self._memory.let_go(new)
         return Session(self._memory, new, ratio=self._ratio, budget=self._budget, slot_dtype=self._slot_dtype)

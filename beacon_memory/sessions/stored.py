@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from beacon_memory.config import check_ratio
-from beacon_memory.errors import ConfigError, SessionExists, SessionNotFound
+from beacon_memory.errors import ConfigError, InputError, SessionExists, SessionNotFound
 from beacon_memory.sessions.rewind import Changed, branch
 from beacon_memory.state.codec import encode_segment
 from beacon_memory.state.head import DOCUMENT, SessionHead
@@ -23,8 +23,30 @@ if TYPE_CHECKING:
     from beacon_memory.talk.transcript import Message
 
 Progress = Callable[[int], None]
-BRANCH = "branch:"  # in front of the names of branches, which no session of a user's can have
+BRANCH = "branch:"  # a store's name for a branch of a session begins so
+CONTEXT = "context:"  # and its name for documents that are kept under an id
 Change = Callable[[SessionHead, BeaconState], Changed]
+
+
+def kind_of(session_id: str) -> str:
+    """What a store keeps under a name: BRANCH, CONTEXT, or "" for a session.
+
+    >>> kind_of("context:house"), kind_of("ada")
+    ('context:', '')
+    """
+    return next((kind for kind in (BRANCH, CONTEXT) if session_id.startswith(kind)), "")
+
+
+def check_talk(session_id: str) -> str:
+    """A session's id. Raises InputError for what is none, and for the names of documents and branches: whoever could
+    spell those would talk into what other sessions read.
+    """
+    if kind := kind_of(check_session(session_id)):
+        raise InputError(
+            f"a session's id does not begin with {kind!r}: choose another"
+            + (", or open documents by memory.context(name)" if kind == CONTEXT else "")
+        )
+    return session_id
 
 
 def branch_name(session: str, number: int) -> str:

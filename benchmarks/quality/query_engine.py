@@ -147,7 +147,7 @@ class Bench:
         memory, session = self.llm.opened.memory, CONTEXT + story.name
         stored, _ = memory.store.load(session)
         kept = len(stored.body) + sum(map(len, memory.store.read(stored.digests)))
-        past = self.model.empty.extend(memory.session(session).state().segments)
+        past = self.model.empty.extend(memory.context(story.name).state().segments)
         return Answered(said, seconds, past, question.prompt if bare else told(story, question), past.slots, kept)
 
     def _summary(self, story: Story, question: Question) -> Answered:
@@ -186,7 +186,7 @@ class Bench:
         return Answered(said, seconds, past, prompt, len(ids), len(story.text.encode()) if ids else 0)
 
     def _chunks(self, story: Story, question: Question) -> Sequence[int]:
-        entries = self.llm.opened.memory.session(CONTEXT + self.index(story).index_id).info().slots
+        entries = self.llm.opened.memory.context(self.index(story).index_id).info().slots
         return best_chunks(self.model, story.item, question.query, entries, tail=0)
 
     def _read(self, method: str, story: Story, ids: Sequence[int]) -> tuple[Prefix, Sequence[int]]:

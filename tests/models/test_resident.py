@@ -189,7 +189,7 @@ def test_a_forgotten_session_leaves_nothing_on_the_device(model):
 
 def test_a_turn_behind_documents_finds_them_where_the_last_one_left_them(model):
     memory = BeaconMemory(model, MemoryStore())
-    memory.session("context:house").add_text("The door is green. " * 12, name="door")
+    memory.context("house").add_text("The door is green. " * 12, name="door")
     asked = [{"role": "user", "content": "Which colour?"}]
     told = []
     for _ in range(2):

@@ -36,7 +36,7 @@ def keys(documents: Documents) -> list[str]:
 
 
 def state_of(memory: BeaconMemory, name: str) -> BeaconState:
-    return memory.session(CONTEXT + name).state()
+    return memory.context(name).state()
 
 
 def apart(memory: BeaconMemory, *texts: str) -> BeaconState:
@@ -136,10 +136,30 @@ def test_repair_folds_a_lost_document_again(memory):
 def test_documents_travel_in_a_session_file(memory, tmp_path):
     house = Documents(memory, "house")
     house.put([doc("a", about={"page": 1}), doc("b")])
-    memory.session(CONTEXT + "house").export(tmp_path / "house.zip")
+    memory.context("house").export(tmp_path / "house.zip")
     other = BeaconMemory(memory.model, MemoryStore())
     other.import_session(tmp_path / "house.zip")
     assert Documents(other, "house").about() == {"a": {"page": 1}, "b": {}}
+
+
+def test_documents_and_sessions_never_meet_by_their_names(memory, tmp_path):
+    Documents(memory, "house").put([doc("a")])
+    talk = memory.session("ada")
+    talk.add("Hello there.")
+    assert (memory.sessions(), memory.contexts()) == (["ada"], ["house"])
+    for act in (
+        lambda: memory.session(CONTEXT + "house"),
+        lambda: memory.session(CONTEXT),
+        lambda: talk.fork(CONTEXT + "flat"),
+        lambda: memory.context("house").fork("bob"),
+        lambda: memory.ask_many([(CONTEXT + "house", "What?")]),
+    ):
+        with pytest.raises(InputError):
+            act()
+    talk.export(tmp_path / "talk.zip")
+    with pytest.raises(InputError, match="talk"):
+        memory.import_session(tmp_path / "talk.zip", name=CONTEXT + "flat")
+    assert memory.store.sessions() == ["ada", CONTEXT + "house"]
 
 
 def test_bad_documents_are_refused_and_nothing_is_half_written(memory):
@@ -166,7 +186,7 @@ def test_what_is_not_there_and_what_is_not_ours_are_errors(memory):
         Documents(memory, "nowhere").info()
     with pytest.raises(SessionNotFound):
         Documents(memory, "nowhere").remove("a")
-    memory.session(CONTEXT + "talk").add("Hello there.")
+    memory.context("talk").add("Hello there.")
     with pytest.raises(InputError, match="conversation"):
         Documents(memory, "talk").put([doc("a")])
     Documents(memory, "house").put([doc("a")])
@@ -205,7 +225,7 @@ def test_many_documents_keep_their_notes_in_pages(memory):
 
 
 def test_a_context_that_was_read_without_keys_is_opened_too(memory):
-    memory.session(CONTEXT + "old").add_text(LONG, name="long")
+    memory.context("old").add_text(LONG, name="long")
     old = Documents(memory, "old")
     assert old.put([doc("a")]) == Written((True,), windows=1)
     assert len(old.info()) == 2
@@ -216,7 +236,7 @@ def test_what_is_asked_of_documents_is_asked_of_their_joined_state(memory):
     Documents(memory, "house").put([doc("a"), doc("b", LONG)])
     question = "What is tall?"
     turn = Turn(memory, [{"role": "user", "content": question}], contexts=[CONTEXT + "house"], max_new_tokens=8)
-    answer = memory.session(CONTEXT + "house").ask(question, max_new_tokens=8)
+    answer = memory.context("house").ask(question, max_new_tokens=8)
     assert "".join(turn) == answer
     assert turn.usage.read == sum(info.tokens for info in Documents(memory, "house").info())
     assert turn.usage.folded == 0

@@ -32,9 +32,10 @@ from langchain_beacon.sessions import BeaconSessions
 class ChatBeacon(BeaconSessions, BaseChatModel):
     """A chat model with memory: give it a session, and it has read whatever was said there.
 
-    The session is named per call (`session_id=`), by `config["configurable"]["session_id"]` or, in a graph,
-    `["thread_id"]`, or by the constructor, in this order; `session_id=None` asks without memory. Send the whole message
-    list or only what is new: what the session holds is not read again (`history`).
+    The session is named per call (`session_id=`), by `config["configurable"]["session_id"]` or by the constructor, in
+    this order; `session_id=None` asks without memory. In a graph, `BeaconMemoryMiddleware` names its thread's, and a
+    call within a tool or node has none (`session_from_thread`). Send the whole message list or only what is new: what
+    the session holds is not read again (`history`).
 
     >>> from beacon_memory.testing import scripted_engine
     >>> llm = ChatBeacon(engine=scripted_engine(lambda seen: "Rex!" if "called Rex" in seen else "Noted."))

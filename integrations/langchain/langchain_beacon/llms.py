@@ -24,8 +24,7 @@ class BeaconLLM(BeaconSessions, BaseLLM):
     """Text in, text out, without a chat template; what does not fit the model's window is folded.
 
     With a session, named as for `ChatBeacon`, a prompt is what the user says next there, in the chat's template, and
-    the answer is remembered: both classes know the same sessions. A graph's thread_id names none unless
-    `session_from_thread=True`, since prompts inside a graph are seldom the talk itself.
+    the answer is remembered: both classes know the same sessions.
 
     >>> from beacon_memory.testing import scripted_engine
     >>> llm = BeaconLLM(engine=scripted_engine(lambda seen: " blue." if "sky" in seen else " ?"))
@@ -34,8 +33,6 @@ class BeaconLLM(BeaconSessions, BaseLLM):
     >>> llm.invoke("The sky is", session_id="ada"), llm.invoke("And now", session_id="ada")
     (' blue.', ' blue.')
     """
-
-    session_from_thread: bool = False
 
     @model_validator(mode="after")
     def _set_beacon_llm_version(self) -> Self:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
@@ -30,7 +31,8 @@ class BeaconMemoryMiddleware(AgentMiddleware[Any, Any, Any]):
 
     The agent's model must be a `ChatBeacon`. Nothing is taken from the graph's state: checkpoints, time travel and
     regenerating an answer go on as without memory, and an edited past is another branch. A thread's memory is the
-    session of its `thread_id`; delete or copy it with the thread's checkpoints by the methods named as the saver's.
+    session of its `thread_id`; delete or copy it with the thread's checkpoints by the methods named as the saver's. An
+    agent within another one's tool or node has a memory only where it runs in a thread of its own.
     """
 
     def __init__(
@@ -51,22 +53,29 @@ class BeaconMemoryMiddleware(AgentMiddleware[Any, Any, Any]):
         """`trigger` and `keep` as SummarizationMiddleware takes them: ("tokens" | "messages" | "fraction", n), or for
         `trigger` several, any of which does; a fraction is of the model's window.
 
-        Without a store here, the model's own is used. `ttl` is in seconds. With `on_error="passthrough"`, a store that
-        fails leaves the agent with its plain messages. Raises ConfigError.
+        Memories are kept in the store that is named here, or in that of `engine`; without either, each model's are kept
+        in its own, also where one middleware serves the agents of several tenants. `ttl` is in seconds. With
+        `on_error="passthrough"`, a store that fails leaves the agent with its plain messages. Raises ConfigError.
         """
         super().__init__()
         self._triggers = [_size(one) for one in ([trigger] if isinstance(trigger[0], str) else trigger)]
         self._keep = _size(keep)
         if on_error not in ("raise", "passthrough"):
             raise ConfigError(f"on_error is 'raise' or 'passthrough', not {on_error!r}")
-        self._names = {
+        self._names: dict[str, Any] = {
             "store": store,
             "redis_url": redis_url,
             "redis_client": redis_client,
             "key_prefix": key_prefix,
             "ttl": ttl,
         }
-        self._engine = engine
+        self._named = any(one is not None for one in (store, redis_url, redis_client))
+        if self._named and engine is not None:
+            raise ConfigError("memories are kept in one place: give engine, or a store by name")
+        self._engine = engine  # over the one store of this middleware, where it has one
+        self._used: weakref.WeakSet[BeaconEngine] = weakref.WeakSet()  # models' own, where it has none
+        self._over: weakref.WeakKeyDictionary[BeaconEngine, BeaconEngine] = weakref.WeakKeyDictionary()
+        self._opening = threading.Lock()
         self._budget = budget
         self._on_error = on_error
         self._counter = token_counter
@@ -113,11 +122,15 @@ class BeaconMemoryMiddleware(AgentMiddleware[Any, Any, Any]):
         await self._threads().acopy_thread(source_thread_id, target_thread_id)
 
     def _threads(self) -> ChatBeacon:
-        if self._engine is None:
+        """A model over the store in which threads are kept. Raises ConfigError where there is none yet, or several."""
+        engines = [self._engine] if self._engine is not None else list(self._used)
+        if len(engines) != 1:
             raise ConfigError(
-                "this middleware has no engine yet: give engine=llm.engine, or call the model's own method"
+                "this middleware's threads are kept "
+                + ("in the stores of several models" if engines else "where its model says, which it has not met yet")
+                + ": call the model's own method, or give the middleware engine=llm.engine"
             )
-        return ChatBeacon(engine=self._engine)
+        return ChatBeacon(engine=engines[0])
 
     def _model(self, request: ModelRequest[Any]) -> ChatBeacon:
         """The agent's model, over this middleware's store where it has one. Raises ConfigError for another model."""
@@ -126,10 +139,17 @@ class BeaconMemoryMiddleware(AgentMiddleware[Any, Any, Any]):
                 f"BeaconMemoryMiddleware needs a ChatBeacon, the agent has a {type(request.model).__name__}: "
                 f"other models cannot read folded memory"
             )
-        if self._engine is None or self._engine.name != request.model.model:
-            with translated():
-                self._engine = engine_for(request.model.opened, model=None, environ=os.environ, **self._names)
-        return request.model.model_copy(update={"engine": self._engine})
+        own = request.model.opened
+        with translated(), self._opening:
+            if self._named and self._engine is None:
+                self._engine = engine_for(own, **self._names)
+            if self._engine is None:
+                self._used.add(engine_for(own))
+                return request.model
+            # By its own weights, whatever they are called, over the store that all models of this middleware share.
+            if (engine := self._over.get(own)) is None:
+                engine = self._over[own] = self._engine if own.shares(self._engine) else own.over(self._engine)
+        return request.model.model_copy(update={"engine": engine})
 
     def _plain(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         """The request without memory: the messages are all there."""
@@ -174,11 +194,14 @@ def _size(size: Any) -> Size:
 
 
 def _thread(request: ModelRequest[Any]) -> str | None:
-    """The thread of a run, or None."""
+    """The thread of a run, or None: an agent that runs within another one's tool or node is not that one's talk, though
+    LangGraph hands the thread's name down to it.
+    """
     about = getattr(request.runtime, "execution_info", None)
-    thread = getattr(about, "thread_id", None)
-    if thread is None:
-        thread = (ensure_config().get("configurable") or {}).get("thread_id")
+    around = ensure_config().get("configurable") or {}
+    if "|" in str(getattr(about, "checkpoint_ns", None) or around.get("checkpoint_ns") or ""):
+        return None
+    thread = getattr(about, "thread_id", None) or around.get("thread_id")
     return None if thread is None else str(thread)
 
 

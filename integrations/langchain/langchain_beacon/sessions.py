@@ -10,18 +10,19 @@ from langchain_core.runnables.config import ensure_config
 
 from beacon_memory.errors import SessionNotFound
 from beacon_memory.sessions.session import Session
+from beacon_memory.sessions.stored import kind_of
 from langchain_beacon.errors import translated
 from langchain_beacon.settings import BeaconSettings
 
 
 class BeaconSessions(BeaconSettings):
-    """The session of a call: `session_id=`, else `config["configurable"]["session_id"]` or, in a graph, its
-    `["thread_id"]`, else the constructor's.
+    """The session of a call: `session_id=`, else `config["configurable"]["session_id"]`, else the constructor's; with
+    `session_from_thread`, a graph's `thread_id` where nothing else names one.
     """
 
     session_id: str | None = None
-    session_from_thread: bool = True
-    """Whether a graph's thread_id names a session, where there is a store and nothing else names one."""
+    session_from_thread: bool = False
+    """Whether a graph's thread_id names the session of every call under it, those within tools and nodes included."""
     budget: int | None = None
     """The most slots a session may keep."""
 
@@ -68,6 +69,8 @@ class BeaconSessions(BeaconSettings):
 
     def delete_thread(self, thread_id: str) -> None:
         """Forget a thread's memory, every byte of it; one that is not there is forgotten already."""
+        if kind_of(thread_id):
+            return  # a name of documents, which no thread can have
         with translated():
             try:
                 self.opened.session(thread_id).forget()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from langchain_core.documents import Document
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import ConfigError
 from beacon_memory.serving.engine import BeaconEngine
-from beacon_memory.serving.engines import ReadsDocuments, named_engine
+from beacon_memory.serving.engines import ReadsDocuments
 from beacon_memory.sessions.context import context_sessions
 
 Documents = str | Path | Document | Iterable["str | Path | Document"]
@@ -22,6 +23,8 @@ class BeaconSettings(ReadsDocuments, BaseModel):
     """The fields that `ChatBeacon` and `BeaconLLM` share."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, protected_namespaces=())
+
+    _environ: ClassVar[Mapping[str, str]] = os.environ
 
     model: str | None = Field(default=None, alias="model_name")
     """A directory, hub id, GGUF file or "smollm2"; default: BEACON_MODEL, else "smollm2"."""
@@ -58,9 +61,17 @@ class BeaconSettings(ReadsDocuments, BaseModel):
 
     @model_validator(mode="after")
     def _set_beacon_engine(self) -> Self:
-        self.engine = named_engine(self, self.model, environ=os.environ)
-        self.model = self.engine.name
+        self._settle()
         return self
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Names alone: the engine is made anew of them. Raises ConfigError where it was given, and has none."""
+        if self.engine is not None and self.engine.place is None and self.engine.keeps_sessions:
+            raise ConfigError(
+                "this model's store was given as an object, which cannot be written down: name it by store= or "
+                "redis_url= to pickle the model"
+            )
+        return super(BeaconSettings, self.model_copy(update={"engine": None})).__getstate__()
 
     if TYPE_CHECKING:
 

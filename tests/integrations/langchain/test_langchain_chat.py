@@ -50,7 +50,7 @@ def test_the_alias_is_the_class():
 
 @pytest.mark.parametrize("key", ["session_id", "thread_id"])
 def test_a_session_is_named_by_config_everywhere(llm, key):
-    config = cfg(**{key: "ada"})
+    llm, config = llm.model_copy(update={"session_from_thread": key == "thread_id"}), cfg(**{key: "ada"})
     llm.invoke("Rex1 is here.", config)
     list(llm.stream("Rex2 is here.", config))
     llm.batch(["Rex3 is here."], config)
@@ -84,7 +84,9 @@ def test_the_nearest_name_wins(llm):
     assert sorted(named.engine.memory.sessions()) == ["built", "other", "third"]
 
 
-def test_in_a_graph_the_thread_is_the_session_and_regenerating_forks(llm):
+def test_in_a_graph_the_thread_is_the_session_where_that_is_asked_for_and_regenerating_forks(llm):
+    llm = llm.model_copy(update={"session_from_thread": True})
+
     def call(state: MessagesState) -> dict:
         return {"messages": [llm.invoke(state["messages"])]}
 

@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from langchain_beacon import ChatBeacon
+from langchain_beacon import BeaconChatMessageHistory, ChatBeacon
 from langchain_beacon.messages import to_plain
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from beacon_memory import BeaconConfig
 from beacon_memory.serving.engine import BeaconEngine
-from beacon_memory.testing import tiny_model
+from beacon_memory.testing import scripted_engine, tiny_model
 
 # Every token is kept, in full precision: what is folded must answer as the same ids read raw, in the same order.
 EXACT = BeaconConfig(ratio=1, window=16, keep_last=6, sink=2, anchors="last", slot_dtype="float32")
@@ -115,3 +119,102 @@ def test_messages_without_ids_are_known_by_their_words(exact, steps):
         assert said.text == raw_answer(exact, talk, system)
         talk = [*talk, AIMessage(said.text)] if said.text.strip() else talk
         assert words_of(llm.engine.session("s").messages()) == words_of(to_plain(talk)[1])
+
+
+# Chains that a RunnableWithMessageHistory wraps: what a session remembers must not depend on how they end.
+
+PROMPT = ChatPromptTemplate.from_messages(
+    [("system", "Be brief."), MessagesPlaceholder("history"), ("human", "{question}")]
+)
+PASTED = ChatPromptTemplate.from_messages(
+    [MessagesPlaceholder("history"), ("human", "Context: a page of the handbook.\n\nQuestion: {question}")]
+)
+WORDS = ("Fact 1.", "Yes", "Yes", "No")
+OURS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def wrapped(chain: Runnable, engine: BeaconEngine, *, kept: bool) -> RunnableWithMessageHistory:
+    """The chain with its history, one object for each run or, where `kept`, for each session."""
+    made: dict[str, BeaconChatMessageHistory] = {}
+
+    def history(session: str) -> BeaconChatMessageHistory:
+        found = made.get(session) or BeaconChatMessageHistory(session, engine=engine)
+        if kept:
+            made[session] = found
+        return found
+
+    return RunnableWithMessageHistory(chain, history, input_messages_key="question", history_messages_key="history")
+
+
+@pytest.fixture(scope="module")
+def clerk() -> BeaconEngine:
+    return scripted_engine(lambda seen: "Noted." if "Fact" in seen.rsplit("user", 1)[-1] else "So it is.")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*deprecated")
+@pytest.mark.parametrize("pasted", [False, True])
+@settings(OURS, max_examples=10)
+@given(
+    turns=st.lists(
+        st.tuples(st.sampled_from(WORDS), st.sampled_from(["message", "text", "other model", "model alone", "read"])),
+        min_size=1,
+        max_size=6,
+    ),
+    kept=st.booleans(),
+)
+def test_a_history_remembers_each_turn_once_however_its_chain_ends(clerk, pasted, turns, kept):
+    """A parser that gives text drops the answer's id: every question and answer was remembered twice, then."""
+    engine = clerk.with_store("memory://")
+    llm = ChatBeacon(engine=engine)
+    prompt = PASTED if pasted else PROMPT
+    ends = {
+        "message": prompt | llm,
+        "text": prompt | llm | StrOutputParser(),
+        "other model": prompt | RunnableLambda(lambda _: "Noted."),
+    }
+    chains = {name: wrapped(chain, engine, kept=kept) for name, chain in ends.items()}
+    config, expected = {"configurable": {"session_id": "ada"}}, list[str]()
+    for words, how in turns:
+        if how == "read":
+            assert len(chains["text"].get_session_history("ada").messages) == len(expected)
+            continue
+        said = llm.invoke(words, config) if how == "model alone" else chains[how].invoke({"question": words}, config)
+        beyond = pasted and how in ("message", "text")
+        asked = f"Context: a page of the handbook.\n\nQuestion: {words}" if beyond else words
+        expected += [asked, said if isinstance(said, str) else said.text]
+        assert [message["content"] for message in engine.session("ada").messages()] == expected
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*deprecated")
+async def test_what_a_chain_makes_of_an_answer_is_remembered_and_the_question_once(clerk):
+    engine = clerk.with_store("memory://")
+    shout = PROMPT | ChatBeacon(engine=engine) | StrOutputParser() | str.upper
+    chain, config = wrapped(shout, engine, kept=False), {"configurable": {"session_id": "ada"}}
+    assert await chain.ainvoke({"question": "Fact 1."}, config) == "NOTED."
+    said = [message["content"] for message in engine.session("ada").messages()]
+    assert said == ["Fact 1.", "Noted.", "NOTED."]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*deprecated")
+@pytest.mark.parametrize("parser", [StrOutputParser(), RunnableLambda(lambda message: message)])
+def test_a_history_around_a_model_that_takes_messages(clerk, parser):
+    engine = clerk.with_store("memory://")
+    chain = RunnableWithMessageHistory(
+        ChatBeacon(engine=engine) | parser, lambda session: BeaconChatMessageHistory(session, engine=engine)
+    )
+    for _ in range(3):
+        chain.invoke([HumanMessage("Fact 1.")], {"configurable": {"session_id": "ada"}})
+    said = [message["content"] for message in engine.session("ada").messages()]
+    assert said == ["Fact 1.", "Noted."] * 3
+
+
+def test_what_is_added_by_hand_is_never_taken_for_a_models_turn(clerk):
+    """Equal words do not make it one: another question may have the same answer."""
+    engine = clerk.with_store("memory://")
+    history = BeaconChatMessageHistory("ada", engine=engine)
+    assert history.messages == []
+    ChatBeacon(engine=engine).invoke("Fact 1.", session_id="ada")
+    for n in (2, 3):
+        history.add_messages([HumanMessage(f"Fact {n}."), AIMessage("Noted.")])
+    said = [message["content"] for message in engine.session("ada").messages()]
+    assert said == ["Fact 1.", "Noted.", "Fact 2.", "Noted.", "Fact 3.", "Noted."]

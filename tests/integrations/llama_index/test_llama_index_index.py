@@ -236,9 +236,7 @@ async def test_a_query_engine_answers_what_the_core_answers(tiny):
     llm = BeaconLLM(engine=tiny, max_new_tokens=16)
     index = BeaconIndex.from_documents(plain(*(text * 9 for text in HOUSE)), llm=llm, index_id="tiny")
     question, asked = "When does the lease end?", "According to the text above: When does the lease end?"
-    expected, chatted = (
-        tiny.memory.session(CONTEXT + "tiny").ask(q, max_new_tokens=16).strip() for q in (asked, question)
-    )
+    expected, chatted = (tiny.memory.context("tiny").ask(q, max_new_tokens=16).strip() for q in (asked, question))
     engine, streaming = index.as_query_engine(), index.as_query_engine(streaming=True)
     assert str(engine.query(question)).strip() == expected
     assert str(await engine.aquery(question)).strip() == expected
@@ -445,7 +443,8 @@ def test_a_query_leaves_no_trace(index, llm):
     remembering = BeaconLLM(engine=llm.opened, session_id="ada", max_new_tokens=60)
     before = llm.opened.memory.sessions()
     BeaconIndex(index_id="house", llm=remembering).as_query_engine().query("When is May7?")
-    assert llm.opened.memory.sessions() == before == [CONTEXT + "house"]
+    assert llm.opened.memory.sessions() == before == []
+    assert llm.opened.memory.contexts() == ["house"]
 
 
 def test_a_talk_in_a_session_goes_on_in_another_process(index, llm):
@@ -588,6 +587,6 @@ def test_smollm2_answers_from_documents_that_another_engine_has_read(tmp_path):
     assert "lamps" in answer
     index = BeaconIndex(index_id="house", llm=BeaconLLM(model="smollm2", store=url, max_new_tokens=24))
     assert str(index.as_query_engine().query(asked)) == answer
-    session = index.engine.memory.session(CONTEXT + "house")
+    session = index.engine.memory.context("house")
     assert session.ask(f"According to the text above: {asked}", max_new_tokens=24).strip() == answer.strip()
     assert index.windows_folded == 0

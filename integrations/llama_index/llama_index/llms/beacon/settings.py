@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
 from llama_index.core.llms.llm import default_completion_to_prompt
@@ -16,7 +16,7 @@ from pydantic import AliasChoices, ConfigDict, Field, SecretStr
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.serving.engine import BeaconEngine
-from beacon_memory.serving.engines import ReadsDocuments, named_engine
+from beacon_memory.serving.engines import ReadsDocuments
 from beacon_memory.sessions.context import context_sessions, read_apart
 from beacon_memory.sessions.memory import BeaconMemory as CoreMemory
 from beacon_memory.state.state import BeaconState
@@ -34,6 +34,9 @@ class BeaconSettings(ReadsDocuments, StructuredOutput):
     model_config = ConfigDict(
         arbitrary_types_allowed=True, populate_by_name=True, protected_namespaces=(), extra="forbid"
     )
+
+    _model_field: ClassVar[str] = "model_name"
+    _environ: ClassVar[Mapping[str, str]] = os.environ
 
     model_name: str | None = Field(
         default=None,
@@ -101,8 +104,7 @@ class BeaconSettings(ReadsDocuments, StructuredOutput):
                 "messages_to_prompt or completion_to_prompt"
             )
         super().__init__(**fields)
-        self.engine = named_engine(self, self.model_name, environ=os.environ)
-        self.model_name = self.engine.name
+        self._settle()
         self._sampling({})
 
     def __getstate__(self) -> dict[str, Any]:
