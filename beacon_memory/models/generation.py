@@ -25,6 +25,7 @@ from transformers import (
 
 from beacon_memory.errors import ConfigError
 from beacon_memory.models.batch import Batch
+from beacon_memory.models.encoding import turn_end
 
 Finish = Literal["stop", "length"]
 
@@ -65,8 +66,12 @@ class Sampling:
             raise ConfigError(f"max_new_tokens is 1 or more, not {self.max_new_tokens!r}")
         if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or not self.repetition_penalty > 0:
             raise ConfigError("temperature is 0 or more, top_p in (0, 1], top_k 0 or more, repetition_penalty above 0")
+        if not isinstance(self.stop, str | Sequence | None) or not all(isinstance(stop, str) for stop in self.stops):
+            raise ConfigError(f"stop is a string or a list of strings, not {self.stop!r:.80}")
         if not all(self.stops):
             raise ConfigError("a stop string has at least one character")
+        if any("\ud800" <= letter <= "\udfff" for stop in self.stops for letter in stop):
+            raise ConfigError("a stop string is valid unicode: no answer has half a letter")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -76,12 +81,13 @@ class Sampling:
     def options(self, tokenizer: PreTrainedTokenizerBase, lm: Any, *, batch: Batch) -> dict[str, Any]:
         """The same, as transformers' generate() takes it; the model's own defaults never mix in."""
         defaults = lm.generation_config.to_diff_dict().keys() - {"bos_token_id", "eos_token_id", "transformers_version"}
-        ends = end_ids(lm)
+        ends = end_ids(lm, tokenizer)
         options: dict[str, Any] = dict.fromkeys(defaults) | {
             "max_new_tokens": self.max_new_tokens,
             "num_beams": 1,
             "use_cache": True,
             "do_sample": False,  # the last processor draws
+            "eos_token_id": ends or None,
             "pad_token_id": ends[0] if ends else 0,  # what follows an answer in a batch reads as its end
             "logits_processor": self._processors(batch, tokenizer, ends),
             "stopping_criteria": StoppingCriteriaList(),
@@ -120,10 +126,15 @@ class Sampling:
         return found
 
 
-def end_ids(lm: Any) -> list[int]:
-    """The ids that end an answer of this model."""
+def end_ids(lm: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
+    """The ids that end an answer of this model: its configuration's, and the end of a turn that its tokenizer and its
+    chat template have, which many configurations do not name.
+    """
     end = lm.generation_config.eos_token_id
-    return [] if end is None else [int(i) for i in end] if isinstance(end, list) else [int(end)]
+    ends = [] if end is None else [int(i) for i in end] if isinstance(end, list) else [int(end)]
+    if tokenizer is not None:
+        ends += [i for i in (tokenizer.eos_token_id, turn_end(tokenizer)) if i is not None]
+    return list(dict.fromkeys(ends))
 
 
 class _Draw(LogitsProcessor):  # type: ignore[misc]
@@ -265,5 +276,5 @@ def _streamed(
             worker.join()
     if failure:
         raise failure[0]
-    answer = sampling.answer("", made[0], end_ids(lm))
+    answer = sampling.answer("", made[0], end_ids(lm, tokenizer))
     done.append(Answer("".join(whole), answer.tokens, "stop" if certain.stopped else answer.finish))

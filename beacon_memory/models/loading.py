@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from beacon_memory.errors import BeaconError, ModelError, UnsupportedModel
+from beacon_memory.models.encoding import encoder
 
 logger = logging.getLogger(__name__)
 
@@ -158,11 +159,9 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of plain text: no special token is added, and one that is spelled out in the text is only letters.
 
-    So no document and no message can end its own turn and begin another's.
+    So no document and no message can end its own turn and begin another's. Raises InputError.
     """
-    # `verbose=False`: texts longer than the model's window are what we are for.
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    return ids
+    return encoder(tokenizer).plain(text)
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], *, samples: int) -> str:

@@ -273,9 +273,9 @@ class BeaconModel:
             options["stopping_criteria"].append(Left(left))
         with torch.inference_mode():
             output = self.lm.generate(**one.inputs, **options)
-        rows = output[:, one.ids.shape[1] :].tolist()
+        rows, ends = output[:, one.ids.shape[1] :].tolist(), end_ids(self.lm, self.tokenizer)
         one.settle(rows)
-        return [how.answer(self.decode(row), row, end_ids(self.lm)) for row in rows]
+        return [how.answer(self.decode(row), row, ends) for row in rows]
 
     def stream(
         self,

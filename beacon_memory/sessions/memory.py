@@ -20,7 +20,7 @@ from beacon_memory.state.archive import read_archive
 from beacon_memory.state.codec import decode_ids, require
 from beacon_memory.state.head import DOCUMENT, SessionHead, check_entry, read_note, read_page
 from beacon_memory.stores import StateStore, open_store
-from beacon_memory.talk.transcript import check_message
+from beacon_memory.talk.messages import read_message
 
 
 class BeaconMemory(Repository):
@@ -189,7 +189,7 @@ class BeaconMemory(Repository):
         for message in messages:
             if message["role"] != DOCUMENT:
                 try:
-                    check_message(message)
+                    read_message(message)
                 except InputError as exc:
                     raise CodecError(f"a message of the session is none that can be remembered: {exc}") from exc
         for digest in head.sources.values():

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from beacon_memory.errors import BudgetExceeded
+from beacon_memory.models.generation import Sampling
 from beacon_memory.state.state import BeaconState, overlapped
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
     from beacon_memory.state.state import Segment
-    from beacon_memory.talk.transcript import Message
+    from beacon_memory.talk.messages import Message
 
 
 Pieces = list[tuple[str, tuple[int, ...]]]
@@ -43,7 +44,7 @@ class Prompt:
     ids: tuple[int, ...]
     parts: tuple[Part, ...]  # they cover `ids`, in order
     resident: tuple[str, ...] = ()  # whose prefix may be on the device still: see `Repository.resident`
-    stop: tuple[str, ...] = ()  # what ends the answer, where the caller does not say
+    stop: tuple[str, ...] = ()  # what ends the answer, whatever the caller adds
 
     @classmethod
     def of(
@@ -61,6 +62,10 @@ class Prompt:
             parts.append(Part(name, len(ids), len(ids) + len(piece)))
             ids += piece
         return cls(tuple(segments), tuple(ids), tuple(parts), tuple(resident), tuple(stop))
+
+    def stops(self, own: str | Sequence[str] | None = None) -> tuple[str, ...]:
+        """The stop strings of a caller and the prompt's own. Raises ConfigError for what is no string."""
+        return tuple(dict.fromkeys([*Sampling(stop=own).stops, *self.stop]))
 
     @property
     def state(self) -> BeaconState:
@@ -89,18 +94,21 @@ def make_prompt(
     opens: bool,
     segments: Sequence[Segment] | None = None,
     asked: Sequence[Message] = (),
+    newest: Message | None = None,
     system: str | None = None,
     tools: Sequence[Any] = (),
     resident: Sequence[str] = (),
 ) -> Prompt:
-    """The prompt for an answer behind a state: its slots, system prompt, raw tail, what is `asked`, and the header.
+    """The prompt for an answer behind a state: its slots, its raw tail, what is `asked` and the answer's header.
 
-    `segments` stand in front where these are not the state's own; the tail `opens` its stream where nothing of it is
-    folded. Raises InputError, TranscriptError.
+    The system prompt stands where the model expects it (`Transcript.pieces`). `newest` is the message that the tail
+    ends with, where that is known. `segments` stand in front where these are not the state's own. The tail `opens` its
+    stream where nothing of it is folded. Raises InputError, TranscriptError.
     """
     front = state.segments if segments is None else tuple(segments)
     tail = memory.model.tail(state, opens=opens)
-    pieces = memory.transcript.pieces(tail, behind=bool(front), opens=opens, asked=asked, system=system, tools=tools)
+    how: dict[str, Any] = {"asked": asked, "newest": newest, "system": system, "tools": tools}
+    pieces = memory.transcript.pieces(tail, behind=bool(front), opens=opens, **how)
     return Prompt.of(front, pieces, resident=resident, stop=memory.transcript.stop)
 
 

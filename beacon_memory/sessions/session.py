@@ -20,8 +20,8 @@ from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.state import BeaconState, chain
 from beacon_memory.stores.base import check_session, retrying
+from beacon_memory.talk.messages import check_message, whole
 from beacon_memory.talk.sources import check_text, read_source
-from beacon_memory.talk.transcript import check_message
 
 Messages = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -65,14 +65,13 @@ class Session(StoredSession):
         many = [messages] if isinstance(messages, Mapping) else list(messages)
         if not many:
             raise InputError("no message to add")
-        checked = [dict(check_message(message)) for message in many]
-        self.append(checked, progress=progress)
+        self.append(self._memory.transcript.read(many), progress=progress)
 
     def set(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Make these all that was said. What agrees from the start on is not read again, what differs from there on is
         forgotten; documents stay. Raises InputError, TranscriptError.
         """
-        self.replace_talk([dict(check_message(message)) for message in messages])
+        self.replace_talk(self._memory.transcript.read(messages))
         self._memory.store.scrub()
 
     def add_document(self, source: str | Path, *, name: str | None = None, progress: Progress | None = None) -> None:
@@ -101,7 +100,7 @@ class Session(StoredSession):
             joined = state.join(read.segments).segments
             fitted = model.fit(joined, budget=head.budget, **how)
             state = replace(state, segments=tuple(fitted))
-            note = {"role": DOCUMENT, "content": name, "tokens": read.tokens, "document": document}
+            note = {"role": DOCUMENT, "content": whole(name), "tokens": read.tokens, "document": document}
             noted, pages = head.with_state(state, document=document).with_messages([note])
             source = encode_ids(ids)
             digest = hashlib.sha256(source).hexdigest()

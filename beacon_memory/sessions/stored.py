@@ -20,7 +20,7 @@ from beacon_memory.talk.history import match
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
-    from beacon_memory.talk.transcript import Message
+    from beacon_memory.talk.messages import Message
 
 Progress = Callable[[int], None]
 BRANCH = "branch:"  # a store's name for a branch of a session begins so
@@ -185,8 +185,8 @@ class StoredSession:
         ids = [i for message in messages for i in transcript.turn(message)]
         resident = self._memory.resident(self.id)
         how: dict[str, Any] = {"slot_dtype": head.slot_dtype, "progress": progress, "resident": resident}
-        start = transcript.start if ids and not state.tokens else []
-        state = model.compress([*start, *ids], state, ratio=head.ratio, budget=head.budget, **how)
+        ids = transcript.opened(ids) if ids and not state.tokens else ids
+        state = model.compress(ids, state, ratio=head.ratio, budget=head.budget, **how)
         resident.release(resident)
         noted, pages = head.with_state(state).with_messages(list(messages))
         return noted, state, pages

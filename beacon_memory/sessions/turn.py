@@ -15,8 +15,8 @@ from beacon_memory.sessions.stored import StoredSession
 from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.state import BeaconState, Segment
 from beacon_memory.talk.history import History, Match, all_new, match
+from beacon_memory.talk.structured import Grammar
 from beacon_memory.talk.tools import Tool
-from beacon_memory.talk.transcript import check_message
 
 if TYPE_CHECKING:
     from threading import Event
@@ -82,15 +82,15 @@ class Turn(Pieces):
         `Session.ask` takes it. Raises InputError, ConfigError; when read, PromptTooLong, BudgetExceeded, StoreError.
         """
         self._memory = memory
-        self._messages = [dict(check_message(message)) for message in messages]
+        self._messages = memory.transcript.read(messages)
         self._session = session
         self._history: History = history
         self._contexts = tuple(contexts)
         self._system, self._tools = system, tuple(tools)
         self._keep, self._raw, self._behind, self._close = keep, raw, behind, close
         self._remember = remember or _plain
-        self._sampling = {"stop": memory.transcript.stop} | sampling
-        Sampling(**self._sampling)
+        self._sampling = sampling
+        Sampling(**sampling)
         self._found: set[str] = set()  # segments that were folded before, by whomever
         self._begun: list[_Begun] = []
         self._whole: list[tuple[Answer, Usage]] = []
@@ -143,10 +143,11 @@ class Turn(Pieces):
 
         closing = sum(n < min(self._close, len(self._messages) - 1) for n in places)
         closed, ids = ([i for m in part for i in transcript.turn(m)] for part in (new[:closing], new[closing:]))
-        if not before.tokens and (first := closed or ids):
-            first[:0] = transcript.start
+        if not before.tokens:
+            closed, ids = (transcript.opened(closed), ids) if closed else (closed, transcript.opened(ids))
         context = context_state(self._memory, self._contexts)
-        state, prompt = self._folded(head, before, closed, ids, context=context, asked=asked)
+        how: dict[str, Any] = {"asked": asked, "newest": new[-1] if new else None}
+        state, prompt = self._folded(head, before, closed, ids, context=context, **how)
         prompt = fitted(self._memory, prompt, answer=Sampling(**self._sampling).max_new_tokens)
         stream = stream_answer(self._memory, prompt, **self._sampling)
         later = asked if self._keep is None else []
@@ -219,10 +220,11 @@ class Turn(Pieces):
         *,
         context: BeaconState,
         asked: Sequence[Message],
+        newest: Message | None,
     ) -> tuple[BeaconState, Prompt]:
         """The session after `closed` and `ids`, and the prompt behind it."""
         memory, model = self._memory, self._memory.model
-        about: dict[str, Any] = {"asked": asked, "system": self._system, "tools": self._tools}
+        about: dict[str, Any] = {"asked": asked, "newest": newest, "system": self._system, "tools": self._tools}
         about["resident"] = self._resident_names()
         state = before
         if closed:
@@ -264,10 +266,16 @@ class Turn(Pieces):
             self._found.add(digest)
         return segment
 
+    def _spoken(self, text: str) -> str:
+        """The answer without its thoughts. What a grammar holds to calls or JSON has none."""
+        held = self._sampling.get("constraint")
+        free = not isinstance(held, Grammar) or bool(held.marker)
+        return self._memory.transcript.spoken(text) if free else text
+
     def _commit(self, begun: _Begun, text: str) -> None:
         """Write the turn: what was folded, what was read raw, and the answer."""
         assert self._session is not None
-        answer = self._remember(text) if self._keep is None else None
+        answer = self._remember(self._spoken(text)) if self._keep is None else None
         late = [*begun.later, *([answer] if answer else [])]
         said, state, head = [*begun.new, *late], begun.state, begun.head
         if not said and not begun.forked:
@@ -277,7 +285,7 @@ class Turn(Pieces):
             ids = [i for message in late for i in transcript.turn(message)]
             # What is appended was not folded before: nothing is looked for.
             known = None if self._history == "append" else self._memory.known
-            state = self._compressed([*([] if state.tokens else transcript.start), *ids], state, head, known=known)
+            state = self._compressed(ids if state.tokens else transcript.opened(ids), state, head, known=known)
         if parts := begun.forked and self._history == "auto":
             head = replace(head, branches=self._session.part(begun.opened).branches)
         changed, more = head.with_state(state).with_messages(said)
@@ -317,7 +325,7 @@ class _Begun:
 
 def stream_answer(memory: Repository, prompt: Prompt, **sampling: Any) -> Stream:
     """The answer to a prompt, in pieces as they come. Raises ConfigError, PromptTooLong."""
-    sampling = {"stop": prompt.stop} | sampling
+    sampling |= {"stop": prompt.stops(sampling.get("stop"))}
     prompt = fitted(memory, prompt, answer=Sampling(**sampling).max_new_tokens)
     resident = memory.resident(*prompt.resident) if prompt.resident else None
     return memory.model.stream(list(prompt.ids), prompt.state, resident=resident, **sampling)
@@ -330,7 +338,7 @@ def batch_answers(
 
     Raises ConfigError, PromptTooLong.
     """
-    sampling = {"stop": prompts[0].stop} | sampling
+    sampling |= {"stop": prompts[0].stops(sampling.get("stop"))}
     prompts = [fitted(memory, prompt, answer=Sampling(**sampling).max_new_tokens) for prompt in prompts]
     residents = [memory.resident(*prompt.resident) if prompt.resident else None for prompt in prompts]
     ids, states = [list(prompt.ids) for prompt in prompts], [prompt.state for prompt in prompts]

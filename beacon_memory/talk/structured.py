@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from beacon_memory.errors import ConfigError, InputError, MissingExtra
+from beacon_memory.talk.schema import held
 
 Schema = Mapping[str, Any]
 
@@ -289,9 +291,22 @@ def _styled(schema: Schema) -> str:
     if not isinstance(schema, Mapping):
         raise InputError(f"a JSON schema is a mapping, not {schema!r:.80}")
     try:
-        return json.dumps({**schema, "x-guidance": _STYLE})
-    except (TypeError, ValueError) as exc:
+        json.dumps(schema)
+        return json.dumps({**held(schema, _holds), "x-guidance": _STYLE})
+    except (TypeError, ValueError, RecursionError) as exc:
         raise InputError(f"a JSON schema is made of JSON values: {exc}") from exc
+
+
+@lru_cache(maxsize=512)
+def _holds(pattern: str) -> bool:
+    """Whether an answer can be held to a pattern."""
+    try:
+        _checked(
+            f"%llguidance {{}}\nstart: %json {json.dumps({'type': 'string', 'pattern': pattern})}\n", what="pattern"
+        )
+    except InputError:
+        return False
+    return True
 
 
 def _checked(grammar: str, *, what: str) -> str:

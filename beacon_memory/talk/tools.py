@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from beacon_memory.talk.structured import CALL_CLOSE, CALL_OPEN, Grammar
 
 Tool = Mapping[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
 
-_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_OPEN, _CLOSE = CALL_OPEN.strip(), CALL_CLOSE.strip()
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Said:
 
 def tools_prompt(tools: Sequence[Tool]) -> str:
     """What a model whose template says nothing about tools is told of them."""
-    listed = "\n".join(json.dumps(dict(tool), ensure_ascii=False) for tool in tools)
+    listed = "\n".join(as_json(dict(tool)) for tool in tools)
     return (
         "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
         f"You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{listed}\n</tools>\n\n"
@@ -47,7 +46,7 @@ def tools_prompt(tools: Sequence[Tool]) -> str:
 
 def schema_prompt(schema: Mapping[str, Any]) -> str:
     """What a model is told of the form its answer will have."""
-    return f"Answer with JSON of this schema, and nothing else:\n{json.dumps(schema, ensure_ascii=False)}"
+    return f"Answer with JSON of this schema, and nothing else:\n{as_json(schema)}"
 
 
 def tools_choice(choice: str | Mapping[str, Any] | bool | None, names: Sequence[str]) -> str | None:
@@ -108,10 +107,7 @@ def write_said(said: Said) -> str:
     >>> write_said(Said("", (Call("now", {}),)))
     '<tool_call>\\n{"name": "now", "arguments": {}}\\n</tool_call>'
     """
-    calls = [
-        CALL_OPEN + json.dumps({"name": c.name, "arguments": dict(c.arguments)}, ensure_ascii=False) + CALL_CLOSE
-        for c in said.calls
-    ]
+    calls = [CALL_OPEN + as_json({"name": c.name, "arguments": dict(c.arguments)}) + CALL_CLOSE for c in said.calls]
     return "\n".join([*([said.text.strip()] if said.text.strip() else []), *calls])
 
 
@@ -121,11 +117,49 @@ def read_said(text: str) -> Said:
     >>> read_said('Let me see. <tool_call>{"name": "now", "arguments": {}}</tool_call>')
     Said(text='Let me see.', calls=(Call(name='now', arguments={}),), broken=())
     """
-    calls, broken = [], []
-    for body in _CALL.findall(text):
+    words, calls, broken, at = [], list[Call](), list[str](), 0
+    while (begin := text.find(_OPEN, at)) >= 0:
+        words.append(text[at:begin])
+        body, at = _body(text, begin + len(_OPEN))
         try:
             value = json.loads(body)
             calls.append(Call(str(value["name"]), dict(value["arguments"])))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             broken.append(body.strip())
-    return Said(_CALL.sub("", text).strip() if calls or broken else text, tuple(calls), tuple(broken))
+    words.append(text[at:])
+    return Said("".join(words).strip() if calls or broken else text, tuple(calls), tuple(broken))
+
+
+def as_json(value: Any) -> str:
+    """A value as the model reads it; what JSON has no word for (a date, a Decimal) in its own words. Raises InputError.
+
+    >>> import datetime
+    >>> as_json({"day": datetime.date(2026, 11, 26)})
+    '{"day": "2026-11-26"}'
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_plainly)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InputError(f"calls and tools are made of JSON values: {exc}") from exc
+
+
+def _plainly(value: Any) -> Any:
+    if callable(dump := getattr(value, "model_dump", None)):
+        return dump(mode="json")
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)
+    return list(value) if isinstance(value, Mapping | tuple) else str(value)
+
+
+def _body(text: str, at: int) -> tuple[str, int]:
+    """What stands within a call's marks, and where the text goes on: a closing mark within a string is the string's."""
+    begin = len(text) - len(text[at:].lstrip())
+    try:
+        _, end = json.JSONDecoder().raw_decode(text, begin)
+    except (ValueError, RecursionError):
+        end = text.find(_CLOSE, at)
+        return (text[at:], len(text)) if end < 0 else (text[at:end], end + len(_CLOSE))
+    close = text.find(_CLOSE, end)
+    if close < 0:
+        return text[at:], len(text)
+    return text[at:close], close + len(_CLOSE)

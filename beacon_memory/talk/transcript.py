@@ -2,7 +2,8 @@
 
 A chat template renders a whole conversation, and many rewrite its past (drop old thoughts, merge the system prompt,
 stamp the date). Each message is therefore rendered by itself, as the template would show it in the past of a longer
-conversation, and tokenized by itself. The system prompt stands apart: it is never part of a session.
+conversation, and tokenized by itself. The system prompt stands apart: it is never part of a session. Where the pieces
+differ from the whole is written in docs/templates.md.
 """
 
 from __future__ import annotations
@@ -12,87 +13,90 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from beacon_memory.errors import InputError, TranscriptError
-from beacon_memory.models.loading import plain_ids
+from beacon_memory.errors import TranscriptError
+from beacon_memory.models.encoding import Part, encoder
+from beacon_memory.talk.frames import Frames
+from beacon_memory.talk.messages import Message, check_message, ends_thought, read_message, read_messages, spoken, whole
+from beacon_memory.talk.template import Template, mark
 from beacon_memory.talk.tools import tools_prompt
 
-Message = Mapping[str, Any]
-
-ROLES = ("user", "assistant", "tool")
-_SYSTEM = {"role": "system", "content": "S"}
-_USER = {"role": "user", "content": "U"}
-_ANSWER = {"role": "assistant", "content": "A"}
-_LATER = {"role": "user", "content": "L"}
-_RESULT = {"role": "tool", "content": "R"}
+Tools = Sequence[Mapping[str, Any]]
 
 
 class Transcript:
     """A tokenizer's chat template, taken apart into pieces that can be joined in the order things are said."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raises TranscriptError for a template that cannot be rendered message by message."""
-        self._tokenizer = tokenizer
-        bos = tokenizer.bos_token or ""
+        """Any template will do that can render a question. Raises TranscriptError."""
+        self._encoder = encoder(tokenizer)
+        template = Template(tokenizer)
+        bos: int | None = tokenizer.bos_token_id
         opening: list[int] = tokenizer("")["input_ids"]
-        self.start = (
-            opening[:1] if tokenizer.bos_token_id is not None and opening[:1] == [tokenizer.bos_token_id] else []
-        )
-        self._bos = bos if self.start else ""
-        self._template = tokenizer.chat_template is not None
-        self._front: list[Message] = []  # what stands before a message that is rendered by itself
-        self._opening = ""  # its text
+        self.start = opening[:1] if bos is not None and opening[:1] == [bos] else []
+        if bos is not None and _opens_once(template):
+            template.opens(str(tokenizer.bos_token))
+        self._frames = Frames(template, self._encoder)
+        # Whether an answer begins within a thought.
+        self._thinks = self._frames.header.rstrip().endswith(("<think>", "<thinking>", "[THINK]"))
+        asked = self.turn({"role": "user", "content": "U"})
         self._repeated: list[int] = []  # the opening token, where the template begins each question with it too
-        self._results = True  # whether the template can show what a tool gave
-        self.stop: tuple[str, ...] = () if self._template else ("\nUser:",)
-        if self._template:
-            try:
-                alone = self._render([_SYSTEM])
-            except TranscriptError:
-                alone = None  # no system message alone, or none at all: it is then given as plain text
-            if alone is not None and self._render([_SYSTEM, _USER]).startswith(alone):
-                self._front, self._opening = [_SYSTEM], alone
-            else:
-                # What stands before the first question and before no later one.
-                talk = [_USER, _ANSWER]
-                first, later = self._render([_USER]), self._after(self._render(talk), self._render([*talk, _USER]))
-                self._opening = first.removesuffix(later) if first.endswith(later) else ""
-            asked = self.turn(_USER)
-            self.turn(_ANSWER)
-            if self.start == asked[: len(self.start)]:
-                self._repeated = self.start
-            try:
-                self._turn_text(_RESULT)
-            except TranscriptError:
-                self._results = False
+        if bos is not None and asked[:1] == [bos]:
+            self._repeated = self.start
+        elif template.opening:
+            assert bos is not None
+            self.start = [bos]  # the template's, where the tokenizer adds none
+        self.stop: tuple[str, ...] = () if tokenizer.chat_template is not None else ("\nUser:",)
 
-    def system(self, text: str | None, *, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """The ids of a system prompt; without text, what the template says by default.
+    def system(self, text: str | None, *, tools: Tools = ()) -> list[int]:
+        """The ids of a system prompt; without text, what the template says by default, today.
 
         `tools` are told in the template's own words where those are the ones our calls are read in, else in ours.
         """
-        if tools:
-            own = self._tools_text(text, tools)
-            if own is not None:
-                return self._ids(own)
-            text = "\n\n".join([*([text] if text else []), tools_prompt(tools)])
-        if not self._template or (text and not self._front):
-            return self._ids(f"{text}\n\n") if text else []
-        if text:
-            return self._ids(self._render([{"role": "system", "content": text}]))
-        # Templates may begin with a prompt of their own when none is given.
-        whole, turn = self._render([_USER]), self._turn_text(_USER)
-        return self._ids(whole.removesuffix(turn)) if whole.endswith(turn) else []
+        text = whole(text) if text else None
+        parts: list[Part] = []
+        try:
+            if tools and self._frames.tells_calls:
+                parts = self._frames.system(text, tools)
+        except TranscriptError:
+            pass
+        if not parts:
+            text = "\n\n".join([*([text] if text else []), *([tools_prompt(tools)] if tools else [])]) or None
+            parts = self._system(text)
+        return self._encoder.encode(parts, after="" if self.start else None)
+
+    def _system(self, text: str | None) -> list[Part]:
+        try:
+            if not text or self._frames.place == "front":
+                return self._frames.system(text)
+        except TranscriptError:
+            pass
+        return [Part(text, said=True), Part("\n\n")] if text else []
 
     def turn(self, message: Message) -> list[int]:
-        """The ids of one message, whatever was said before. Raises InputError and TranscriptError."""
-        text, content = self._turn_text(check_message(message)), str(message["content"]).strip()
-        if not any(token in content for token in self._tokenizer.all_special_tokens):
-            return self._ids(text)
-        # What was said may spell out a special token; only the template may mean one.
-        before, found, after = text.partition(content)
-        if not found:
-            raise TranscriptError("the chat template changes what was said, which spells out one of its special tokens")
-        return [*self._ids(before), *plain_ids(self._tokenizer, content), *self._ids(after)]
+        """The ids of one message, whatever was said before; none of an answer in which nothing is said.
+
+        Raises InputError and TranscriptError.
+        """
+        found = read_message(message, thinking=self._thinks)
+        return [] if found is None else self._encoder.encode(self._frames.of(found), after=self._trail(found["role"]))
+
+    def opened(self, ids: Sequence[int]) -> list[int]:
+        """Ids as a stream of their own: the opening token in front, where the first message does not begin with it."""
+        begun = bool(self._repeated) and list(ids[: len(self.start)]) == self.start
+        return [*([] if begun else self.start), *ids]
+
+    def read(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Messages in the form in which they are remembered, without answers in which nothing is said.
+
+        Raises InputError.
+        """
+        return read_messages(messages, thinking=self._thinks)
+
+    def spoken(self, text: str) -> str:
+        """What this model just said, without its thoughts: nothing where it began within one and did not end it."""
+        if self._thinks and not ends_thought(text):
+            return ""
+        return spoken(text, thinking=self._thinks)
 
     def prompt(self, tail: Sequence[int], **how: Any) -> list[int]:
         """The ids that ask for an answer: those of `pieces`, in order."""
@@ -105,92 +109,70 @@ class Transcript:
         behind: bool,
         opens: bool,
         asked: Sequence[Message] = (),
+        newest: Message | None = None,
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[tuple[str, list[int]]]:
         """What asks for an answer, each piece with its name, in order: system prompt, raw tail, what is asked, header.
 
-        The stream's opening token stands first of all ("start"), or nowhere when the prompt stands `behind` slots,
-        which have their own; a tail that `opens` the stream begins with one, where it is no template's.
+        The system prompt stands in front, or within the newest question where the template puts it in one. `newest` is
+        the message that the tail ends with. The stream's opening token stands first of all ("start"), or nowhere when
+        the prompt stands `behind` slots, which have their own; a tail that `opens` the stream begins with one, where
+        it is no template's.
         """
         opening = [*self.start, *self._repeated]
         size = len(self.start) if opens and list(tail[: len(opening)]) == opening else 0
+        turns, rest = [self.turn(message) for message in asked], list(tail[size:])
+        said = list(asked)
+        if newest is not None and (ids := self.turn(newest)) and rest[-len(ids) :] == ids:
+            rest, said, turns = rest[: -len(ids)], [newest, *said], [ids, *turns]
+        at = max((n for n, message in enumerate(said) if message["role"] == "user"), default=None)
+        told = self.system(system, tools=tools)
+        if at is not None and (system or tools) and self._frames.place in ("first", "last"):
+            turns[at] = self._asked(said[at], system, tools) or [*told, *turns[at]]
+            told = []
+        ids = _joined(turns)
+        # A template may begin the first question with the opening token: it stands there once.
+        begun = bool(self._repeated) and not told and [*rest, *ids][: len(self.start)] == self.start
         return [
-            ("start", [] if behind else self.start),
-            ("system", self.system(system, tools=tools)),
-            ("tail", list(tail[size:])),
-            ("asked", [i for message in asked for i in self.turn(message)]),
+            ("start", [] if behind or begun else self.start),
+            ("system", told),
+            ("tail", rest),
+            ("asked", ids),
             ("header", self.header()),
         ]
 
+    def _asked(self, message: Message, system: str | None, tools: Tools) -> list[int]:
+        """A question with the system prompt in it, as the template writes it; none where it cannot."""
+        text = "\n\n".join([*([whole(system)] if system else []), *([tools_prompt(tools)] if tools else [])])
+        try:
+            parts = self._frames.asked(check_message(message), text)
+        except TranscriptError:
+            return []
+        return self._encoder.encode(parts, after=self._trail("user"))
+
     def header(self) -> list[int]:
         """The ids that ask the model for its answer."""
-        if not self._template:
-            return self._ids("Assistant:")
-        messages = [*self._front, _USER]
-        return self._ids(self._after(self._render(messages), self._render(messages, header=True)))
+        return self._encoder.encode([Part(self._frames.header)], after=self._trail("assistant"))
 
-    def _turn_text(self, message: Message) -> str:
-        if message["role"] == "tool" and not self._results:
-            message = {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
-        if not self._template:
-            return f"{str(message['role']).capitalize()}: {message['content']}\n"
-        if message["role"] == "user":
-            return self._after(self._opening, self._render([*self._front, message]))
-        # In the past of a later question: what the template adds to the newest answer alone is left out.
-        before, later = [*self._front, _USER], self._turn_text(_LATER)
-        text = self._after(self._render(before), self._render([*before, message, _LATER]))
-        if not text.endswith(later):
-            raise TranscriptError(
-                f"the chat template does not show a past {message['role']} message the same way before every question: "
-                f"give the model a template that does (tokenizer.chat_template)"
-            )
-        return text.removesuffix(later)
+    def _trail(self, role: str) -> str:
+        """The plain text in front of a message, with which its first letters may be one token."""
+        frame = self._frames.question if role == "assistant" else self._frames.answer
+        return self._encoder.trail(f"{frame.before}x{frame.behind}")
 
-    def _tools_text(self, text: str | None, tools: Sequence[Mapping[str, Any]]) -> str | None:
-        """The system prompt with tools as the template writes it, when that is how our calls are read."""
-        if not self._template or not self._front:
-            return None
-        told = [{"role": "system", "content": text}] if text else []
+
+def _joined(turns: Sequence[Sequence[int]]) -> list[int]:
+    return [i for ids in turns for i in ids]
+
+
+def _opens_once(template: Template) -> bool:
+    """Whether the template writes the opening token in front of all and nowhere else."""
+    token, talk = mark(), [{"role": role, "content": "W"} for role in ("user", "assistant", "user")]
+    for messages in (talk, talk[:1]):
         try:
-            whole, turn = self._render([*told, _USER], tools=tools), self._turn_text(_USER)
+            text = template.render(messages, bos_token=token)
+            return text.startswith(token) and text.count(token) == 1
         except TranscriptError:
-            return None
-        return whole.removesuffix(turn) if whole.endswith(turn) and "<tool_call>" in whole else None
-
-    def _render(
-        self, messages: Sequence[Message], *, header: bool = False, tools: Sequence[Mapping[str, Any]] = ()
-    ) -> str:
-        plain = [dict(message) for message in messages]
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                plain, tools=[dict(tool) for tool in tools] or None, tokenize=False, add_generation_prompt=header
-            )
-        except Exception as exc:  # templates are programs: jinja errors, and whatever they raise themselves
-            roles = ", ".join(str(message["role"]) for message in messages)
-            raise TranscriptError(f"the model's chat template cannot render messages of roles {roles}: {exc}") from exc
-        return text.removeprefix(self._bos)
-
-    def _after(self, start: str, whole: str) -> str:
-        if not whole.startswith(start):
-            raise TranscriptError(
-                "the chat template rewrites earlier messages when a new one comes: it is not append-only"
-            )
-        return whole[len(start) :]
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
-
-def check_message(message: Message) -> Message:
-    """The message, when it has a role we know and text. Raises InputError."""
-    if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-        raise InputError(f"a message is a mapping with 'role' and text 'content', not {message!r:.120}")
-    if message.get("role") == "system":
-        raise InputError("a system prompt is not remembered: pass it as system= with each question")
-    if message.get("role") not in ROLES:
-        raise InputError(f"a message's role is one of {', '.join(ROLES)}, not {message.get('role')!r}")
-    if not message["content"].strip():
-        raise InputError(f"an empty {message['role']} message: there is nothing to remember")
-    return message
+            if len(messages) == 1:
+                raise
+    return False

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from beacon_memory import BeaconConfig, BeaconMemory
+from beacon_memory.errors import ConfigError
 from beacon_memory.sessions.context import read_context
-from beacon_memory.sessions.prompt import make_prompt, text_prompt
+from beacon_memory.sessions.prompt import Prompt, make_prompt, text_prompt
 from beacon_memory.sessions.turn import Turn
 from beacon_memory.stores.memory import MemoryStore
 from beacon_memory.testing import tiny_model
@@ -114,6 +115,20 @@ def test_a_prompt_of_nothing_opens_the_stream(memory):
     prompt = make_prompt(memory, memory.session("new").opened()[1], opens=True)
     assert list(prompt.part("start")) == memory.transcript.start
     assert not prompt.part("tail")
+
+
+def test_a_callers_stop_strings_are_added_to_the_models_own():
+    """A caller's took their place: a base model went on as its own user, and that was remembered."""
+    model = tiny_model(config=CONFIG)
+    model.tokenizer.chat_template = None
+    session = BeaconMemory(model, MemoryStore()).session("ada")
+    session.add("Hi")
+    prompt = session.prompt_for(QUESTION)
+    assert prompt.stops() == prompt.stops(None) == ("\nUser:",)
+    assert prompt.stops("END") == prompt.stops(["END"]) == prompt.stops(["END", "\nUser:"]) == ("END", "\nUser:")
+    assert Prompt.of((), [("text", [1])]).stops("END") == ("END",)
+    with pytest.raises(ConfigError, match="stop is a string"):
+        prompt.stops(5)
 
 
 def test_sessions_and_frameworks_ask_the_model_in_one_place_alone():

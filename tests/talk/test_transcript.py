@@ -79,9 +79,9 @@ def test_a_template_without_system_messages_gets_the_prompt_as_text():
     assert rendered(ours, TALK[:2]).endswith("[INST] Where do I live? [/INST] In Lyon.<|im_end|>")
 
 
-def test_a_template_that_rewrites_the_past_is_refused():
-    with pytest.raises(TranscriptError, match="append-only"):
-        transcript(COUNTING)
+def test_a_template_that_rewrites_the_past_is_read_without_what_it_rewrites():
+    """It was refused: no memory opened on such a model."""
+    assert rendered(transcript(COUNTING), TALK[:2]) == "user: Where do I live?\nassistant: In Lyon.\n"
 
 
 def test_a_model_without_a_template_gets_plain_lines_and_a_stop():

@@ -24,7 +24,7 @@ from beacon_memory.talk.history import History
 from beacon_memory.talk.tools import tools_choice
 from beacon_memory.version import __version__
 from langchain_beacon.errors import translated
-from langchain_beacon.messages import to_plain
+from langchain_beacon.messages import to_asked
 from langchain_beacon.replies import Talk
 from langchain_beacon.sessions import BeaconSessions
 
@@ -99,7 +99,7 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
         """The turn of a call. Raises our errors."""
         if kwargs.get("model") not in (None, self.model):
             raise ModelNotFoundError(f"this instance answers by {self.model!r}, not {kwargs['model']!r}")
-        system, plain = to_plain(messages)
+        system, plain = to_asked(messages)
         reply = Reply(
             self.opened.memory,
             plain,
@@ -185,8 +185,8 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
         """The tokens of messages as this model reads them, tools and the ask for an answer counted."""
         transcript = self.opened.memory.transcript
         with translated():
-            system, plain = to_plain(list(messages))
-            told = [convert_to_openai_tool(tool) for tool in tools or ()]
+            system, plain = to_asked(list(messages))
+            told = [_tool(tool) for tool in tools or ()]
             front = transcript.system(system, tools=told) if system or told else []
             return len(front) + sum(len(transcript.turn(m)) for m in plain) + len(transcript.header())
 
@@ -203,7 +203,7 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
 
         What is called is always a bound tool, and its arguments are always of its schema.
         """
-        told = [convert_to_openai_tool(tool) for tool in tools]
+        told = [_tool(tool) for tool in tools]
         choice = tools_choice(tool_choice, [str(tool.get("function", {}).get("name")) for tool in told])
         if choice is not None:
             kwargs["tool_choice"] = choice
@@ -231,7 +231,7 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
         }
         parser: Any
         if method == "function_calling":
-            tool = convert_to_openai_tool(schema)
+            tool = _tool(schema)
             name = tool["function"]["name"]
             llm = self.bind_tools([tool], tool_choice=name, parallel_tool_calls=False, **about, **kwargs)
             parser = (
@@ -240,7 +240,7 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
                 else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
             )
         elif method in ("json_schema", "json_mode"):
-            form = {"type": method, "json_schema": {"schema": convert_to_json_schema(schema)}}
+            form = {"type": method, "json_schema": {"schema": _form(schema)}}
             llm = self.bind(response_format=form, **about, **kwargs)
             parser = PydanticOutputParser(pydantic_object=schema) if typed else JsonOutputParser()  # type: ignore[arg-type]
         else:
@@ -253,6 +253,25 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
 
 
 BeaconChatModel = ChatBeacon
+
+
+def _form(schema: Any) -> dict[str, Any]:
+    """The JSON schema of a class: pydantic's own, which LangChain's cuts off where a class contains itself."""
+    if isinstance(schema, type) and (own := getattr(schema, "model_json_schema", None)):
+        return dict(own())
+    return dict(convert_to_json_schema(schema))
+
+
+def _tool(tool: Any) -> dict[str, Any]:
+    """A tool in OpenAI's words, its arguments as `_form` has them where they contain a class twice over."""
+    told = dict(convert_to_openai_tool(tool))
+    cls = getattr(tool, "args_schema", None) if isinstance(tool, BaseTool) else tool
+    if isinstance(cls, type) and hasattr(cls, "model_json_schema"):
+        form = _form(cls)
+        if "$ref" in str(form.get("$defs", "")):
+            about = {key: value for key, value in form.items() if key not in ("title", "description")}
+            told["function"] = {**told["function"], "parameters": about}
+    return told
 
 
 def _schema(form: Any) -> dict[str, Any] | None:
@@ -269,4 +288,4 @@ def _schema(form: Any) -> dict[str, Any] | None:
         if "format" in form or form.get("type") in ("json_schema", "json_mode"):
             return dict(form.get("schema") or {"type": "object"})
         return dict(form)
-    return dict(convert_to_json_schema(form))
+    return _form(form)

@@ -2,61 +2,103 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 
 from beacon_memory.errors import InputError
-from beacon_memory.talk.tools import Call, Said, read_said, write_said
+from beacon_memory.talk.messages import spoken, whole
+from beacon_memory.talk.tools import Call, Said, as_json, read_said, write_said
 
-_IGNORED = ("tool_use", "tool_call", "reasoning", "thinking", "redacted_thinking", "non_standard")  # of the assistant's
+_ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "ai": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "system": "system",
+    "developer": "system",
+}
+_TEXTS = ("text", "text-plain", "input_text", "output_text")  # kinds of blocks that are words
+_MARKS = ("cachePoint", "cache_point")  # for other providers' caches
 
 
 def to_plain(messages: Sequence[BaseMessage]) -> tuple[str | None, list[dict[str, Any]]]:
-    """The system prompt, and the other messages as ours. Raises InputError for a content block that is not text."""
+    """The system prompt, wherever in the list its parts stand, and the other messages as ours, without those in which
+    nothing is said. Raises InputError for a content block that is not text.
+    """
     system, plain = [], []
     for message in messages:
-        text = text_of(message)
-        if isinstance(message, SystemMessage):
-            system.append(text)
+        role, text = _role(message), text_of(message)
+        if role == "system":
+            system += [text] if text.strip() else []
             continue
-        if isinstance(message, AIMessage):
-            calls = tuple(Call(call["name"], call["args"]) for call in message.tool_calls)
-            found: dict[str, Any] = {"role": "assistant", "content": write_said(Said(text, calls))}
-            if calls:
-                found["tool_calls"] = [dict(call) for call in message.tool_calls]
-        elif isinstance(message, ToolMessage):
-            found = {"role": "tool", "content": text or "(nothing)", "tool_call_id": message.tool_call_id}
-        elif isinstance(message, HumanMessage):
-            found = {"role": "user", "content": text}
-        elif isinstance(message, ChatMessage):
-            found = {"role": message.role, "content": text}
-        else:
-            raise InputError(f"a {type(message).__name__} cannot be read: write a human, ai, tool or system message")
-        if found["role"] == "assistant" and not found["content"]:
-            continue  # an answer in which nothing was said
-        plain.append(
-            found | ({"id": message.id} if message.id else {}) | ({"name": message.name} if message.name else {})
-        )
+        about = {key: value for key in ("id", "name") if (value := getattr(message, key, None))}
+        if role == "assistant":
+            made = message.tool_calls if isinstance(message, AIMessage) else []
+            calls: list[dict[str, Any]] = [{**call, "args": json.loads(as_json(call["args"]))} for call in made]
+            text = write_said(Said(spoken(text), tuple(Call(call["name"], call["args"]) for call in calls)))
+            about |= {"tool_calls": calls} if calls else {}
+        elif role == "tool":
+            text = text if text.strip() else "(nothing)"
+            about |= {"tool_call_id": call} if (call := getattr(message, "tool_call_id", None)) else {}
+        if text.strip():
+            plain.append({"role": role, "content": text} | about)
     return "\n\n".join(system) or None, plain
 
 
+def to_asked(messages: Sequence[BaseMessage]) -> tuple[str | None, list[dict[str, Any]]]:
+    """The same for an answer: a system message alone is what is asked. Raises InputError where nothing is."""
+    if messages and _role(messages[-1]) == "user" and not text_of(messages[-1]).strip():
+        raise InputError("an empty user message: there is nothing to answer")
+    system, plain = to_plain(messages)
+    return (system, plain) if plain or system is None else (None, [{"role": "user", "content": system}])
+
+
 def text_of(message: BaseMessage) -> str:
-    """A message's text. Raises InputError for a block that is neither text nor about tools."""
+    """A message's text. Raises InputError for a block that is not text; an assistant's are left out."""
     if isinstance(message.content, str):
-        return message.content
+        return whole(message.content)
     parts = []
-    for block in message.content:
-        kind = "text" if isinstance(block, str) else str(block.get("type"))
-        if kind == "text":
-            parts.append(block if isinstance(block, str) else str(block["text"]))
-        elif not (isinstance(message, AIMessage) and kind in _IGNORED):
+    for given in message.content:
+        block: Mapping[str, Any] = {"text": given} if isinstance(given, str) else given
+        kind = str(block.get("type", "text" if "text" in block else "unknown"))
+        text = block.get("refusal" if kind == "refusal" else "text")
+        if kind in (*_TEXTS, "refusal") and (text is None or isinstance(text, str)):
+            parts.append(text or "")
+        elif isinstance(message, ToolMessage) and kind == "json":
+            parts.append(as_json(block.get("json")))
+        elif not isinstance(message, AIMessage) and not block.keys() & set(_MARKS):
             raise InputError(
                 f"a content block of type {kind!r} cannot be read: this model reads text alone "
                 f"(in a {message.type} message)"
             )
-    return "".join(parts)
+    return whole("".join(parts))
+
+
+def _role(message: BaseMessage) -> str:
+    if isinstance(message, ChatMessage):
+        if message.role.lower() not in _ROLES:
+            raise InputError(f"a message's role is one of {', '.join(_ROLES)}, not {message.role!r:.80}")
+        return _ROLES[message.role.lower()]
+    kinds: dict[type[BaseMessage], str] = {SystemMessage: "system", AIMessage: "assistant", HumanMessage: "user"}
+    kinds |= {ToolMessage: "tool", FunctionMessage: "tool"}
+    for kind, role in kinds.items():
+        if isinstance(message, kind):
+            return role
+    raise InputError(f"a {type(message).__name__} cannot be read: write a human, ai, tool or system message")
 
 
 def from_plain(message: Mapping[str, Any]) -> BaseMessage:

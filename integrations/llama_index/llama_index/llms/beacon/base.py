@@ -22,7 +22,7 @@ from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW, DEFAULT_NUM_OUTPU
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools.types import BaseTool
-from llama_index.llms.beacon.messages import call_arguments, to_plain
+from llama_index.llms.beacon.messages import call_arguments, to_asked
 from llama_index.llms.beacon.reference import Reference, take_reference
 from llama_index.llms.beacon.responses import chat_pieces, completion, completion_pieces
 from llama_index.llms.beacon.settings import BeaconSettings
@@ -108,7 +108,7 @@ class BeaconLLM(BeaconSettings):
         asked = {name: value for name, value in kwargs.items() if name not in _FORM}
         form = {name: kwargs[name] for name in _FORM if kwargs.get(name) is not None}
         reference, messages = take_reference(messages)
-        plain = to_plain(messages)
+        plain = to_asked(messages)
         memory, about = self._remembered(reference, asked)
         reply = Reply(
             memory,

@@ -18,7 +18,8 @@ from llama_index.core.base.llms.types import (
 )
 
 from beacon_memory.errors import InputError
-from beacon_memory.talk.tools import Call, Said, read_said, write_said
+from beacon_memory.talk.messages import spoken, whole
+from beacon_memory.talk.tools import Call, Said, as_json, read_said, write_said
 
 _ROLES = {
     MessageRole.USER: "user",
@@ -42,14 +43,16 @@ class Plain:
 
 
 def to_plain(messages: Sequence[ChatMessage]) -> Plain:
-    """Messages in the core's words. Raises InputError for a content block that is not text."""
+    """Messages in the core's words, without those in which nothing is said. Raises InputError for a content block that
+    is not text.
+    """
     system: list[str] = []
     plain: list[dict[str, Any]] = []
     folded = 0
     for message in messages:
         text = text_of(message)
         if message.role in _SYSTEM:
-            system += [text] if text else []
+            system += [text] if text.strip() else []
         elif (found := _plain(message, text)) is not None:
             plain.append(found)
         if any(isinstance(block, CachePoint) for block in message.blocks):
@@ -57,17 +60,27 @@ def to_plain(messages: Sequence[ChatMessage]) -> Plain:
     return Plain("\n\n".join(system) or None, plain, folded)
 
 
+def to_asked(messages: Sequence[ChatMessage]) -> Plain:
+    """The same for an answer: a system message alone is what is asked. Raises InputError where nothing is."""
+    if messages and _ROLES.get(messages[-1].role) == "user" and not text_of(messages[-1]).strip():
+        raise InputError("an empty user message: there is nothing to answer")
+    plain = to_plain(messages)
+    if plain.messages or plain.system is None:
+        return plain
+    return Plain(None, [{"role": "user", "content": plain.system}], 0)
+
+
 def text_of(message: ChatMessage) -> str:
     """A message's text. Raises InputError for a block that is neither text nor about tools."""
     parts: list[str] = []
     for block in message.blocks:
         if isinstance(block, TextBlock):
-            parts.append(block.text)
+            parts.append(block.text or "")
         elif isinstance(block, CitableBlock):
             parts += [_only_text(inner, message).text for inner in block.content]
         elif not isinstance(block, _SILENT if _ROLES.get(message.role) == "assistant" else CachePoint):
             _only_text(block, message)
-    return "\n".join(parts)
+    return whole("\n".join(parts))
 
 
 def from_plain(message: Mapping[str, Any]) -> ChatMessage:
@@ -86,16 +99,18 @@ def from_plain(message: Mapping[str, Any]) -> ChatMessage:
 
 
 def _plain(message: ChatMessage, text: str) -> dict[str, Any] | None:
-    """One message, or None for an answer in which nothing was said."""
+    """One message, or None for one in which nothing was said."""
     role = _ROLES[message.role]
     if role == "tool":
         about = {"tool_call_id": str(found)} if (found := message.additional_kwargs.get("tool_call_id")) else {}
-        return {"role": "tool", "content": text or "(nothing)"} | about
+        return {"role": "tool", "content": text if text.strip() else "(nothing)"} | about
     if role == "user":
-        return {"role": "user", "content": text}
+        return {"role": "user", "content": text} if text.strip() else None
     blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
     arguments = [call_arguments(block) for block in blocks]
-    said = Said(text, tuple(Call(block.tool_name, given) for block, given in zip(blocks, arguments, strict=True)))
+    said = Said(
+        spoken(text), tuple(Call(block.tool_name, given) for block, given in zip(blocks, arguments, strict=True))
+    )
     if not (content := write_said(said)):
         return None
     calls = [
@@ -107,10 +122,9 @@ def _plain(message: ChatMessage, text: str) -> dict[str, Any] | None:
 
 def call_arguments(block: ToolCallBlock) -> dict[str, Any]:
     """The arguments of a call. Raises InputError for what is no JSON object."""
-    if isinstance(block.tool_kwargs, dict):
-        return block.tool_kwargs
+    given = block.tool_kwargs
     try:
-        return dict(json.loads(block.tool_kwargs or "{}"))
+        return dict(json.loads(as_json(given) if isinstance(given, dict) else given or "{}"))
     except (ValueError, TypeError) as exc:
         raise InputError(f"a call of {block.tool_name!r} has arguments that are no JSON object: {exc}") from exc
 
