@@ -25,7 +25,7 @@ from beacon_memory.cli.terminal import (
     waiting,
     write,
 )
-from beacon_memory.errors import InputError
+from beacon_memory.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from beacon_memory import BeaconMemory
@@ -53,7 +53,8 @@ System = Annotated[str | None, typer.Option(help="a system prompt for this answe
 
 KEY_VARIABLE = "BEACON_STORE_KEY"  # seals what is kept in SQLite or Redis
 OLD_KEY_VARIABLE = "BEACON_STORE_OLD_KEY"  # is read as well while the key is changed
-ENCRYPT_VARIABLE = "BEACON_STORE_ENCRYPT"  # 1: what is written is encrypted too
+ENCRYPT_VARIABLE = "BEACON_STORE_ENCRYPT"  # 1 or true: what is written is encrypted too
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 DEFAULT_STORE = "sqlite:///beacon-memory.db"
 
 
@@ -289,7 +290,17 @@ def stored(url: str, *, trust: bool = False) -> StateStore:
         return open_store(url)
     keys = {"key": os.environ.get(KEY_VARIABLE), "old_key": os.environ.get(OLD_KEY_VARIABLE)}
     sealing: dict[str, Any] = {name: key.encode() for name, key in keys.items() if key}
-    return open_store(url, **sealing, encrypt=os.environ.get(ENCRYPT_VARIABLE) == "1", trust=trust)
+    return open_store(url, **sealing, encrypt=switched_on(ENCRYPT_VARIABLE), trust=trust)
+
+
+def switched_on(variable: str) -> bool:
+    """Whether a variable of the environment says yes; one that is empty is unset. Raises ConfigError for neither yes
+    nor no.
+    """
+    said = os.environ.get(variable, "").strip().lower()
+    if said not in (*YES, *NO):
+        raise ConfigError(f"{variable} is {', '.join(YES)}, or {', '.join(NO[1:])}, not {said!r:.20}")
+    return said in YES
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from threading import Event
 from typing import Any, Self
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.errors import CodecError, InputError, IntegrityError, SegmentMissing, SessionExists
+from beacon_memory.errors import CodecError, ConfigError, InputError, IntegrityError, SegmentMissing, SessionExists
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.sessions.repair import repair
 from beacon_memory.sessions.repository import CACHE_BYTES, RESIDENT_BYTES, Repository
@@ -35,7 +35,7 @@ class BeaconMemory(Repository):
     @classmethod
     def open(
         cls,
-        model: str | BeaconModel = "smollm2",
+        model: str | Path | BeaconModel = "smollm2",
         store: str | StateStore = "memory://",
         *,
         config: BeaconConfig | None = None,
@@ -51,13 +51,17 @@ class BeaconMemory(Repository):
 
         Stores: memory://, sqlite:///path, redis://, rediss://, unix://, redis+cluster://, redis+sentinel://; `key`
         seals what a SQLite or Redis store keeps, `encrypt` hides it too, and `old_key` is read while a key is changed.
-        The store is opened first, so that a wrong URL does not cost a model. Raises
-        ModelError, StoreUnavailable, ConfigError.
+        Options that go with a name are refused beside a loaded model or an open store. The store is opened first, so
+        that a wrong URL does not cost a model. Raises ModelError, StoreUnavailable, ConfigError.
         """
+        if not isinstance(model, str | Path) and (config is not None or adapter != "auto" or options):
+            raise ConfigError("a loaded model has its config, adapter and options already: give them with its name")
         opened = open_store(store, key=key, old_key=old_key, encrypt=encrypt)
         try:
-            if isinstance(model, str):
+            if isinstance(model, str | Path):
                 model = BeaconModel.from_pretrained(model, config, adapter=adapter, **options)
+            if not isinstance(model, BeaconModel):
+                raise ConfigError(f"a model is a name or a BeaconModel, not {model!r:.80}")
             return cls(model, opened, cache_bytes=cache_bytes, resident_bytes=resident_bytes)
         except BaseException:
             if opened is not store:

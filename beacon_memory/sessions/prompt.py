@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from beacon_memory.errors import InputError
 from beacon_memory.state.state import BeaconState
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def make_prompt(
     `segments` stand in front where these are not the state's own; the tail `opens` its stream where nothing of it is
     folded. Raises InputError, TranscriptError.
     """
+    if not isinstance(system, str | None):
+        raise InputError(f"system is text, or None for the model's own, not {system!r:.80}")
     front = state.segments if segments is None else tuple(segments)
     tail = memory.model.tail(state, opens=opens)
     pieces = memory.transcript.pieces(tail, behind=bool(front), opens=opens, asked=asked, system=system, tools=tools)

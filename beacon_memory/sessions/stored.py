@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from beacon_memory.config import check_ratio
-from beacon_memory.errors import ConfigError, SessionExists, SessionNotFound
+from beacon_memory.errors import ConfigError, InputError, SessionExists, SessionNotFound
 from beacon_memory.sessions.rewind import Changed, branch
 from beacon_memory.state.codec import encode_segment
 from beacon_memory.state.head import DOCUMENT, SessionHead
@@ -53,7 +53,9 @@ class StoredSession:
         config = memory.model.config
         self._slot_dtype = None if slot_dtype is None else config.replace(slot_dtype=slot_dtype).slot_dtype
         self._ratio = None if ratio is None else check_ratio(ratio, config.window)
-        if budget is not None and not config.sink < budget <= memory.model.budget:
+        if type(at_least) is not int or at_least < 0:
+            raise InputError(f"at_least is a version that info() gave, not {at_least!r:.80}")
+        if budget is not None and (type(budget) is not int or not config.sink < budget <= memory.model.budget):
             raise ConfigError(
                 f"budget is {config.sink + 1} to {memory.model.budget} slots for this model, not {budget!r}"
             )

@@ -90,7 +90,7 @@ class Turn(Pieces):
         self._keep, self._raw, self._behind, self._close = keep, raw, behind, close
         self._remember = remember or _plain
         self._sampling = {"stop": memory.transcript.stop} | sampling
-        Sampling(**self._sampling)
+        Sampling.of(self._sampling)
         self._found: set[str] = set()  # segments that were folded before, by whomever
         self._begun: list[_Begun] = []
         self._whole: list[tuple[Answer, Usage]] = []
@@ -230,7 +230,7 @@ class Turn(Pieces):
         if not self._writes:
             whole, segments = replace(state, tail=(*state.tail, *ids)), context.join(state.segments).segments
             prompt = make_prompt(memory, whole, segments=segments, opens=head.unfolded and not closed, **about)
-            room = model.positions - Sampling(**self._sampling).max_new_tokens
+            room = model.positions - Sampling.of(self._sampling).max_new_tokens
             if prompt.slots + len(prompt.ids) <= room:
                 return whole, prompt  # it fits as it is
         state = self._compressed(ids, state, head, known=self._known)

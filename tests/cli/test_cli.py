@@ -117,6 +117,30 @@ def test_a_key_in_the_environment_seals_a_redis_store(run, monkeypatch):
             assert "key" in err
 
 
+def test_an_empty_variable_is_unset(run, monkeypatch, tmp_path):
+    for name in ("BEACON_STORE", "BEACON_STORE_KEY", "BEACON_STORE_OLD_KEY", "BEACON_STORE_ENCRYPT"):
+        monkeypatch.setenv(name, "")
+    assert run("add", "alice", "--role", "user", "I live in Lyon.")[0] == 0
+    assert (tmp_path / "beacon-memory.db").exists()
+    assert run("sessions")[1] == "alice\n"
+
+
+@pytest.mark.parametrize(("said", "sealed"), [("1", True), ("true", True), ("YES", True), ("0", False), ("off", False)])
+def test_a_switch_in_the_environment_says_yes_or_no(run, monkeypatch, tmp_path, said, sealed):
+    """All but "1" was no: BEACON_STORE_ENCRYPT=true wrote plain text."""
+    monkeypatch.setenv("BEACON_STORE_KEY", "a key of this deployment")
+    monkeypatch.setenv("BEACON_STORE_ENCRYPT", said)
+    assert run("add", "alice", "--role", "user", "I live in Lyon.")[0] == 0
+    assert (b"I live in Lyon." not in b"".join(path.read_bytes() for path in tmp_path.glob("memory.db*"))) == sealed
+
+
+def test_a_switch_that_says_neither_is_refused(run, monkeypatch):
+    monkeypatch.setenv("BEACON_STORE_ENCRYPT", "perhaps")
+    code, _, err = run("sessions")
+    assert code == 2
+    assert "BEACON_STORE_ENCRYPT" in err
+
+
 def test_a_chat_is_remembered_when_it_comes_back(run):
     code, _, err = run("chat", "alice", "--max-tokens", "3", stdin="I live in Lyon.\nAnd I like green.\n\n")
     assert code == 0
