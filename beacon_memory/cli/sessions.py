@@ -25,7 +25,7 @@ from beacon_memory.cli.terminal import (
     waiting,
     write,
 )
-from beacon_memory.errors import ConfigError, InputError
+from beacon_memory.errors import BeaconError, ConfigError, InputError, SessionNotFound
 
 if TYPE_CHECKING:
     from beacon_memory import BeaconMemory
@@ -149,9 +149,10 @@ def show(
     """What a session holds and what it costs."""
     with remembering(model, store, adapter=adapter, must_exist=session) as memory:
         opened = memory.session(session)
-        info, messages = asdict(opened.info()), opened.messages() if transcript else []
-    for message in messages:
-        typer.echo(f"{message['role']}: {message['content']}")
+        # The messages first: they can be read where the slots cannot, because another model has folded them.
+        for message in opened.messages() if transcript else []:
+            typer.echo(f"{message['role']}: {message['content']}")
+        info = asdict(opened.info())
     if as_json:
         typer.echo(json.dumps(info))
         return
@@ -280,6 +281,43 @@ def repair(
     with remembering(model, store, adapter=adapter, must_exist=session) as memory:
         folded = memory.repair(session)
     say(f"session {session}: {folded} segments folded again" if folded else f"session {session}: nothing to repair")
+
+
+@app.command()
+def refold(
+    names: Annotated[list[str] | None, typer.Argument(help="sessions' ids", show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="all that the store keeps, documents too")] = False,
+    old: Annotated[str | None, typer.Option("--from", help="the old model, where its tokenizer was another")] = None,
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+) -> None:
+    """Move sessions to this model and adapter, after these have changed; all is read again, nothing is lost."""
+    from beacon_memory.sessions.repair import refold as moved
+
+    if bool(names) == everything:
+        raise InputError("name the sessions to refold, or say --all")
+    with stored(store) as opened:
+        found = opened.sessions()
+    if missing := sorted(set(names or ()) - set(found)):
+        raise InputError(f"no session {', '.join(missing)} in this store: nothing was refolded")
+    failed = 0
+    with remembering(model, store, adapter=adapter) as memory:
+        from beacon_memory.models.loading import load_tokenizer
+
+        tokenizer = None if old is None else load_tokenizer(old)
+        for name in names or found:
+            try:
+                tokens = moved(memory, name, tokenizer=tokenizer)
+            except SessionNotFound:  # forgotten meanwhile
+                continue
+            except BeaconError as exc:
+                failed += 1
+                say(f"{name}: not refolded, it stays as it was: {exc}")
+                continue
+            say(f"{name}: {tokens} tokens read again" if tokens else f"{name}: nothing to do")
+    if failed:
+        raise InputError(f"{failed} of {len(names or found)} could not be refolded")
 
 
 def stored(url: str, *, trust: bool = False) -> StateStore:

@@ -93,6 +93,15 @@ def load(
         raise ModelError(f"model {str(name)!r} cannot be loaded: {exc}") from exc
 
 
+def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights. Raises ModelError."""
+    where, extra = resolve(name)
+    try:
+        return AutoTokenizer.from_pretrained(where, **extra)
+    except Exception as exc:  # as in `load`
+        raise ModelError(f"the tokenizer of {str(name)!r} cannot be loaded: {exc}") from exc
+
+
 def _load(
     where: str, how: dict[str, Any], options: dict[str, Any], **extra: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:

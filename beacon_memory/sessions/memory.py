@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.errors import CodecError, ConfigError, InputError, IntegrityError, SegmentMissing, SessionExists
+from beacon_memory.errors import (
+    CodecError,
+    ConfigError,
+    InputError,
+    IntegrityError,
+    SegmentMissing,
+    SessionExists,
+    SessionNotFound,
+)
 from beacon_memory.models.model import BeaconModel
-from beacon_memory.sessions.repair import repair
+from beacon_memory.sessions.repair import refold, repair
 from beacon_memory.sessions.repository import CACHE_BYTES, RESIDENT_BYTES, Repository
 from beacon_memory.sessions.session import Session
 from beacon_memory.sessions.stored import BRANCH
@@ -21,6 +30,9 @@ from beacon_memory.state.codec import decode_ids, require
 from beacon_memory.state.head import DOCUMENT, SessionHead, check_entry, read_note, read_page
 from beacon_memory.stores import StateStore, open_store
 from beacon_memory.talk.transcript import check_message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class BeaconMemory(Repository):
@@ -124,6 +136,17 @@ class BeaconMemory(Repository):
         """
         self.store.mend(session_id)
         return repair(self, session_id)
+
+    def refold(self, *, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, int]:
+        """Move all that the store keeps, documents and branches too, to this memory's model and adapter; gives the
+        tokens read of each that was another's. May be called again after an error: what is moved stays so. Raises what
+        `Session.refold` raises.
+        """
+        read: dict[str, int] = {}
+        for name in self.store.sessions():
+            with suppress(SessionNotFound):  # forgotten meanwhile
+                read[name] = refold(self, name, tokenizer=tokenizer)
+        return {name: tokens for name, tokens in read.items() if tokens}
 
     def sessions(self) -> list[str]:
         """The ids of all sessions, sorted; a session's branches are told by itself."""

@@ -117,6 +117,28 @@ def test_a_key_in_the_environment_seals_a_redis_store(run, monkeypatch):
             assert "key" in err
 
 
+def test_sessions_are_moved_to_another_model(run, monkeypatch, tmp_path):
+    for name in ("alice", "bob"):
+        assert run("add", name, "--role", "user", "I live in Lyon.")[0] == 0
+    monkeypatch.setenv("BEACON_MODEL", str(tiny_checkpoint(tmp_path / "new", seed=5, max_position_embeddings=4096)))
+    code, out, err = run("show", "alice", "--transcript")
+    assert (code, out) == (2, "user: I live in Lyon.\n")  # the words, and why there is no more
+    assert "refold" in err
+    assert run("messages", "alice")[1] == "0 user: I live in Lyon.\n"
+    for wrong in ((), ("alice", "--all"), ("alice", "nobody")):
+        assert run("refold", *wrong)[0] == 2
+    assert run("ask", "alice", "Where?")[0] == 2
+    code, out, err = run("refold", "alice")
+    assert (code, out) == (0, "")
+    assert "tokens read again" in err
+    assert run("ask", "alice", "Where?", "--max-tokens", "2")[0] == 0
+    assert run("ask", "bob", "Where?", "--max-tokens", "2")[0] == 2
+    code, _, err = run("refold", "--all", "--from", str(tmp_path / "new"))
+    assert code == 0
+    assert "alice: nothing to do" in err
+    assert run("ask", "bob", "Where?", "--max-tokens", "2")[0] == 0
+
+
 def test_an_empty_variable_is_unset(run, monkeypatch, tmp_path):
     for name in ("BEACON_STORE", "BEACON_STORE_KEY", "BEACON_STORE_OLD_KEY", "BEACON_STORE_ENCRYPT"):
         monkeypatch.setenv(name, "")
