@@ -25,7 +25,7 @@ from beacon_memory.cli.terminal import (
     waiting,
     write,
 )
-from beacon_memory.errors import InputError
+from beacon_memory.errors import BeaconError, ConfigError, InputError, SessionNotFound
 
 if TYPE_CHECKING:
     from beacon_memory import BeaconMemory
@@ -54,7 +54,8 @@ System = Annotated[str | None, typer.Option(help="a system prompt for this answe
 
 KEY_VARIABLE = "BEACON_STORE_KEY"  # seals what is kept in SQLite or Redis
 OLD_KEY_VARIABLE = "BEACON_STORE_OLD_KEY"  # is read as well while the key is changed
-ENCRYPT_VARIABLE = "BEACON_STORE_ENCRYPT"  # 1: what is written is encrypted too
+ENCRYPT_VARIABLE = "BEACON_STORE_ENCRYPT"  # 1 or true: what is written is encrypted too
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 DEFAULT_STORE = "sqlite:///beacon-memory.db"
 
 
@@ -149,9 +150,10 @@ def show(
     """What a session holds and what it costs."""
     with remembering(model, store, adapter=adapter, must_exist=session) as memory:
         opened = named(memory, session)
-        info, messages = asdict(opened.info()), opened.messages() if transcript else []
-    for message in messages:
-        typer.echo(f"{message['role']}: {message['content']}")
+        # The messages first: they can be read where the slots cannot, because another model has folded them.
+        for message in opened.messages() if transcript else []:
+            typer.echo(f"{message['role']}: {message['content']}")
+        info = asdict(opened.info())
     if as_json:
         typer.echo(json.dumps(info))
         return
@@ -282,6 +284,43 @@ def repair(
     say(f"session {session}: {folded} segments folded again" if folded else f"session {session}: nothing to repair")
 
 
+@app.command()
+def refold(
+    names: Annotated[list[str] | None, typer.Argument(help="sessions' ids", show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="all that the store keeps, documents too")] = False,
+    old: Annotated[str | None, typer.Option("--from", help="the old model, where its tokenizer was another")] = None,
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+) -> None:
+    """Move sessions to this model and adapter, after these have changed; all is read again, nothing is lost."""
+    from beacon_memory.sessions.repair import refold as moved
+
+    if bool(names) == everything:
+        raise InputError("name the sessions to refold, or say --all")
+    with stored(store) as opened:
+        found = opened.sessions()
+    if missing := sorted(set(names or ()) - set(found)):
+        raise InputError(f"no session {', '.join(missing)} in this store: nothing was refolded")
+    failed = 0
+    with remembering(model, store, adapter=adapter) as memory:
+        from beacon_memory.models.loading import load_tokenizer
+
+        tokenizer = None if old is None else load_tokenizer(old)
+        for name in names or found:
+            try:
+                tokens = moved(memory, name, tokenizer=tokenizer)
+            except SessionNotFound:  # forgotten meanwhile
+                continue
+            except BeaconError as exc:
+                failed += 1
+                say(f"{name}: not refolded, it stays as it was: {exc}")
+                continue
+            say(f"{name}: {tokens} tokens read again" if tokens else f"{name}: nothing to do")
+    if failed:
+        raise InputError(f"{failed} of {len(names or found)} could not be refolded")
+
+
 def named(memory: BeaconMemory, name: str, **how: Any) -> Session:
     """A session by its id, or documents by "context:" and their name."""
     from beacon_memory.sessions.stored import CONTEXT
@@ -299,7 +338,17 @@ def stored(url: str, *, trust: bool = False) -> StateStore:
         return open_store(url)
     keys = {"key": os.environ.get(KEY_VARIABLE), "old_key": os.environ.get(OLD_KEY_VARIABLE)}
     sealing: dict[str, Any] = {name: key.encode() for name, key in keys.items() if key}
-    return open_store(url, **sealing, encrypt=os.environ.get(ENCRYPT_VARIABLE) == "1", trust=trust)
+    return open_store(url, **sealing, encrypt=switched_on(ENCRYPT_VARIABLE), trust=trust)
+
+
+def switched_on(variable: str) -> bool:
+    """Whether a variable of the environment says yes; one that is empty is unset. Raises ConfigError for neither yes
+    nor no.
+    """
+    said = os.environ.get(variable, "").strip().lower()
+    if said not in (*YES, *NO):
+        raise ConfigError(f"{variable} is {', '.join(YES)}, or {', '.join(NO[1:])}, not {said!r:.20}")
+    return said in YES
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def adapter_config(folder: str | Path) -> tuple[BeaconConfig, str, set[str]]:
 
     Raises AdapterError.
     """
-    path = Path(folder) / CONFIG_FILE
+    path = _place(folder) / CONFIG_FILE
     try:
         about = json.loads(path.read_text())
         found = (about["format"], about["version"])
@@ -76,6 +76,13 @@ def adapter_config(folder: str | Path) -> tuple[BeaconConfig, str, set[str]]:
         if isinstance(exc, ConfigError):
             raise AdapterError(f"{path}: {exc}") from exc
         raise AdapterError(f"{path} is not a readable adapter config: {exc!r}") from exc
+
+
+def _place(folder: str | Path) -> Path:
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as exc:
+        raise AdapterError(f"{folder}: there is no such home folder") from exc
 
 
 def load_adapter(beacons: Beacons, folder: str | Path, *, model: str) -> BeaconConfig:
@@ -93,7 +100,7 @@ def read_adapter(folder: str | Path, *, model: str) -> tuple[BeaconConfig, dict[
     config, made_for, names = adapter_config(folder)
     if made_for != model:
         raise AdapterError(f"adapter {folder} was made for base model {made_for}, this one is {model}: load that model")
-    path = Path(folder) / WEIGHTS_FILE
+    path = _place(folder) / WEIGHTS_FILE
     try:
         tensors = load_file(path)
     except (OSError, safetensors.SafetensorError) as exc:

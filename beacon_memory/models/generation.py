@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import inf
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol, Self
 
 import torch
@@ -28,6 +30,7 @@ from beacon_memory.models.batch import Batch
 from beacon_memory.models.encoding import turn_end
 
 Finish = Literal["stop", "length"]
+COLDEST = 1e-6  # logits divided by less are infinite
 
 
 class Constraint(Protocol):
@@ -62,16 +65,27 @@ class Sampling:
     constraint: Constraint | None = None  # what the answer may be made of
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is 1 or more, not {self.max_new_tokens!r}")
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or not self.repetition_penalty > 0:
-            raise ConfigError("temperature is 0 or more, top_p in (0, 1], top_k 0 or more, repetition_penalty above 0")
-        if not isinstance(self.stop, str | Sequence | None) or not all(isinstance(stop, str) for stop in self.stops):
-            raise ConfigError(f"stop is a string or a list of strings, not {self.stop!r:.80}")
-        if not all(self.stops):
-            raise ConfigError("a stop string has at least one character")
+        _check("max_new_tokens", self.max_new_tokens, whole=True, least=1)
+        _check("temperature", self.temperature, least=0)
+        _check("top_p", self.top_p, above=0, most=1)
+        _check("top_k", self.top_k, whole=True, least=0)
+        _check("repetition_penalty", self.repetition_penalty, least=0.01, most=100)
+        if self.seed is not None:
+            _check("seed", self.seed, whole=True, least=-(1 << 63), most=(1 << 64) - 1)
+        if not isinstance(self.stop, str | Sequence | None) or not all(isinstance(s, str) and s for s in self.stops):
+            raise ConfigError(f"stop is a text of at least one character, or a list of these, not {self.stop!r:.80}")
         if any("\ud800" <= letter <= "\udfff" for stop in self.stops for letter in stop):
             raise ConfigError("a stop string is valid unicode: no answer has half a letter")
+        if self.constraint is not None and not callable(getattr(self.constraint, "processor", None)):
+            raise ConfigError(f"constraint is a Grammar (talk.structured), not {self.constraint!r:.80}")
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any]) -> Self:
+        """The settings by name. Raises ConfigError for a name that there is not, or a value that cannot be."""
+        names = [field.name for field in fields(cls)]
+        if unknown := sorted(set(asked) - set(names)):
+            raise ConfigError(f"unknown option {', '.join(unknown)}: an answer takes {', '.join(names)}")
+        return cls(**asked)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -117,13 +131,24 @@ class Sampling:
                 self.constraint.processor(tokenizer, ends=ends, rows=rows, prompt=prompt, limit=self.max_new_tokens)
             )
         if self.temperature > 0:
-            found.append(TemperatureLogitsWarper(float(self.temperature)))
+            found.append(TemperatureLogitsWarper(max(float(self.temperature), COLDEST)))
             if self.top_k:
-                found.append(TopKLogitsWarper(self.top_k))
+                found.append(TopKLogitsWarper(int(self.top_k)))
             if self.top_p < 1:
                 found.append(TopPLogitsWarper(float(self.top_p)))
             found.append(_Draw(self.seed, rows=len(batch.ids), device=batch.ids.device))
         return found
+
+
+def _check(
+    name: str, value: Any, *, whole: bool = False, least: float = -inf, above: float = -inf, most: float = inf
+) -> None:
+    """Raises ConfigError unless the value is a number of this range, or a whole one."""
+    number = type(value) is not bool and isinstance(value, Integral if whole else Real)
+    if not number or not (least <= value <= most and above < value < inf):
+        low = f"above {above:g}" if above > -inf else f"{least:g} or more" if most == inf else f"from {least:g}"
+        high = "" if most == inf else f" and at most {most:g}"
+        raise ConfigError(f"{name} is a {'whole ' if whole else ''}number, {low}{high}, not {value!r:.80}")
 
 
 def end_ids(lm: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
@@ -145,7 +170,7 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, seed: int | None, *, rows: int, device: torch.device) -> None:
         self._random: list[torch.Generator | None] = [None] * rows
         if seed is not None:
-            self._random = [torch.Generator(device).manual_seed(seed) for _ in range(rows)]
+            self._random = [torch.Generator(device).manual_seed(int(seed)) for _ in range(rows)]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         chances = scores.softmax(dim=-1)

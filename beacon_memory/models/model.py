@@ -83,7 +83,7 @@ class BeaconModel:
     @classmethod
     def from_pretrained(
         cls,
-        name: str,
+        name: str | Path,
         config: BeaconConfig | None = None,
         *,
         adapter: str | Path | None = "auto",
@@ -97,7 +97,7 @@ class BeaconModel:
         `adapter` is a folder of ours, None for an untrained memory, or "auto": the one this package brings for
         "smollm2" where it was made for the very weights that are loaded, else none. `dtype` and `device_map` are
         transformers' own; on a CPU a 16-bit model is loaded in float32, which is faster there. More `options`
-        (revision, token, …) go to transformers. Raises ModelError, UnsupportedModel.
+        (revision, token, …) go to transformers. Raises ModelError, UnsupportedModel, ConfigError.
         """
         where, extra = resolve(name)
         if adapter is not None and adapter != "auto":
@@ -118,7 +118,7 @@ class BeaconModel:
             name, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation, **options
         )
         if adapter == "auto":
-            adapter = packaged_adapter(name, lm)
+            adapter = packaged_adapter(str(name), lm)
         return cls(lm, tokenizer, config, adapter=adapter, published=published)
 
     def adapted(self, config: BeaconConfig) -> None:
@@ -266,7 +266,7 @@ class BeaconModel:
         the device, one for each prompt or None; an event of `left`, one for each too, ends its answer where it is.
         Raises PromptTooLong.
         """
-        how = Sampling(**sampling)
+        how = Sampling.of(sampling)
         one = self._batch(prompts, states or [BeaconState()] * len(prompts), how, residents)
         options = how.options(self.tokenizer, self.lm, batch=one)
         if left:
@@ -288,7 +288,7 @@ class BeaconModel:
         """The answer to one prompt in pieces, as they come. Closing the iterator stops the model. `resident` is what an
         earlier turn left on the device. Raises PromptTooLong.
         """
-        how = Sampling(**sampling)
+        how = Sampling.of(sampling)
         one = self._batch([prompt], [state or BeaconState()], how, [resident])
         return Stream(self.lm, self.tokenizer, one, how)
 

@@ -39,7 +39,7 @@ class BeaconEngine:
 
     def __init__(
         self,
-        model: str | BeaconModel = "smollm2",
+        model: str | Path | BeaconModel = "smollm2",
         store: str | StateStore | Callable[[], StateStore] | None = None,
         *,
         name: str | None = None,
@@ -47,8 +47,11 @@ class BeaconEngine:
         adapter: str | Path | None = "auto",
         **options: Any,
     ) -> None:
-        """`model`, `config`, `adapter` and `options` as `BeaconModel.from_pretrained` takes them; a store by URL."""
-        self.name = name or (model if isinstance(model, str) else type(model).__name__)
+        """`model`, `config`, `adapter` and `options` as `BeaconModel.from_pretrained` takes them; a store by URL.
+
+        Raises ConfigError for settings of a model beside a loaded one.
+        """
+        self.name = name or (str(model) if isinstance(model, str | Path) else type(model).__name__)
         self._weights = _weights(model, config=config, adapter=adapter, options=options)
         self._settings: dict[str, Any] = {"config": config, "adapter": adapter, **options}
         self.place: Hashable = None  # the names under which a framework's settings gave its store
@@ -244,14 +247,16 @@ _SHARED_LOCK = Lock()
 
 
 def _weights(
-    model: str | BeaconModel, *, config: BeaconConfig | None, adapter: str | Path | None, options: dict[str, Any]
+    model: str | Path | BeaconModel, *, config: BeaconConfig | None, adapter: str | Path | None, options: dict[str, Any]
 ) -> _Weights:
-    if not isinstance(model, str):
+    if not isinstance(model, str | Path):
+        if config is not None or adapter != "auto" or options:
+            raise ConfigError("a loaded model has its config, adapter and options already: give them with its name")
         loaded = model
         given = _Weights(lambda: loaded, "")
         given.model.get()
         return given
-    name = model
+    name = str(model)
 
     def load() -> BeaconModel:
         from beacon_memory.models.model import BeaconModel

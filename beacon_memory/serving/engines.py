@@ -65,16 +65,28 @@ def named_store(
 ) -> Place | None:
     """What an engine opens when it is first used; where nothing is named, `environ`'s BEACON_REDIS_URL, or None.
 
-    `ttl` is in seconds. Raises ConfigError for two places at once.
+    `ttl` is in seconds. Raises ConfigError for two places at once, for `ttl` and `key_prefix` without Redis, and for a
+    client that is none.
     """
+    redis_url = redis_url or None
     if sum(one is not None for one in (store, redis_url, redis_client)) > 1:
         raise ConfigError("sessions are kept in one place: give one of store, redis_url and redis_client")
     if isinstance(store, str) and store.startswith(("redis", "unix:")):
         store, redis_url = None, store
-    if store is not None:
+    if store is None and redis_client is None and redis_url is None:
+        redis_url = (environ or {}).get("BEACON_REDIS_URL") or None
+    if redis_client is None and redis_url is None:
+        if ttl is not None or key_prefix != "beacon":
+            raise ConfigError(
+                "ttl and key_prefix are settings of a Redis store: name one by redis_url= or redis_client="
+            )
         return store
-    if redis_client is None and redis_url is None and (redis_url := (environ or {}).get("BEACON_REDIS_URL")) is None:
-        return None
+    if ttl is not None and (not isinstance(ttl, int) or isinstance(ttl, bool) or ttl < 1):
+        raise ConfigError(f"ttl is a number of seconds, 1 or more, or None for no limit, not {ttl!r}")
+    if redis_client is not None:
+        from beacon_memory.stores.redis.client import check_client
+
+        check_client(redis_client)
 
     def make() -> StateStore:
         from beacon_memory.stores.redis import RedisStore
@@ -116,7 +128,7 @@ def named_engine(names: Names, model: str | None, *, environ: Mapping[str, str])
     engine = names.engine
     if engine is None:
         if not place.named:
-            place = place._replace(redis_url=environ.get("BEACON_REDIS_URL"))
+            place = place._replace(redis_url=environ.get("BEACON_REDIS_URL") or None)
         how: dict[str, Any] = {"config": names.config, "adapter": names.adapter, "dtype": names.dtype}
         how |= {"device_map": names.device_map, **names.model_kwargs}
         engine = BeaconEngine(model or environ.get("BEACON_MODEL") or "smollm2", named_store(**place._asdict()), **how)
@@ -232,7 +244,7 @@ def engine_for(
     BEACON_MODEL, else "smollm2". Raises ConfigError without a store.
     """
     named = any(where.get(name) is not None for name in ("store", "redis_url", "redis_client"))
-    found = named_store(**where, environ=environ)
+    found = named_store(**where, environ=environ if engine is None else None)
     if engine is None:
         engine = BeaconEngine(model or (environ or {}).get("BEACON_MODEL") or "smollm2", found)
     elif named and found is not None:

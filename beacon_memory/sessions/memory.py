@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.errors import CodecError, InputError, IntegrityError, SegmentMissing, SessionExists
+from beacon_memory.errors import (
+    CodecError,
+    ConfigError,
+    InputError,
+    IntegrityError,
+    SegmentMissing,
+    SessionExists,
+    SessionNotFound,
+)
 from beacon_memory.models.model import BeaconModel
-from beacon_memory.sessions.repair import repair
+from beacon_memory.sessions.repair import refold, repair
 from beacon_memory.sessions.repository import CACHE_BYTES, RESIDENT_BYTES, Repository
 from beacon_memory.sessions.session import Session
 from beacon_memory.sessions.stored import CONTEXT, check_talk, kind_of
@@ -21,6 +30,9 @@ from beacon_memory.state.codec import decode_ids, require
 from beacon_memory.state.head import DOCUMENT, SessionHead, check_entry, read_note, read_page
 from beacon_memory.stores import StateStore, open_store
 from beacon_memory.talk.messages import read_message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class BeaconMemory(Repository):
@@ -35,7 +47,7 @@ class BeaconMemory(Repository):
     @classmethod
     def open(
         cls,
-        model: str | BeaconModel = "smollm2",
+        model: str | Path | BeaconModel = "smollm2",
         store: str | StateStore = "memory://",
         *,
         config: BeaconConfig | None = None,
@@ -51,13 +63,17 @@ class BeaconMemory(Repository):
 
         Stores: memory://, sqlite:///path, redis://, rediss://, unix://, redis+cluster://, redis+sentinel://; `key`
         seals what a SQLite or Redis store keeps, `encrypt` hides it too, and `old_key` is read while a key is changed.
-        The store is opened first, so that a wrong URL does not cost a model. Raises
-        ModelError, StoreUnavailable, ConfigError.
+        Options that go with a name are refused beside a loaded model or an open store. The store is opened first, so
+        that a wrong URL does not cost a model. Raises ModelError, StoreUnavailable, ConfigError.
         """
+        if not isinstance(model, str | Path) and (config is not None or adapter != "auto" or options):
+            raise ConfigError("a loaded model has its config, adapter and options already: give them with its name")
         opened = open_store(store, key=key, old_key=old_key, encrypt=encrypt)
         try:
-            if isinstance(model, str):
+            if isinstance(model, str | Path):
                 model = BeaconModel.from_pretrained(model, config, adapter=adapter, **options)
+            if not isinstance(model, BeaconModel):
+                raise ConfigError(f"a model is a name or a BeaconModel, not {model!r:.80}")
             return cls(model, opened, cache_bytes=cache_bytes, resident_bytes=resident_bytes)
         except BaseException:
             if opened is not store:
@@ -143,6 +159,17 @@ class BeaconMemory(Repository):
         """
         self.store.mend(session_id)
         return repair(self, session_id)
+
+    def refold(self, *, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, int]:
+        """Move all that the store keeps, documents and branches too, to this memory's model and adapter; gives the
+        tokens read of each that was another's. May be called again after an error: what is moved stays so. Raises what
+        `Session.refold` raises.
+        """
+        read: dict[str, int] = {}
+        for name in self.store.sessions():
+            with suppress(SessionNotFound):  # forgotten meanwhile
+                read[name] = refold(self, name, tokenizer=tokenizer)
+        return {name: tokens for name, tokens in read.items() if tokens}
 
     def sessions(self) -> list[str]:
         """The ids of all sessions, sorted; a session's branches are told by itself, documents by `contexts`."""

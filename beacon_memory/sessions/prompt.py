@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from beacon_memory.errors import BudgetExceeded
+from beacon_memory.errors import BudgetExceeded, InputError
 from beacon_memory.models.generation import Sampling
 from beacon_memory.state.state import BeaconState, overlapped
 
@@ -105,6 +105,8 @@ def make_prompt(
     ends with, where that is known. `segments` stand in front where these are not the state's own. The tail `opens` its
     stream where nothing of it is folded. Raises InputError, TranscriptError.
     """
+    if not isinstance(system, str | None):
+        raise InputError(f"system is text, or None for the model's own, not {system!r:.80}")
     front = state.segments if segments is None else tuple(segments)
     tail = memory.model.tail(state, opens=opens)
     how: dict[str, Any] = {"asked": asked, "newest": newest, "system": system, "tools": tools}

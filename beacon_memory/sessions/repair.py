@@ -1,21 +1,36 @@
-"""Folding again what a store has lost, from the ids and messages that are kept beside the slots."""
+"""Folding again, from the messages and ids that are kept beside the slots: what a store has lost, and what another
+model or adapter has written.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from beacon_memory.config import slot_count
-from beacon_memory.errors import CodecError, IntegrityError, SegmentMissing, TranscriptError
+from beacon_memory.errors import (
+    CodecError,
+    IntegrityError,
+    ModelMismatch,
+    SegmentMissing,
+    SessionNotFound,
+    TranscriptError,
+)
+from beacon_memory.models.loading import tokenizer_fingerprint
+from beacon_memory.sessions.rewind import Changed
+from beacon_memory.sessions.stored import StoredSession, branch_name
 from beacon_memory.state.codec import decode_ids, decode_segment, encode_ids, encode_segment
 from beacon_memory.state.head import DOCUMENT, Entry, SessionHead, check_entry, read_note, read_page
 from beacon_memory.state.state import BeaconState, Segment, chain, overlapped, segment_digest
 from beacon_memory.stores.base import retrying
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from beacon_memory.config import BeaconConfig
     from beacon_memory.sessions.repository import Repository
 
@@ -30,6 +45,105 @@ def repair(memory: Repository, session: str) -> int:
     messages or ids that it takes are lost too.
     """
     return retrying(lambda: _repair_once(memory, session))
+
+
+def refold(
+    memory: Repository,
+    session: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Move a session, with its branches, to the memory's model and adapter: all of it is folded again, in the order in
+    which it was read. Gives the number of tokens read, 0 when it was this model's already.
+
+    The talk comes from the messages, documents from their ids. Where the new model has another tokenizer, these are
+    made text again by the old one, `tokenizer`. Until all is folded nothing is written. Raises SessionNotFound,
+    SegmentMissing for documents whose ids are not kept, ModelMismatch when the old tokenizer is needed and not given,
+    TranscriptError for messages that the new chat template cannot render.
+    """
+
+    def once() -> int:
+        messages, head, version = memory.view(session, memory.messages, any_model=True)
+        if head.fingerprint == memory.model.fingerprint:
+            return 0
+        moved, state, blobs = _refolded(memory, head, messages, tokenizer, progress)
+        StoredSession(memory, session).write(head, moved, state, blobs, expected=version)
+        return state.tokens
+
+    tokens = 0
+    with suppress(SessionNotFound):
+        for number in memory.load(session, any_model=True)[0].branches:
+            with suppress(SessionNotFound):  # it has expired
+                tokens += refold(memory, branch_name(session, number), tokenizer=tokenizer, progress=progress)
+    with memory.writing(session):
+        return tokens + retrying(once)
+
+
+def _refolded(
+    memory: Repository,
+    old: SessionHead,
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase | None,
+    progress: Callable[[int], None] | None,
+) -> Changed:
+    """Head, state and blobs of a session, read anew by this memory's model."""
+    model = memory.model
+    ratio = old.ratio if model.config.window % old.ratio == 0 else model.config.ratio
+    budget = old.budget if old.budget is None or model.config.sink < old.budget <= model.budget else None
+    head = replace(
+        SessionHead(fingerprint=model.fingerprint, ratio=ratio, budget=budget, slot_dtype=old.slot_dtype),
+        notes=old.notes,
+        branches=old.branches,
+    )
+    how: dict[str, Any] = {"known": memory.known, "slot_dtype": head.slot_dtype}
+    state, blobs, noted = BeaconState(), dict[str, bytes](), list[Mapping[str, Any]]()
+    for is_document, run in groupby(messages, key=lambda message: message["role"] == DOCUMENT):
+        if not is_document:
+            said = list(run)
+            ids = [i for message in said for i in memory.transcript.turn(message)]
+            start = [] if state.tokens else memory.transcript.start
+            state = model.compress([*start, *ids], state, ratio=ratio, budget=budget, progress=progress, **how)
+            head = head.with_state(state)
+            noted += said
+            continue
+        for note in run:
+            theirs, source = str(note["document"]), _source(memory, old, note, tokenizer)
+            digest = hashlib.sha256(source).hexdigest()
+            name = digest[:16]
+            if name not in head.sources:  # else two names of one text
+                finest = min((e.ratio for e in old.entries if e.document == theirs), default=ratio)
+                at = finest if model.config.window % finest == 0 else ratio
+                ids = decode_ids(source, digest)
+                read = model.compress(ids, ratio=at, document=True, budget=budget, progress=progress, **how)
+                fitted = model.fit(state.join(read.segments).segments, budget=budget, **how)
+                state = replace(state, segments=tuple(fitted))
+                head = head.with_state(state, document=name)
+                head, blobs = replace(head, sources={**head.sources, name: digest}), blobs | {digest: source}
+            noted.append({**note, "document": name, "tokens": len(decode_ids(source, digest))})
+    memory.keep(state.segments)
+    head, pages = head.with_messages(noted)
+    return head, state, blobs | pages
+
+
+def _source(
+    memory: Repository, old: SessionHead, note: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
+) -> bytes:
+    """The ids of a document for this memory's model, as they are kept."""
+    if note["document"] not in old.sources:
+        raise SegmentMissing(f"the ids of document {note['content']!r} are not kept: forget it, and read it again")
+    digest = old.sources[note["document"]]
+    (source,) = memory.store.read([digest])
+    ids, model = decode_ids(source, digest), memory.model
+    if old.fingerprint.tokenizer == model.fingerprint.tokenizer:
+        return source
+    if tokenizer is None or tokenizer_fingerprint(tokenizer) != old.fingerprint.tokenizer:
+        raise ModelMismatch(
+            f"document {note['content']!r} is kept as ids of another tokenizer ({old.fingerprint.tokenizer}): give the "
+            f"old model's too (refold(tokenizer=…), --from MODEL)"
+        )
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return encode_ids([*memory.transcript.start, *model.encode(text)])
 
 
 def _repair_once(memory: Repository, session: str) -> int:

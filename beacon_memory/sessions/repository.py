@@ -69,9 +69,10 @@ class Repository:
         self._writing = WeakValueDictionary[str, Lock]()  # by session
         self._lent = WeakKeyDictionary[ResidentPrefix, tuple[str, ...]]()  # which are given back, unless let go
 
-    def load(self, session_id: str, *, at_least: int = 0) -> tuple[SessionHead, int]:
+    def load(self, session_id: str, *, at_least: int = 0, any_model: bool = False) -> tuple[SessionHead, int]:
         """A session's head and version, which descends from what was seen of the session here before, and from
-        `at_least`. Raises SessionNotFound, SessionRolledBack, CodecError, ModelMismatch.
+        `at_least`. Raises SessionNotFound, SessionRolledBack, CodecError, and, unless a head of `any_model` will do,
+        ModelMismatch.
 
         What was seen here is told once: the call after the error goes on from what is there.
         """
@@ -109,8 +110,10 @@ class Repository:
             head = held[0]
         else:
             head = SessionHead.from_bytes(stored.body)
-            self.check_ids(head.tail, what=f"session {session_id!r}")
-        require(head.fingerprint, self.model.fingerprint, what=f"session {session_id!r}")
+            if head.fingerprint == self.model.fingerprint:
+                self.check_ids(head.tail, what=f"session {session_id!r}")
+        if not any_model:
+            require(head.fingerprint, self.model.fingerprint, what=f"session {session_id!r}")
         self._heads.put(session_id, (head, version), 8 * len(stored.body))
         self._seen.put(session_id, version, SEEN_BYTES)
         return head, version
@@ -165,15 +168,15 @@ class Repository:
             self._pages.take(digest)
 
     def view(
-        self, session_id: str, read: Callable[[SessionHead], T], *, at_least: int = 0
+        self, session_id: str, read: Callable[[SessionHead], T], *, at_least: int = 0, any_model: bool = False
     ) -> tuple[T, SessionHead, int]:
         """What `read` makes of a session's newest head, that head, and its version.
 
         Done again when another writer moved the session, and dropped blobs, meanwhile. Raises SegmentMissing when
-        blobs are lost.
+        blobs are lost, and what `load` raises.
         """
         while True:
-            head, version = self.load(session_id, at_least=at_least)
+            head, version = self.load(session_id, at_least=at_least, any_model=any_model)
             try:
                 return read(head), head, version
             except SegmentMissing:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from beacon_memory.config import SLOT_BITS
 from beacon_memory.errors import BeaconError, InputError, SessionConflict, SessionNotFound
 from beacon_memory.sessions.prompt import Prompt, make_prompt
+from beacon_memory.sessions.repair import refold
 from beacon_memory.sessions.rewind import Changed, back, reread
 from beacon_memory.sessions.stored import Progress, StoredSession, branch_name, kind_of
 from beacon_memory.sessions.turn import Turn, stream_answer
@@ -22,6 +23,9 @@ from beacon_memory.state.state import BeaconState, chain
 from beacon_memory.stores.base import check_session, retrying
 from beacon_memory.talk.messages import check_message, whole
 from beacon_memory.talk.sources import check_text, read_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Messages = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -182,9 +186,9 @@ class Session(StoredSession):
 
     def messages(self, *, query: str = "") -> list[dict[str, Any]]:
         """The transcript, oldest first; a document stands in it as a note. With `query`, the messages whose text
-        contains it, in whatever case. Raises SessionNotFound.
+        contains it, in whatever case. Read whatever model has folded it. Raises SessionNotFound.
         """
-        found = self._memory.view(self.id, self._memory.messages, at_least=self._at_least)[0]
+        found = self._memory.view(self.id, self._memory.messages, at_least=self._at_least, any_model=True)[0]
         return [message for message in found if query.casefold() in str(message["content"]).casefold()]
 
     def delete(self, message: str | int) -> None:
@@ -284,11 +288,11 @@ class Session(StoredSession):
         A message list that parts from what is stored goes on as another branch; the older one waits here until it is
         gone back to, the session is forgotten, or the store lets it expire. Raises SessionNotFound.
         """
-        head, _ = self._memory.load(self.id, at_least=self._at_least)
+        head, _ = self._memory.load(self.id, at_least=self._at_least, any_model=True)
         found = []
         for number in head.branches:
             with suppress(SessionNotFound):
-                theirs = self._memory.view(branch_name(self.id, number), self._memory.messages)[0]
+                theirs = self._memory.view(branch_name(self.id, number), self._memory.messages, any_model=True)[0]
                 found.append(Branch(str(number), tuple(theirs)))
         return found
 
@@ -317,6 +321,15 @@ class Session(StoredSession):
 
         with self._memory.writing(self.id):
             retrying(once)
+
+    def refold(self, *, tokenizer: PreTrainedTokenizerBase | None = None, progress: Progress | None = None) -> int:
+        """Move the session, with its branches, to this memory's model and adapter, after these have changed: all of it
+        is folded again from its messages and its documents' ids. Gives the tokens read, 0 when nothing had to be.
+
+        `tokenizer` is the old model's, where it was another and there are documents. Raises SessionNotFound,
+        ModelMismatch without it, SegmentMissing, TranscriptError; then the session stays as it was.
+        """
+        return refold(self._memory, self.id, tokenizer=tokenizer, progress=progress)
 
     def export(self, path: str | Path) -> None:
         """The whole session in one file, for `BeaconMemory.import_session`. Raises SessionNotFound, InputError."""

@@ -75,7 +75,9 @@ class StoredSession:
         config = memory.model.config
         self._slot_dtype = None if slot_dtype is None else config.replace(slot_dtype=slot_dtype).slot_dtype
         self._ratio = None if ratio is None else check_ratio(ratio, config.window)
-        if budget is not None and not config.sink < budget <= memory.model.budget:
+        if type(at_least) is not int or at_least < 0:
+            raise InputError(f"at_least is a version that info() gave, not {at_least!r:.80}")
+        if budget is not None and (type(budget) is not int or not config.sink < budget <= memory.model.budget):
             raise ConfigError(
                 f"budget is {config.sink + 1} to {memory.model.budget} slots for this model, not {budget!r}"
             )

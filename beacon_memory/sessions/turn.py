@@ -90,7 +90,7 @@ class Turn(Pieces):
         self._keep, self._raw, self._behind, self._close = keep, raw, behind, close
         self._remember = remember or _plain
         self._sampling = sampling
-        Sampling(**sampling)
+        Sampling.of(sampling)
         self._found: set[str] = set()  # segments that were folded before, by whomever
         self._begun: list[_Begun] = []
         self._whole: list[tuple[Answer, Usage]] = []
@@ -148,7 +148,7 @@ class Turn(Pieces):
         context = context_state(self._memory, self._contexts)
         how: dict[str, Any] = {"asked": asked, "newest": new[-1] if new else None}
         state, prompt = self._folded(head, before, closed, ids, context=context, **how)
-        prompt = fitted(self._memory, prompt, answer=Sampling(**self._sampling).max_new_tokens)
+        prompt = fitted(self._memory, prompt, answer=Sampling.of(self._sampling).max_new_tokens)
         stream = stream_answer(self._memory, prompt, **self._sampling)
         later = asked if self._keep is None else []
         return _Begun(opened, head, before, state, version, pages, forked, new, later, context, prompt, stream)
@@ -233,7 +233,7 @@ class Turn(Pieces):
         if not self._writes:
             whole, segments = replace(state, tail=(*state.tail, *ids)), context.join(state.segments).segments
             prompt = make_prompt(memory, whole, segments=segments, opens=head.unfolded and not closed, **about)
-            room = model.positions - Sampling(**self._sampling).max_new_tokens
+            room = model.positions - Sampling.of(self._sampling).max_new_tokens
             if prompt.slots + len(prompt.ids) <= room:
                 return whole, prompt  # it fits as it is
         state = self._compressed(ids, state, head, known=self._known)
@@ -326,7 +326,7 @@ class _Begun:
 def stream_answer(memory: Repository, prompt: Prompt, **sampling: Any) -> Stream:
     """The answer to a prompt, in pieces as they come. Raises ConfigError, PromptTooLong."""
     sampling |= {"stop": prompt.stops(sampling.get("stop"))}
-    prompt = fitted(memory, prompt, answer=Sampling(**sampling).max_new_tokens)
+    prompt = fitted(memory, prompt, answer=Sampling.of(sampling).max_new_tokens)
     resident = memory.resident(*prompt.resident) if prompt.resident else None
     return memory.model.stream(list(prompt.ids), prompt.state, resident=resident, **sampling)
 
@@ -339,7 +339,7 @@ def batch_answers(
     Raises ConfigError, PromptTooLong.
     """
     sampling |= {"stop": prompts[0].stops(sampling.get("stop"))}
-    prompts = [fitted(memory, prompt, answer=Sampling(**sampling).max_new_tokens) for prompt in prompts]
+    prompts = [fitted(memory, prompt, answer=Sampling.of(sampling).max_new_tokens) for prompt in prompts]
     residents = [memory.resident(*prompt.resident) if prompt.resident else None for prompt in prompts]
     ids, states = [list(prompt.ids) for prompt in prompts], [prompt.state for prompt in prompts]
     return memory.model.answers(ids, states, residents=residents, left=left, **sampling)

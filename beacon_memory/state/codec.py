@@ -194,7 +194,7 @@ def require(theirs: Fingerprint, ours: Fingerprint, *, what: str) -> None:
     """Raises ModelMismatch, naming every field that differs."""
     if fields := theirs.differences(ours):
         differ = ", ".join(f"{f} {getattr(theirs, f)} (this one is {getattr(ours, f)})" for f in fields)
-        raise ModelMismatch(f"{what} was written with another {differ}: open it with that, or re-fold its text")
+        raise ModelMismatch(f"{what} was written with another {differ}: open it with that, or refold it for this one")
 
 
 def encode_ids(ids: Sequence[int]) -> bytes:

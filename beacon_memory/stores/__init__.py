@@ -6,7 +6,9 @@ A new store goes here: a class of `base.StateStore`, a scheme in `open_store`, a
 
 from __future__ import annotations
 
+import os
 from typing import Any
+from urllib.parse import parse_qsl, unquote
 
 from beacon_memory.errors import ConfigError
 from beacon_memory.stores.base import Head, StateStore
@@ -30,24 +32,28 @@ def open_store(
 ) -> StateStore:
     """The store that `url` names; a store is given back as it is. Raises ConfigError, StoreUnavailable.
 
-    `key`, `old_key`, `encrypt` and `trust` say how what a SQLite or Redis store keeps is sealed (see `SqliteStore`).
+    `key`, `old_key`, `encrypt` and `trust` say how what a SQLite or Redis store keeps is sealed (see `SqliteStore`);
+    they are refused beside a store that is open already. The path of a SQLite URL may begin with "~", is
+    percent-decoded, and takes one option: `sqlite:///memory.db?timeout=60`, the seconds that a writer waits for others.
 
     >>> open_store("memory://").sessions()
     []
     """
+    sealing: dict[str, Any] = {"key": key, "old_key": old_key, "encrypt": encrypt, "trust": trust}
     if isinstance(url, StateStore):
+        if any(sealing.values()):
+            raise ConfigError("this store is open already, with a key of its own or none: give the key with its URL")
         return url
     # The rest of a URL is not repeated in an error: it may hold a password.
     scheme, separator, rest = str(url).partition("://")
     if not separator:
         raise ConfigError(f"a store is named by a URL: {SCHEMES}; for a file write sqlite:/// before its path")
-    sealing: dict[str, Any] = {"key": key, "old_key": old_key, "encrypt": encrypt, "trust": trust}
     if scheme == "memory" and any(sealing.values()):
         raise ConfigError("a key seals what is kept outside this process: memory:// takes none")
     # Imported when asked for: each store brings its own dependencies.
     if scheme == "memory":
         if rest:
-            raise ConfigError("memory:// takes no name: every store opened with it is a new one")
+            raise ConfigError("memory:// takes no name and no option: every store opened with it is a new one")
         from beacon_memory.stores.memory import MemoryStore
 
         return MemoryStore()
@@ -56,9 +62,34 @@ def open_store(
             raise ConfigError("a SQLite URL has three slashes before a relative path, four before an absolute one")
         from beacon_memory.stores.sqlite import SqliteStore
 
-        return SqliteStore(rest[1:], **sealing)
+        path, sealing["timeout"] = _file(rest[1:])
+        return SqliteStore(path, **sealing)
     if scheme in REDIS:
         from beacon_memory.stores.redis import RedisStore
 
         return RedisStore(str(url), **sealing)
     raise ConfigError(f"no store for {scheme}://: write {SCHEMES}")
+
+
+def _file(rest: str) -> tuple[str, float]:
+    """The path of a SQLite URL, and how long a writer waits. Raises ConfigError."""
+    path, _, query = rest.partition("?")
+    if "#" in rest:
+        raise ConfigError("a SQLite URL has no #fragment: write a # or ? that belongs to its path as %23 or %3F")
+    timeout: float | None = None
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError:
+        pairs = [(query, "")]
+    for name, value in pairs:
+        if name != "timeout" or timeout is not None:
+            raise ConfigError(
+                f"a SQLite URL takes one option, timeout (in seconds), once: not {name!r:.40}; write a ? that belongs "
+                f"to its path as %3F"
+            )
+        try:
+            timeout = float(value)
+        except ValueError:
+            raise ConfigError(f"the timeout of a SQLite URL is a number of seconds, not {value!r:.40}") from None
+    path = unquote(path)
+    return os.path.expanduser(path) if path.startswith("~") else path, 30.0 if timeout is None else timeout

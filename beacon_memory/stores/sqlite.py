@@ -20,6 +20,7 @@ Row = tuple[str, bytes, bytes | None, bytes]  # version, past, tag, body as it i
 # Both stand in the file's header: whose file it is, and which tables it has.
 APPLICATION_ID = int.from_bytes(b"Beac")
 SCHEMA_VERSION = 2
+MOST_S = 1e6  # what SQLite waits is a small number of milliseconds
 HEADS = """
 CREATE TABLE heads (session TEXT PRIMARY KEY, version TEXT NOT NULL, past BLOB NOT NULL, tag BLOB, body BLOB NOT NULL)
 """
@@ -73,6 +74,8 @@ class SqliteStore(StateStore):
     ) -> None:
         if os.fspath(path) in ("", ":memory:"):
             raise ConfigError("a SQLite store is a file: give its path, or use memory:// for a store without one")
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout < MOST_S:
+            raise ConfigError(f"timeout is a number of seconds, 0 or more, not {timeout!r}")
         # The same in every copy of the file: it may be moved.
         self._signer = Signer("sqlite", key, old_key, encrypt, trust)
         # Absolute, so that no path is ever read as a "file:" URI.

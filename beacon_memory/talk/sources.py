@@ -18,6 +18,8 @@ def read_source(source: str | Path) -> tuple[str, str]:
     >>> read_source("It was a dark and stormy night.")
     ('It was a dark and stormy night.', 'It was a dark and stormy night.')
     """
+    if not isinstance(source, str | Path):
+        raise InputError(f"a document is a path or text, not {source!r:.80}")
     if isinstance(source, Path) or _names_file(source):
         path = Path(source).expanduser()
         return check_text(_read(path), what=f"file {path}"), path.name
@@ -81,6 +83,8 @@ def _read(path: Path) -> str:
 
 def check_text(text: str, *, what: str = "text") -> str:
     """The text, when there is something to read in it. Raises InputError."""
+    if not isinstance(text, str):
+        raise InputError(f"{what} is {type(text).__name__}: give text")
     if not text.strip():
         raise InputError(f"{what} is empty: there is nothing to read")
     if "\0" in text:

@@ -117,6 +117,52 @@ def test_a_key_in_the_environment_seals_a_redis_store(run, monkeypatch):
             assert "key" in err
 
 
+def test_sessions_are_moved_to_another_model(run, monkeypatch, tmp_path):
+    for name in ("alice", "bob"):
+        assert run("add", name, "--role", "user", "I live in Lyon.")[0] == 0
+    monkeypatch.setenv("BEACON_MODEL", str(tiny_checkpoint(tmp_path / "new", seed=5, max_position_embeddings=4096)))
+    code, out, err = run("show", "alice", "--transcript")
+    assert (code, out) == (2, "user: I live in Lyon.\n")  # the words, and why there is no more
+    assert "refold" in err
+    assert run("messages", "alice")[1] == "0 user: I live in Lyon.\n"
+    for wrong in ((), ("alice", "--all"), ("alice", "nobody")):
+        assert run("refold", *wrong)[0] == 2
+    assert run("ask", "alice", "Where?")[0] == 2
+    code, out, err = run("refold", "alice")
+    assert (code, out) == (0, "")
+    assert "tokens read again" in err
+    assert run("ask", "alice", "Where?", "--max-tokens", "2")[0] == 0
+    assert run("ask", "bob", "Where?", "--max-tokens", "2")[0] == 2
+    code, _, err = run("refold", "--all", "--from", str(tmp_path / "new"))
+    assert code == 0
+    assert "alice: nothing to do" in err
+    assert run("ask", "bob", "Where?", "--max-tokens", "2")[0] == 0
+
+
+def test_an_empty_variable_is_unset(run, monkeypatch, tmp_path):
+    for name in ("BEACON_STORE", "BEACON_STORE_KEY", "BEACON_STORE_OLD_KEY", "BEACON_STORE_ENCRYPT"):
+        monkeypatch.setenv(name, "")
+    assert run("add", "alice", "--role", "user", "I live in Lyon.")[0] == 0
+    assert (tmp_path / "beacon-memory.db").exists()
+    assert run("sessions")[1] == "alice\n"
+
+
+@pytest.mark.parametrize(("said", "sealed"), [("1", True), ("true", True), ("YES", True), ("0", False), ("off", False)])
+def test_a_switch_in_the_environment_says_yes_or_no(run, monkeypatch, tmp_path, said, sealed):
+    """All but "1" was no: BEACON_STORE_ENCRYPT=true wrote plain text."""
+    monkeypatch.setenv("BEACON_STORE_KEY", "a key of this deployment")
+    monkeypatch.setenv("BEACON_STORE_ENCRYPT", said)
+    assert run("add", "alice", "--role", "user", "I live in Lyon.")[0] == 0
+    assert (b"I live in Lyon." not in b"".join(path.read_bytes() for path in tmp_path.glob("memory.db*"))) == sealed
+
+
+def test_a_switch_that_says_neither_is_refused(run, monkeypatch):
+    monkeypatch.setenv("BEACON_STORE_ENCRYPT", "perhaps")
+    code, _, err = run("sessions")
+    assert code == 2
+    assert "BEACON_STORE_ENCRYPT" in err
+
+
 def test_a_chat_is_remembered_when_it_comes_back(run):
     code, _, err = run("chat", "alice", "--max-tokens", "3", stdin="I live in Lyon.\nAnd I like green.\n\n")
     assert code == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,7 +17,10 @@ from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.models.generation import Sampling, StopFilter
 from beacon_memory.models.model import BeaconModel
+from beacon_memory.sessions.memory import BeaconMemory
+from beacon_memory.sessions.turn import Turn
 from beacon_memory.state.state import BeaconState
+from beacon_memory.stores.memory import MemoryStore
 from beacon_memory.testing import tiny_model
 
 HOW = [
@@ -259,11 +264,70 @@ def test_the_models_own_defaults_never_mix_in(config: BeaconConfig, ids: list[in
         {"top_k": -1},
         {"repetition_penalty": 0.0},
         {"stop": ("",)},
+        {"max_new_tokens": -5},
+        {"max_new_tokens": 2.5},
+        {"max_new_tokens": None},
+        {"temperature": "hot"},
+        {"temperature": True},
+        {"temperature": float("inf")},
+        {"top_p": "most"},
+        {"top_p": -0.1},
+        {"top_k": 1.5},
+        {"repetition_penalty": float("nan")},
+        {"seed": "lucky"},
+        {"seed": 1 << 64},
+        {"stop": 7},
+        {"stop": [None]},
+        {"stop": b"END"},
+        {"constraint": "json"},
     ],
 )
 def test_sampling_that_cannot_work_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Sampling(**setting)
+
+
+def test_a_setting_that_there_is_not_is_refused_by_every_way_to_ask(config: BeaconConfig) -> None:
+    """It was Python's TypeError, which names a class that the caller has never heard of."""
+    model = tiny_model(config=config)
+    memory = BeaconMemory(model, MemoryStore())
+    session = memory.session("ada")
+    session.add("I live in Lyon.")
+    asks: list[Callable[..., Any]] = [
+        lambda **how: model.generate([[5, 6]], **how),
+        lambda **how: model.stream([5, 6], **how),
+        lambda **how: session.ask("Where?", **how),
+        lambda **how: session.ask("Where?", stream=True, **how),
+        lambda **how: session.chat("Where?", **how),
+        lambda **how: memory.ask_many([("ada", "Where?")], **how),
+        lambda **how: Turn(memory, [{"role": "user", "content": "Where?"}], **how),
+    ]
+    before = session.info()
+    for ask in asks:
+        with pytest.raises(ConfigError, match=r"unknown option temprature.*temperature"):
+            ask(temprature=0.5)
+        with pytest.raises(ConfigError, match="temperature is a number, 0 or more, not 'hot'"):
+            ask(temperature="hot")
+    assert session.info() == before
+
+
+@given(
+    name=st.sampled_from([field.name for field in fields(Sampling)]),
+    value=st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.lists(st.text()),
+)
+def test_any_setting_draws_an_answer_or_is_refused(name: str, value: Any) -> None:
+    model = _small()
+    try:
+        how = Sampling.of({"temperature": 1.0, "max_new_tokens": 2, name: value})
+    except ConfigError:
+        return
+    if how.max_new_tokens <= 8:
+        model.generate([[5, 6, 7]], **{field.name: getattr(how, field.name) for field in fields(how)})
+
+
+@cache
+def _small() -> BeaconModel:
+    return tiny_model(config=BeaconConfig(window=16, keep_last=5, anchors="last"))
 
 
 def test_one_stop_string_needs_no_list() -> None:

@@ -10,9 +10,12 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.errors import ModelError, UnsupportedModel
+from beacon_memory.errors import AdapterError, ConfigError, ModelError, UnsupportedModel
+from beacon_memory.models.adapter import save_adapter
 from beacon_memory.models.loading import check_supported, model_fingerprint, resolve, tokenizer_fingerprint
 from beacon_memory.models.model import BeaconModel
+from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.testing import tiny_checkpoint, tiny_model
 from beacon_memory.testing.models import tiny_lm, tiny_tokenizer
 
@@ -20,7 +23,7 @@ LOCAL = {"local_files_only": True}  # a test never asks the network
 
 
 def load(folder: Path | str, config: BeaconConfig | None = None, **options: Any) -> BeaconModel:
-    return BeaconModel.from_pretrained(str(folder), config, **LOCAL, **options)
+    return BeaconModel.from_pretrained(folder, config, **LOCAL, **options)
 
 
 def test_a_checkpoint_on_disk_folds_and_answers_as_the_model_it_was_saved_from(
@@ -105,6 +108,50 @@ def test_a_folder_is_found_under_its_name_and_a_file_in_its_folder(tmp_path: Pat
     assert resolve("someone/model") == ("someone/model", {})
     (tmp_path / "model.gguf").touch()
     assert resolve(str(tmp_path / "model.gguf")) == (str(tmp_path), {"gguf_file": "model.gguf"})
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "Model-Q4_K_M.GGUF", "model.Gguf"])
+def test_a_path_may_begin_at_home_and_end_in_capitals(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "~/x.gguf" was no file, and "x.GGUF" was asked for at the hub."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / name).touch()
+    for asked in (f"~/{name}", tmp_path / name, Path("~") / name):
+        assert resolve(asked) == (str(tmp_path), {"gguf_file": name})
+    assert resolve("~") == (str(tmp_path), {})
+    for missing in ("~/none.GGUF", "~/none", "~nobody-of-this-name/model.gguf"):
+        with pytest.raises(ModelError):
+            resolve(missing)
+
+
+def test_a_model_and_an_adapter_at_home_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny_checkpoint(tmp_path / "model")
+    made = load("~/model")
+    save_adapter(made.beacons, tmp_path / "adapter", config=made.config, model=made.fingerprint.model)
+    assert load("~/model", adapter="~/adapter").fingerprint == made.fingerprint
+    assert load(Path("~/model"), adapter=Path("~/adapter")).fingerprint == made.fingerprint
+    with pytest.raises(AdapterError):
+        load("~/model", adapter="~nobody-of-this-name/adapter")
+
+
+@pytest.mark.parametrize("option", [{"ratio": 8}, {"temperature": 0.5}, {"adaptor": None}, {"no_such_option": 1}])
+def test_an_option_that_there_is_not_is_no_fault_of_the_model(option: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(option))}.*config="):
+        load(tiny_checkpoint(tmp_path), **option)
+
+
+def test_settings_of_a_model_beside_a_loaded_one_are_refused(config: BeaconConfig) -> None:
+    """They were left aside without a word: the memory folded otherwise than it was asked to."""
+    model = tiny_model(config=config)
+    for settings in ({"config": BeaconConfig(ratio=8)}, {"adapter": None}, {"dtype": "auto"}):
+        for make in (BeaconMemory.open, BeaconEngine):
+            with pytest.raises(ConfigError, match="loaded"):
+                make(model, **settings)
+    for nothing in (None, 7, ["smollm2"]):
+        with pytest.raises(ConfigError, match="BeaconModel"):
+            BeaconMemory.open(nothing)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

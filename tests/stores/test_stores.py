@@ -95,6 +95,42 @@ def test_a_url_opens_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert open_store(store) is store
 
 
+def test_a_sqlite_url_with_an_option_names_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything behind the slashes was the file's name: what another process had written there was not found."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with open_store(f"sqlite:///{tmp_path}/my memory.db") as store:
+        put(store, "alice")
+    for url in (f"{tmp_path}/my memory.db?timeout=60", f"{tmp_path}/my%20memory.db?timeout=0.5", "~/my%20memory.db"):
+        with open_store(f"sqlite:///{url}") as store:
+            assert store.sessions() == ["alice"]
+    with open_store(f"sqlite:///{tmp_path}/100%23%3F.db"):
+        pass
+    assert {path.name for path in tmp_path.glob("*.db")} == {"my memory.db", "100#?.db"}
+
+
+@pytest.mark.parametrize(
+    "rest", ["?mode=ro", "?timeout=", "?timeout=60&timeout=5", "?timeout=nan", "?timeout=-1", "?x", "#x"]
+)
+def test_a_sqlite_url_that_says_something_else_makes_no_file(rest: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"timeout|fragment"):
+        open_store(f"sqlite:///{tmp_path}/memory.db{rest}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("timeout", ["soon", None, True, -1, float("inf"), float("nan")])
+def test_a_wait_that_is_no_number_of_seconds_is_refused(timeout: object, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="timeout"):
+        SqliteStore(tmp_path / "memory.db", timeout=timeout)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_beside_a_store_that_is_open_is_refused() -> None:
+    """It was left aside without a word, and the store stayed unsealed."""
+    for sealing in ({"key": b"a key of 16 bytes"}, {"encrypt": True}, {"trust": True}):
+        with pytest.raises(ConfigError, match="open already"):
+            open_store(MemoryStore(), **sealing)
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [

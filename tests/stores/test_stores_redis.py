@@ -13,6 +13,7 @@ from itertools import count
 
 import pytest
 import redis
+import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.commands.core import Script
 from redis.crc import key_slot
@@ -276,6 +277,18 @@ def test_a_server_that_repeats_the_password_is_not_quoted() -> None:
 
 def test_a_client_that_decodes_is_refused(server: str) -> None:
     with redis.Redis.from_url(server, decode_responses=True) as client, pytest.raises(ConfigError, match="decode"):
+        RedisStore(client=client)
+
+
+@pytest.mark.parametrize(
+    "client",
+    [redis.asyncio.Redis(), redis.asyncio.Redis.from_url("redis://localhost"), "redis://localhost", object()],
+    ids=["asyncio", "asyncio from a URL", "URL", "object"],
+)
+def test_a_client_of_another_kind_is_refused_before_it_is_used(client: object) -> None:
+    """An asynchronous client was taken, and the first call failed: 'coroutine' object is not subscriptable."""
+    asynchronous = isinstance(client, redis.asyncio.Redis)
+    with pytest.raises(ConfigError, match="synchronous" if asynchronous else r"redis\.Redis"):
         RedisStore(client=client)
 
 

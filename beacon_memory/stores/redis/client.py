@@ -148,6 +148,16 @@ def _check_options(pool: redis.ConnectionPool) -> None:
     pool.connection_class(**pool.connection_kwargs)  # connects to nothing, and refuses an option it does not know
 
 
+def check_client(client: Any) -> None:
+    """Raises ConfigError unless this is a client of redis-py, and a synchronous one."""
+    if not isinstance(client, redis.Redis | RedisCluster):
+        kind = f"{type(client).__module__}.{type(client).__qualname__}"
+        raise ConfigError(
+            f"a Redis client is a redis.Redis or redis.RedisCluster, not {kind}"
+            + (": work is done on threads here, so give the synchronous client" if "asyncio" in kind else "")
+        )
+
+
 class Patience(Retry):
     """Tries again, each time a little later, until so many seconds could not hold another attempt."""
 
@@ -180,6 +190,8 @@ class Link:
 
     def __init__(self, url: str, client: Any, *, timeout: float, replicas: int) -> None:
         """A client from a URL, or one that is given."""
+        if client is not None:
+            check_client(client)
         self.owned = client is None
         # redis-py types a reply as all that it could be under any setting.
         self.client: Any = connect(url, timeout=timeout) if client is None else client
