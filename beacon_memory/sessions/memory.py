@@ -50,7 +50,7 @@ class BeaconMemory(Repository):
         """A memory by names: a model as `BeaconModel.from_pretrained` takes it (with its options), a store by URL.
 
         Stores: memory://, sqlite:///path, redis://, rediss://, unix://, redis+cluster://, redis+sentinel://; `key`
-        seals what a SQLite or Redis store keeps, `encrypt` hides it too, and `old_key` is read while a key is changed.
+        signs what a SQLite or Redis store keeps, `encrypt` hides it too, and `old_key` is read while a key is changed.
         The store is opened first, so that a wrong URL does not cost a model. Raises
         ModelError, StoreUnavailable, ConfigError.
         """

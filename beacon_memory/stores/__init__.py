@@ -28,9 +28,9 @@ def open_store(
     encrypt: bool = False,
     trust: bool = False,
 ) -> StateStore:
-    """The store that `url` names; a store is given back as it is. Raises ConfigError, StoreUnavailable.
+    """The store that `url` names; a StateStore is returned as it is. Raises ConfigError, StoreUnavailable.
 
-    `key`, `old_key`, `encrypt` and `trust` say how what a SQLite or Redis store keeps is sealed (see `SqliteStore`).
+    `key`, `old_key`, `encrypt` and `trust` sign and encrypt what SQLite and Redis keep (see `SqliteStore`).
 
     >>> open_store("memory://").sessions()
     []
@@ -41,10 +41,10 @@ def open_store(
     scheme, separator, rest = str(url).partition("://")
     if not separator:
         raise ConfigError(f"a store is named by a URL: {SCHEMES}; for a file write sqlite:/// before its path")
-    sealing: dict[str, Any] = {"key": key, "old_key": old_key, "encrypt": encrypt, "trust": trust}
-    if scheme == "memory" and any(sealing.values()):
-        raise ConfigError("a key seals what is kept outside this process: memory:// takes none")
-    # Imported when asked for: each store brings its own dependencies.
+    signing: dict[str, Any] = {"key": key, "old_key": old_key, "encrypt": encrypt, "trust": trust}
+    if scheme == "memory" and any(signing.values()):
+        raise ConfigError("a key signs what is kept outside this process: memory:// takes none")
+    # Imported on use: each store has its own dependencies.
     if scheme == "memory":
         if rest:
             raise ConfigError("memory:// takes no name: every store opened with it is a new one")
@@ -56,9 +56,9 @@ def open_store(
             raise ConfigError("a SQLite URL has three slashes before a relative path, four before an absolute one")
         from beacon_memory.stores.sqlite import SqliteStore
 
-        return SqliteStore(rest[1:], **sealing)
+        return SqliteStore(rest[1:], **signing)
     if scheme in REDIS:
         from beacon_memory.stores.redis import RedisStore
 
-        return RedisStore(str(url), **sealing)
+        return RedisStore(str(url), **signing)
     raise ConfigError(f"no store for {scheme}://: write {SCHEMES}")
