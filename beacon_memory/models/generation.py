@@ -62,11 +62,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens must be 1 or more, not {self.max_new_tokens!r}")
+            raise ConfigError(f"max_new_tokens is 1 or more, not {self.max_new_tokens!r}")
         if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or not self.repetition_penalty > 0:
-            raise ConfigError("these must hold: temperature >= 0, 0 < top_p <= 1, top_k >= 0, repetition_penalty > 0")
+            raise ConfigError("temperature is 0 or more, top_p in (0, 1], top_k 0 or more, repetition_penalty above 0")
         if not all(self.stops):
-            raise ConfigError("a stop string must have at least one character")
+            raise ConfigError("a stop string has at least one character")
 
     @property
     def stops(self) -> tuple[str, ...]:

