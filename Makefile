@@ -21,7 +21,7 @@ lint: $(READY)
 # The guides and an API reference made from the docstrings, in site/.
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
-	$(BIN)/mkdocs build --strict
+	$(BIN)/python -m mkdocs build --strict
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.speed.run

@@ -101,7 +101,7 @@ class QuotaExceeded(StoreFull):
 
 
 class IntegrityError(StoreError):
-    """What is stored is not what was written there: edited, moved, replayed, removed, or sealed with another key."""
+    """What is stored is not what was written there: edited, moved, replayed, removed, or signed with another key."""
 
 
 class SessionRolledBack(StoreError):

@@ -52,7 +52,7 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", help="the longest answer
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time")]
 System = Annotated[str | None, typer.Option(help="a system prompt for this answer; not remembered")]
 
-KEY_VARIABLE = "BEACON_STORE_KEY"  # seals what is kept in SQLite or Redis
+KEY_VARIABLE = "BEACON_STORE_KEY"  # signs what is kept in SQLite or Redis
 OLD_KEY_VARIABLE = "BEACON_STORE_OLD_KEY"  # is read as well while the key is changed
 ENCRYPT_VARIABLE = "BEACON_STORE_ENCRYPT"  # 1 or true: what is written is encrypted too
 YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
@@ -265,13 +265,13 @@ def gc(store: Store = DEFAULT_STORE) -> None:
 @app.command()
 def reseal(
     store: Store = DEFAULT_STORE,
-    trust: Annotated[bool, typer.Option("--trust", help="seal what was written without a key too")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="sign what was written without a key too")] = False,
 ) -> None:
-    """Seal everything with BEACON_STORE_KEY that is sealed with BEACON_STORE_OLD_KEY; or, with --trust, not at all."""
+    """Sign everything with BEACON_STORE_KEY that is signed with BEACON_STORE_OLD_KEY; or, with --trust, not at all."""
     with stored(store, trust=trust) as opened:
-        sealed = opened.reseal()
+        signed = opened.reseal()
         opened.gc()
-    say(f"{sealed} values sealed")
+    say(f"{signed} values signed")
 
 
 @app.command()

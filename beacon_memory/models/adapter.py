@@ -30,9 +30,9 @@ WEIGHTS_FILE = "adapter.safetensors"
 def save_adapter(
     beacons: Beacons, folder: str | Path, *, config: BeaconConfig, model: str, dtype: torch.dtype | None = None
 ) -> None:
-    """Write the beacon weights and what they were made for; an interrupted save leaves the old files.
+    """Write the beacon weights, their settings and their base model; an interrupted save leaves the old files.
 
-    `model` is the base model's fingerprint; `dtype` is what weights are written in, their own if not given.
+    `model` is the base model's fingerprint; `dtype` is what the weights are written in (default: their own).
     """
     tensors = {
         name: parameter.detach().to("cpu", dtype).contiguous() for name, parameter in beacons.parameters().items()
@@ -41,7 +41,7 @@ def save_adapter(
 
 
 def save_scorer(adapter: str | Path, folder: str | Path) -> None:
-    """Write what chooses anchors in an adapter, without its trained beacons. Raises AdapterError where nothing does."""
+    """Write an adapter's scorer of anchors without its trained beacons. Raises AdapterError when it has no scorer."""
     config, made_for, _ = adapter_config(adapter)
     tensors = {name: t for name, t in read_adapter(adapter, model=made_for)[1].items() if ".scorer." in name}
     if not tensors:
@@ -52,7 +52,7 @@ def save_scorer(adapter: str | Path, folder: str | Path) -> None:
 def _write(folder: Path, tensors: dict[str, Tensor], *, config: BeaconConfig, model: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     about = {"format": FORMAT, "version": VERSION, "base_model": model, "config": config.to_dict()}
-    # By name, so that a weight that is missing is missed: without its own, a projection would be the base's.
+    # The names show when a weight is missing: its projection would silently be the base model's.
     about["tensors"] = sorted(tensors)
     save_file(tensors, folder / f".{WEIGHTS_FILE}.new")
     (folder / f".{CONFIG_FILE}.new").write_text(json.dumps(about, indent=2) + "\n")
@@ -86,9 +86,9 @@ def _place(folder: str | Path) -> Path:
 
 
 def load_adapter(beacons: Beacons, folder: str | Path, *, model: str) -> BeaconConfig:
-    """Put an adapter's weights on the attached model; gives its settings.
+    """Load an adapter's weights into the attached model; returns its settings.
 
-    Raises AdapterError when it was made for a model of another fingerprint, is damaged or does not fit.
+    Raises AdapterError when it was made for a model with another fingerprint, is damaged or does not fit.
     """
     config, tensors = read_adapter(folder, model=model)
     put(beacons, tensors, origin=str(Path(folder) / WEIGHTS_FILE))
@@ -111,9 +111,9 @@ def read_adapter(folder: str | Path, *, model: str) -> tuple[BeaconConfig, dict[
 
 
 def put(beacons: Beacons, tensors: dict[str, Tensor], *, origin: str) -> None:
-    """Make the parameters that the tensors' names call for, and fill them. Raises AdapterError."""
+    """Create the parameters that the tensors' names call for, and fill them. Raises AdapterError."""
     if empty := sorted(name for name, tensor in tensors.items() if tensor.ndim == 0 or tensor.numel() == 0):
-        raise AdapterError(f"{origin}: {empty[0]} has shape {tuple(tensors[empty[0]].shape)}, which is no weight's")
+        raise AdapterError(f"{origin}: {empty[0]} has shape {tuple(tensors[empty[0]].shape)}, which no weight has")
     for index, wrapped in enumerate(beacons.layers):
         for name, projection in wrapped.items():
             start = f"layers.{index}.{name}."
@@ -137,7 +137,7 @@ def put(beacons: Beacons, tensors: dict[str, Tensor], *, origin: str) -> None:
 
 
 def fill(beacons: Beacons, tensors: dict[str, Tensor], *, origin: str) -> None:
-    """Give the parameters that are there, no more and no fewer, these values. Raises AdapterError."""
+    """Fill the existing parameters, all of them and no others. Raises AdapterError."""
     parameters = beacons.parameters()
     if parameters.keys() != tensors.keys():
         wrong = sorted(parameters.keys() ^ tensors.keys())
@@ -153,7 +153,7 @@ def fill(beacons: Beacons, tensors: dict[str, Tensor], *, origin: str) -> None:
 def published_config(config: Any, **changes: Any) -> BeaconConfig | None:
     """The fold settings of a published Activation Beacon checkpoint's config.json, or None for any other model.
 
-    Raises UnsupportedModel for the earlier generations, which place and mix beacons in another way.
+    Raises UnsupportedModel for the earlier generations, which place and mix beacons differently.
     """
     window = getattr(config, "beacon_window", None)
     if window is None:
@@ -181,7 +181,7 @@ def published_config(config: Any, **changes: Any) -> BeaconConfig | None:
 
 
 def load_published(beacons: Beacons, files: list[str]) -> None:
-    """Put a published checkpoint's beacon weights on the attached model; `files` are its safetensors files."""
+    """Load a published checkpoint's beacon weights into the attached model; `files` are its safetensors files."""
     tensors: dict[str, Tensor] = {}
     for file in files:
         with safetensors.safe_open(file, framework="pt") as weights:
@@ -200,7 +200,7 @@ def load_published(beacons: Beacons, files: list[str]) -> None:
 
 
 def _published_names(beacons: Beacons) -> Iterator[tuple[str, str]]:
-    """Our name and theirs of every weight: a bias exactly where the base has one."""
+    """Our name and the published one of every weight. A bias is there exactly where the base model has one."""
     yield "embedding", "model.beacon_embed_tokens.weight"
     for index, wrapped in enumerate(beacons.layers):
         for name, projection in wrapped.items():

@@ -17,28 +17,28 @@ from beacon_memory.models.resident import ResidentPrefix, RoomLayer, cache_of, f
 if TYPE_CHECKING:
     from beacon_memory.state.state import Segment
 
-# What models and generate() call their cache: renamed in transformers 5.24.
+# The name of the cache argument of models and generate(): transformers 5.24 renamed it.
 CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A left-padded batch, and where its rows come from and go to."""
+    """A left-padded batch, its cache, and who keeps its rows afterwards."""
 
-    ids: Tensor  # (batch, prompt): what has not been read yet
+    ids: Tensor  # (batch, prompt): ids that are still to be read
     mask: Tensor  # (batch, slots + prompt): 0 where padded
     cache: DynamicCache
-    room: Room  # where the cache's rows stand
-    prompts: Sequence[Sequence[int]]  # the ids of each row
-    residents: Sequence[ResidentPrefix | None] = ()  # who keeps a row for the next turn
+    room: Room  # the memory of the cache's rows
+    prompts: Sequence[Sequence[int]]  # the ids of each row, unpadded
+    residents: Sequence[ResidentPrefix | None] = ()  # who keeps each row for the next turn
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What a model, or generate(), is given."""
+        """The keyword arguments of a model or of generate()."""
         return {"input_ids": self.ids, "attention_mask": self.mask, CACHE: self.cache}
 
     def settle(self, answers: Sequence[Sequence[int]]) -> None:
-        """Give what was read back to the residents. To be called once, when the model is done."""
+        """Hand the rows that were read to the residents. To be called once, when the model is done."""
         before = self.mask.shape[1]
         end = int(self.cache.get_seq_length())
         for i, (resident, prompt, answer) in enumerate(zip(self.residents, self.prompts, answers, strict=True)):
@@ -46,7 +46,7 @@ class Batch:
                 continue
             start = before - len(prompt)
             ids = [*prompt, *answer][: end - start]
-            # A layer on another device has lengthened its own copy: nothing stands in the room.
+            # A layer on another device has lengthened a copy of its own: the room holds nothing new.
             if isinstance(layer := self.cache.layers[-1], RoomLayer) and layer.written == end:
                 if resident.past.room is not self.room:
                     resident.copy(self.room, row=i, start=start, end=end)
@@ -64,10 +64,10 @@ def batch(
     residents: Sequence[ResidentPrefix | None] | None = None,
     again: bool = True,
 ) -> Batch:
-    """One batch: `[pad | slots | pad | prompt]` per row, with room for `new` tokens more.
+    """One batch: `[pad | slots | pad | prompt]` per row, with room for `new` more tokens.
 
-    Positions follow the mask, so padding moves nothing. `residents` hold what an earlier turn has read; with `again`,
-    raw rows too.
+    Positions follow the mask, so padding shifts nothing. `residents` hold what earlier turns have read; with `again`
+    their raw rows are used too.
     """
     many = list(residents or [None] * len(prompts))
     alone = ResidentPrefix(empty) if len(prompts) == 1 and many[0] is None else None

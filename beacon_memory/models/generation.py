@@ -34,20 +34,20 @@ COLDEST = 1e-6  # logits divided by less are infinite
 
 
 class Constraint(Protocol):
-    """What an answer may be made of, token by token (structured.py has JSON and tool calls)."""
+    """What limits an answer's tokens, one by one (talk/structured.py has JSON and tool calls)."""
 
     def processor(
         self, tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], rows: int, prompt: int, limit: int
     ) -> LogitsProcessor:
-        """What masks the logits of `rows` answers of at most `limit` tokens behind `prompt` columns."""
+        """What masks the logits of `rows` answers of at most `limit` tokens after `prompt` columns."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, and what it took."""
+    """One answer, its length in tokens, and how it ended."""
 
     text: str
-    tokens: int  # generated, the end of the turn counted
+    tokens: int  # generated, counting the end of the turn
     finish: Finish  # "length" when max_new_tokens cut it off
 
 
@@ -61,8 +61,8 @@ class Sampling:
     top_k: int = 0  # 0 considers every token
     repetition_penalty: float = 1.0
     stop: str | Sequence[str] | None = ()  # the answer ends before the first of these
-    seed: int | None = None  # every answer of a batch starts from it, as it would alone
-    constraint: Constraint | None = None  # what the answer may be made of
+    seed: int | None = None  # each answer of a batch starts from it, as it would alone
+    constraint: Constraint | None = None  # limits the answer's tokens
 
     def __post_init__(self) -> None:
         _check("max_new_tokens", self.max_new_tokens, whole=True, least=1)
@@ -89,11 +89,11 @@ class Sampling:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop strings, however they were given."""
+        """The stop strings, as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) and self.stop else tuple(self.stop or ())
 
     def options(self, tokenizer: PreTrainedTokenizerBase, lm: Any, *, batch: Batch) -> dict[str, Any]:
-        """The same, as transformers' generate() takes it; the model's own defaults never mix in."""
+        """The arguments of transformers' generate(). The model's own defaults are switched off."""
         defaults = lm.generation_config.to_diff_dict().keys() - {"bos_token_id", "eos_token_id", "transformers_version"}
         ends = end_ids(lm, tokenizer)
         options: dict[str, Any] = dict.fromkeys(defaults) | {
@@ -111,7 +111,7 @@ class Sampling:
         return options
 
     def answer(self, text: str, ids: Sequence[int], ends: Sequence[int]) -> Answer:
-        """What came of a row of new ids: its text to the first stop string, its tokens to its end."""
+        """The answer in a row of new ids: its text up to the first stop string, its tokens up to its end."""
         at = next((n for n, i in enumerate(ids) if i in ends), None)
         certain = StopFilter(self.stops)
         cut = certain.cut(text)
@@ -122,7 +122,7 @@ class Sampling:
     def _processors(self, batch: Batch, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> LogitsProcessorList:
         found = LogitsProcessorList()
         if self.repetition_penalty != 1:
-            # Made here: generate() would take slots for padding, and the other way round.
+            # Made here: generate() would mistake slots for padding, and padding for slots.
             padding = (batch.mask[:, -batch.ids.shape[1] :] == 0).sum(dim=1)
             found.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty), padding))
         if self.constraint is not None:
@@ -163,8 +163,8 @@ def end_ids(lm: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> list[i
 
 
 class _Draw(LogitsProcessor):  # type: ignore[misc]
-    """Leaves one token of each row, drawn from a random stream of the row's own: what a seed gives depends neither on
-    the batch nor on other threads, and the caller's random state is left alone.
+    """Draws one token per row, from a random stream of the row's own. So what a seed gives depends neither on the batch
+    nor on other threads, and the caller's random state is left alone.
     """
 
     def __init__(self, seed: int | None, *, rows: int, device: torch.device) -> None:
@@ -179,7 +179,7 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
 
 
 class _Said(StopStringCriteria):  # type: ignore[misc]
-    """A stop string in the answer; one that only began in the prompt is none."""
+    """Stops at a stop string in the answer. One that begins in the prompt does not count."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], *, prompt: int) -> None:
         super().__init__(tokenizer, list(stops))
@@ -191,7 +191,7 @@ class _Said(StopStringCriteria):  # type: ignore[misc]
 
 
 class StopFilter:
-    """Text up to the first stop string, in pieces: what could still become one is held back."""
+    """Text up to the first stop string, in pieces. What may be the start of one is held back."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
@@ -199,11 +199,11 @@ class StopFilter:
         self.stopped = False
 
     def feed(self, piece: str) -> str:
-        """What is certain after this piece."""
+        """The text that is certain after this piece."""
         if self.stopped:
             return ""
         self._held += piece
-        # The one that is complete first, so that how the text is cut into pieces does not matter.
+        # The one that is complete first: so it does not matter how the text is cut into pieces.
         found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
             self.stopped = True
@@ -215,7 +215,7 @@ class StopFilter:
         return certain
 
     def end(self) -> str:
-        """What was held back, now that nothing follows."""
+        """The text that was held back, now that nothing follows."""
         held, self._held = self._held, ""
         return held
 
@@ -225,7 +225,7 @@ class StopFilter:
 
 
 class Left(StoppingCriteria):  # type: ignore[misc]
-    """Ends the rows whom nobody waits for any more."""
+    """Ends the rows that nobody waits for any more."""
 
     def __init__(self, rows: Sequence[threading.Event]) -> None:
         self._rows = rows
@@ -235,7 +235,7 @@ class Left(StoppingCriteria):  # type: ignore[misc]
 
 
 class Pieces(Iterator[str]):
-    """Text as it comes. Closing it stops what makes it, and waits until it has stopped."""
+    """Text in pieces as it is generated. Closing it stops the generation, and waits until it has stopped."""
 
     _pieces: Generator[str, None, None]
 
@@ -250,17 +250,17 @@ class Pieces(Iterator[str]):
 
 
 class Stream(Pieces):
-    """An answer in pieces as they come; `answer` is there once it is whole."""
+    """An answer in pieces as it is generated; `answer` is set once it is complete."""
 
     def __init__(self, lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: Sampling) -> None:
         self._whole: list[Answer] = []
-        # The generator knows nothing of this object: one that is dropped is closed at once, not when garbage is next
-        # collected.
+        # The generator does not refer to this object, so a dropped stream is closed at once, not by the next garbage
+        # collection.
         self._pieces = _streamed(lm, tokenizer, one, sampling, self._whole)
 
     @property
     def answer(self) -> Answer | None:
-        """The answer, once it is whole."""
+        """The whole answer; None until it is complete."""
         return self._whole[0] if self._whole else None
 
 
@@ -297,7 +297,7 @@ def _streamed(
             yield text
     finally:
         cancelled.set()
-        if threading.current_thread() is not worker:  # garbage is collected on any thread
+        if threading.current_thread() is not worker:  # any thread may collect garbage
             worker.join()
     if failure:
         raise failure[0]

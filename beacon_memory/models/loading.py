@@ -78,7 +78,7 @@ def load(
     try:
         if extra:
             return _load_gguf(Path(where) / extra["gguf_file"], how, options)
-        # Refused by name before gigabytes are read; a GGUF file has no config apart from its weights.
+        # Refused before gigabytes are read; a GGUF file has no config apart from its weights.
         check_supported(AutoConfig.from_pretrained(where, **options))
         return _load(where, how, options)
     except BeaconError:
@@ -109,21 +109,21 @@ def _load(
     tokenizer = AutoTokenizer.from_pretrained(where, **extra, **options)
     lm, report = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **extra, **how)
     if missing := sorted(report["missing_keys"]):
-        # transformers would go on with random numbers in their place.
+        # transformers would go on with random numbers for them.
         raise ModelError(f"{where}: {len(missing)} weights are missing, first {missing[0]!r}")
     check_supported(lm.config)
     return lm.eval(), tokenizer
 
 
 def _load_gguf(file: Path, how: dict[str, Any], options: dict[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A GGUF model; its weights are unpacked once into the hub's cache folder, since reading the file takes half a
-    minute each time. Where that folder cannot be written, the file is read."""
+    """A GGUF model. Its weights are unpacked once into the hub's cache folder, because reading the file takes half a
+    minute. Where that folder cannot be written, the file is read each time."""
     status = file.stat()
     identity = hashlib.sha256(f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()[:16]
     unpacked = Path(HF_HOME) / "beacon-memory" / f"{file.stem}-{identity}"
     if not unpacked.is_dir():
         lm, tokenizer = _load(str(file.parent), how | {"dtype": torch.float32}, options, gguf_file=file.name)
-        lm.hf_quantizer = None  # what is kept is not quantised any more
+        lm.hf_quantizer = None  # the unpacked weights are not quantised
         if hasattr(lm.config, "quantization_config"):
             del lm.config.quantization_config
         try:
@@ -134,25 +134,25 @@ def _load_gguf(file: Path, how: dict[str, Any], options: dict[str, Any]) -> tupl
                 Path(folder).rename(unpacked)
         except OSError as exc:
             if not unpacked.is_dir():  # else another process was faster
-                logger.warning("GGUF weights cannot be kept unpacked, each start will be slow: %s", exc)
+                logger.warning("the unpacked GGUF weights cannot be cached, so each start will be slow: %s", exc)
                 return lm if how["dtype"] in (torch.float32, "auto") else lm.to(how["dtype"]), tokenizer
     return _load(str(unpacked), how, options)
 
 
 def check_supported(config: Any) -> None:
-    """Raises UnsupportedModel, by name, for a model that would be silently wrong."""
+    """Raises UnsupportedModel, with the reason, for a model that would give wrong answers in silence."""
     kind = getattr(config, "model_type", None)
     if kind not in FAMILIES:
         raise UnsupportedModel(f"model type {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope not in ROPES:
         raise UnsupportedModel(
-            f"RoPE type {rope!r} changes with length, slots would not; supported: {', '.join(ROPES)}"
+            f"RoPE type {rope!r} depends on the text's length, stored slots do not; supported: {', '.join(ROPES)}"
         )
     sliding = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) and sliding and sliding < config.max_position_embeddings:
         raise UnsupportedModel(
-            f"sliding-window attention ({sliding} of {config.max_position_embeddings} positions) would lose slots: "
+            f"sliding-window attention ({sliding} of {config.max_position_embeddings} positions) would miss old slots: "
             f"load the model with sliding_window=None"
         )
     attention = getattr(config, "_attn_implementation", None)
@@ -177,13 +177,13 @@ def model_fingerprint(lm: nn.Module) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what every id stands for."""
+    """A hash of the vocabulary: what every id stands for."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return _short(json.dumps(vocabulary).encode())
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of plain text: no special token is added, and one that is spelled out in the text is only letters.
+    """The ids of plain text: no special token is added, and one that the text spells out is read as letters.
 
     So no document and no message can end its own turn and begin another's. Raises InputError.
     """

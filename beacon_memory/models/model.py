@@ -59,8 +59,8 @@ class BeaconModel:
     ) -> None:
         """Attach beacons to a loaded model; `detach` gives it back.
 
-        Without `adapter` (a folder of ours) or `published` (a paper checkpoint's safetensors files) the memory is
-        untrained. `config` may change an adapter's settings, not its layout. Raises UnsupportedModel, AdapterError.
+        Without `adapter` (an adapter's folder) or `published` (a paper checkpoint's safetensors files) the memory is
+        untrained. `config` may change an adapter's settings, except its layout. Raises UnsupportedModel, AdapterError.
         """
         check_supported(lm.config)
         one_thread_after_fork()
@@ -78,7 +78,7 @@ class BeaconModel:
         except Exception:
             self.beacons.detach()
             raise
-        self.empty = Prefix.empty(lm)  # what a first window finds in front
+        self.empty = Prefix.empty(lm)  # what stands before the first window
 
     @classmethod
     def from_pretrained(
@@ -94,8 +94,8 @@ class BeaconModel:
     ) -> Self:
         """A model by directory, hub id, GGUF file or the alias "smollm2"; published beacon checkpoints load too.
 
-        `adapter` is a folder of ours, None for an untrained memory, or "auto": the one this package brings for
-        "smollm2" where it was made for the very weights that are loaded, else none. `dtype` and `device_map` are
+        `adapter` is an adapter's folder, None for an untrained memory, or "auto": the one that this package has for
+        "smollm2" if it was made for exactly the weights that are loaded, else none. `dtype` and `device_map` are
         transformers' own; on a CPU a 16-bit model is loaded in float32, which is faster there. More `options`
         (revision, token, …) go to transformers. Raises ModelError, UnsupportedModel, ConfigError.
         """
@@ -122,7 +122,7 @@ class BeaconModel:
         return cls(lm, tokenizer, config, adapter=adapter, published=published)
 
     def adapted(self, config: BeaconConfig) -> None:
-        """Fold with these settings and the beacon weights as they are now; to be called when either has changed."""
+        """Use these settings and the beacon weights as they are now. To be called when either has changed."""
         trained = self.beacons.parameters()
         adapter = hash_tensors(dict(trained), samples=4096) if trained else "none"
         self.config = config
@@ -131,7 +131,7 @@ class BeaconModel:
 
     @property
     def positions(self) -> int:
-        """The positions the model was made for: memory, prompt and answer must fit."""
+        """The number of positions of the model: memory, prompt and answer must fit."""
         return int(self.lm.config.max_position_embeddings)
 
     @property
@@ -142,7 +142,7 @@ class BeaconModel:
         return int(2 * 2 * config.num_hidden_layers * config.num_key_value_heads * width)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain text: no special token is added, and one that is spelled out in the text is only letters."""
+        """The ids of plain text: no special token is added, and one that the text spells out is read as letters."""
         return plain_ids(self.tokenizer, text)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -164,20 +164,20 @@ class BeaconModel:
         progress: Callable[[int], None] | None = None,
         resident: ResidentPrefix | None = None,
     ) -> BeaconState:
-        """The state after reading `ids` behind `state`, which stays as it is (paper, section 3.1).
+        """The state after reading `ids` after `state`, which is not changed (paper, section 3.1).
 
-        Windows are folded where the stream alone says, so feeding it in pieces gives the same segments. `close` folds
-        the tail too: the stream ends here. A `document` is all there: it is closed, and folded in larger windows where
-        the config says so. Above `budget` slots (default: the model's) the oldest segments are folded
-        again at the next ratio. `known` may give a segment by its digest, which is then not folded. `slot_dtype` is
-        what new slots are kept in (default: the config's). `progress` gets the number of tokens after each window.
-        `resident` is what an earlier call left on the device. Raises ConfigError, InputError, BudgetExceeded.
+        The stream alone decides where windows end, so feeding it in pieces gives the same segments. `close` ends the
+        stream: its tail is folded too. A `document` is complete: it is closed, and folded in larger windows if the
+        config says so. Above `budget` slots (default: the model's) the oldest segments are folded again at the next
+        ratio. `known` may return the segment of a digest, which is then not folded. `slot_dtype` is the dtype of new
+        slots (default: the config's). `progress` is called with the number of tokens of each window. `resident` is what
+        an earlier call left on the device. Raises ConfigError, InputError, BudgetExceeded.
         """
         ratio = check_ratio(self.config.ratio if ratio is None else ratio, self.config.window)
         at_once, close = (self.config.document_window, True) if document else (self.config.window, close)
         state = state or BeaconState()
         how: dict[str, Any] = {"known": known, "slot_dtype": slot_dtype}
-        # A budget may be smaller than the last one was, and nothing be folded below.
+        # The budget may have shrunk since the last call, even if nothing is folded below.
         segments, tail = self.fit(state.segments, budget=budget, **how), [*state.tail, *self._checked(ids)]
         check_room(len(tail), segments, budget or self.budget, self.config)
         resident, standing = resident or ResidentPrefix(self.empty), False
@@ -210,7 +210,7 @@ class BeaconModel:
         known: Known | None = None,
         slot_dtype: str | None = None,
     ) -> list[Segment]:
-        """The segments within `budget` slots: old ones folded again from their ids, coarser. Raises BudgetExceeded."""
+        """The segments in `budget` slots: old ones are folded again from their ids, coarser. Raises BudgetExceeded."""
         budget = self.budget if budget is None else budget
         fitted = list(segments)
         while sum(segment.slots for segment in fitted) > budget:
@@ -222,8 +222,8 @@ class BeaconModel:
         return fitted
 
     def tail(self, state: BeaconState, *, opens: bool = False) -> list[int]:
-        """The ids that are read raw behind a state's slots: its tail, and in front of it what overlaps it; nothing does
-        where the tail `opens` its stream, whatever the slots are of.
+        """The ids that are read raw after a state's slots: those that overlap, then its tail. Nothing overlaps where
+        the tail `opens` a stream of its own.
         """
         before = state.segments if state.tail and not opens else ()
         return [*overlapped(before, config=self.config), *state.tail]
@@ -238,7 +238,7 @@ class BeaconModel:
         known: Known | None = None,
         slot_dtype: str | None = None,
     ) -> Segment:
-        """One window folded behind these segments, whatever was folded behind it."""
+        """One window folded again after the segments `before` it. What follows it is not looked at."""
         resident = ResidentPrefix(self.empty)
         resident.stand(before, room=self.config.overlap + len(ids))
         return self._fold(ids, resident.past, before, ratio=ratio, sink=sink, known=known, slot_dtype=slot_dtype)
@@ -246,7 +246,7 @@ class BeaconModel:
     def generate(
         self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState] | None = None, **sampling: Any
     ) -> list[str]:
-        """One answer per prompt, each behind its own state; states are read, never changed.
+        """One answer per prompt, each from its own state. States are not changed.
 
         `sampling`: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed, constraint. Raises
         PromptTooLong.
@@ -263,7 +263,7 @@ class BeaconModel:
         **sampling: Any,
     ) -> list[Answer]:
         """The same answers with their numbers of tokens and how they ended. `residents` are what earlier turns left on
-        the device, one for each prompt or None; an event of `left`, one for each too, ends its answer where it is.
+        the device: one per prompt, or None. `left` are events, one per prompt: a set one ends its answer early.
         Raises PromptTooLong.
         """
         how = Sampling.of(sampling)
@@ -293,9 +293,9 @@ class BeaconModel:
         return Stream(self.lm, self.tokenizer, one, how)
 
     def logits(self, ids: Sequence[int], state: BeaconState | None = None) -> Tensor:
-        """The next-token logits at each of `ids`, read behind a state and its tail.  # (ids, vocabulary)"""
+        """The next-token logits at each of `ids`, read after a state and its tail.  # (ids, vocabulary)"""
         if not ids:
-            raise InputError("logits are asked of at least one token id")
+            raise InputError("logits take at least one token id")
         state = state or BeaconState()
         rows = [*self.tail(state), *self._checked(ids)]
         one = batch(self.lm, self.empty, [state.segments], [rows], new=0)
@@ -332,7 +332,7 @@ class BeaconModel:
         with torch.inference_mode():
             folded = fold(self.beacons, past, rows, config=self.config, states=False, **named)
         if config.slot_dtype in BITS:
-            # What is kept is what is read back: a hot segment and a stored one answer the same.
+            # Packed at once: so a segment in memory and one from the store give the same answers.
             packed = pack(folded.keys[:, 0], folded.values[:, 0], sink=sink, dtype=config.slot_dtype)
             return Segment(digest, parent, tuple(ids), ratio, sink, packed, len(again))
         dtype = getattr(torch, config.slot_dtype)
@@ -358,7 +358,7 @@ class BeaconModel:
                     f"{state.slots} slots, {len(row)} prompt tokens and {sampling.max_new_tokens} for the answer are "
                     f"{total}, the model has {self.positions} positions: shorten the prompt or compress it first"
                 )
-        # What a penalty looks at is the ids that are given, so all of them have to be.
+        # A penalty looks at the ids that it is given: it needs all of them.
         again = sampling.repetition_penalty == 1
         pasts, new = [state.segments for state in states], sampling.max_new_tokens
         return batch(self.lm, self.empty, pasts, rows, new=new, residents=residents, again=again)
@@ -372,14 +372,14 @@ class BeaconModel:
 
 
 def packaged_adapter(name: str, lm: Any) -> Path | None:
-    """The adapter this package brings for a model, when it was made for these very weights."""
+    """The adapter that this package has for a model, if it was made for exactly these weights."""
     folder = Path(__file__).parents[1] / "adapters" / name
     made_for_it = name == "smollm2" and adapter_config(folder)[1] == model_fingerprint(lm)
     return folder if made_for_it else None
 
 
 def _settings(stored: BeaconConfig, asked: BeaconConfig | None) -> BeaconConfig:
-    """What was asked for, when an adapter made with `stored` can do it. Raises AdapterError."""
+    """The settings that were asked for, if an adapter made with `stored` can do them. Raises AdapterError."""
     if asked is None:
         return stored
     if asked.layout != stored.layout:
@@ -388,7 +388,7 @@ def _settings(stored: BeaconConfig, asked: BeaconConfig | None) -> BeaconConfig:
 
 
 def _checkpoint_files(where: str, options: dict[str, Any]) -> list[str]:
-    """A checkpoint's safetensors files, local or fetched. Raises AdapterError."""
+    """A checkpoint's safetensors files, local or downloaded. Raises AdapterError."""
     known = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
     try:
         index = cached_file(where, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **known)
@@ -397,4 +397,4 @@ def _checkpoint_files(where: str, options: dict[str, Any]) -> list[str]:
             return list(files)
         return [str(cached_file(where, "model.safetensors", **known))]
     except (OSError, ValueError) as exc:
-        raise AdapterError(f"{where}: a published checkpoint is read from safetensors files: {exc}") from exc
+        raise AdapterError(f"{where}: the safetensors files of a published checkpoint cannot be found: {exc}") from exc

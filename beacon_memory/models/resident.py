@@ -1,7 +1,7 @@
-"""What stands in front of a prompt on the device, kept from turn to turn: slots, and the raw rows read behind them.
+"""A prompt's prefix that stays on the device from turn to turn: slots, and the raw rows that were read after them.
 
-A turn adds to it: slots that are new, words that are new. What it stands for is told by digests and ids, which are
-compared each time, so it is never stale: where they part, it goes back and is read anew.
+A turn adds to it what is new. It records the names of its segments and the ids of its raw rows, and they are compared
+on each use, so it is never stale: from the first difference on, it is dropped and read again.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from beacon_memory.fold.prefix import Prefix, Room
 if TYPE_CHECKING:
     from beacon_memory.state.state import Segment
 
-SPARE = 512  # rows of room beyond what a turn needs, for the next ones
+SPARE = 512  # rows of room beyond what a turn needs, for later turns
 
 
 @dataclass(eq=False)
 class ResidentPrefix:
-    """One past on the device and what it is the past of. One thread at a time has it."""
+    """One prefix on the device, and which segments and ids it holds. One thread uses it at a time."""
 
     past: Prefix
     segments: list[tuple[str, int]] = field(default_factory=list)  # name, and where its slots end
-    ids: list[int] = field(default_factory=list)  # the raw rows behind the segments
-    release: Callable[[ResidentPrefix], None] = lambda resident: None  # to be called with it after a turn
+    ids: list[int] = field(default_factory=list)  # of the raw rows after the segments
+    release: Callable[[ResidentPrefix], None] = lambda resident: None  # called with it after a turn
 
     @property
     def nbytes(self) -> int:
@@ -38,9 +38,9 @@ class ResidentPrefix:
         return 0 if self.past.room is None else self.past.room.nbytes
 
     def stand(self, segments: Sequence[Segment], ids: Sequence[int] = (), *, room: int, raw: bool = True) -> int:
-        """Stand for these segments, with room for so many rows behind them; gives how many of `ids` are read already.
+        """Hold these segments, with room for `room` more rows; returns how many of `ids` need not be read again.
 
-        The last of them never is: something has to be read. Without `raw`, none is.
+        The last id is always read again: a model has to read something. Without `raw`, all of them are.
         """
         common = 0
         for (name, _), segment in zip(self.segments, segments, strict=False):
@@ -65,13 +65,13 @@ class ResidentPrefix:
         return shared
 
     def folded(self, segment: Segment) -> None:
-        """One more segment behind those that are there; raw rows give way to it."""
+        """Add a segment after the others. Raw rows are dropped."""
         self.past = self.past.back(self.past.slots - len(self.ids)).extend([segment])
         self.segments.append((segment.name, self.past.slots))
         self.ids = []
 
     def roomy(self, lm: Any, rows: int) -> Room:
-        """The room that it stands in; a past of nothing has none until a language model tells its shape."""
+        """Its room. An empty prefix has none until a language model gives the shape."""
         if self.past.room is None:
             room = room_for(lm, rows + SPARE, batch=1, like=self.past)
             self.past = replace(self.past, keys=room.keys[..., :0, :], values=room.values[..., :0, :], room=room)
@@ -79,20 +79,20 @@ class ResidentPrefix:
         return self.past.room
 
     def copy(self, room: Room, *, row: int, start: int, end: int) -> None:
-        """Write behind what is here the rows that a batch has read, from one of its columns to another."""
+        """Append the rows that a batch has read, from its column `start` to `end`."""
         assert self.past.room is not None
         own, there = self.past.room, slice(self.past.slots, self.past.slots + end - start)
         own.keys[:, 0, :, there] = room.keys[:, row, :, start:end]
         own.values[:, 0, :, there] = room.values[:, row, :, start:end]
 
     def read(self, ids: Sequence[int]) -> None:
-        """These ids' rows have been written behind the ones that are there."""
+        """Record that the rows of these ids have been appended."""
         self.past = self.past.seen(len(ids))
         self.ids += ids
 
 
 class RoomLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer of transformers' cache with room: a new row is written behind the others, which are not copied."""
+    """A layer of transformers' cache with room: a new row is written after the others, which are not copied."""
 
     def __init__(self, keys: Tensor, values: Tensor, *, filled: int) -> None:
         """keys, values: (batch, kv_heads, capacity, head_dim)."""
@@ -103,14 +103,14 @@ class RoomLayer(DynamicLayer):  # type: ignore[misc]
 
     @property
     def written(self) -> int:
-        """How many rows stand in the room."""
+        """The number of rows in the room."""
         return int(self._seen[0].shape[-2])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         keys, values = self._room
         start = 0 if self.keys is None else int(self.keys.shape[-2])
         end = start + key_states.shape[-2]
-        # What transformers has put in place of our view, or on another device, it also lengthens.
+        # Where transformers has replaced our view, or moved it to another device, it lengthens it itself.
         if self.keys is not self._seen[0] or end > keys.shape[-2] or key_states.device != keys.device:
             if self.keys is not None and key_states.device != self.keys.device:
                 self.keys, self.values = self.keys.to(key_states.device), self.values.to(key_states.device)
@@ -122,7 +122,7 @@ class RoomLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def room_for(lm: Any, rows: int, *, batch: int, like: Prefix) -> Room:
-    """Room for so many rows of a language model, where `like` stands."""
+    """Room for `rows` rows of a language model, in the dtype and on the device of `like`."""
     config = lm.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     shape = torch.empty(config.num_hidden_layers, batch, config.num_key_value_heads, 0, width)
@@ -130,7 +130,7 @@ def room_for(lm: Any, rows: int, *, batch: int, like: Prefix) -> Room:
 
 
 def cache_of(room: Room, *, filled: int) -> DynamicCache:
-    """A cache whose first rows are those of the room, and which writes the next ones there."""
+    """A cache that starts with the first `filled` rows of a room and writes the next ones there."""
     cache = DynamicCache()
     cache.layers = [RoomLayer(*layer, filled=filled) for layer in zip(room.keys, room.values, strict=True)]
     return cache
@@ -146,9 +146,9 @@ def fill(
     first: int,
     end: int,
 ) -> None:
-    """Write a past into a row of a batch, from one column to another; the columns before it become zeros."""
+    """Write a prefix into a row of a batch, from column `first` to `end`. The columns before it become zeros."""
     for all_rows in (room.keys, room.values):
-        all_rows[:, row, :, :first] = 0  # masked, but a mask does not hide what is not a number
+        all_rows[:, row, :, :first] = 0  # masked, but a mask does not hide a NaN
     own = Room(room.keys[:, row : row + 1, :, first:end], room.values[:, row : row + 1, :, first:end])
     if resident is not None and resident.past.keys is not None and resident.past.values is not None:
         own.keys.copy_(resident.past.keys)

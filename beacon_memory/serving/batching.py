@@ -1,4 +1,4 @@
-"""Questions from many at once, answered in batches on one thread; who waits is bounded, and may leave."""
+"""Questions of many callers, answered in batches on one thread. The queue is bounded, and callers may leave it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class _Asked:
-    """A question on its way."""
+    """A question that waits or is being answered."""
 
     session: str
     question: str
@@ -29,7 +29,7 @@ class _Asked:
 
 
 class BatchQueue:
-    """Where questions wait for a thread: those that are asked the same way are answered together."""
+    """A queue of questions for one thread. Those with the same options are answered together."""
 
     def __init__(
         self,
@@ -39,15 +39,15 @@ class BatchQueue:
         together: int = 8,
         waiting: int = 64,
     ) -> None:
-        """`together` is the most answers of one batch, `waiting` the most questions that wait for theirs."""
+        """`together` is the most questions of one batch, `waiting` the most that wait."""
         self._memory, self._worker = memory, worker
         self._together, self._most = together, waiting
         self._waiting: deque[_Asked] = deque()
         self._lock = Lock()
 
     async def ask(self, session: str, question: str, **how: Any) -> str:
-        """The answer, as `BeaconMemory.ask_many` gives it. Who is cancelled leaves: a question that waits is taken out,
-        one that is being answered ends. Raises EngineBusy when too many wait.
+        """The answer, as `BeaconMemory.ask_many` gives it. Cancelling takes a waiting question out of the queue, and
+        ends one that is being answered. Raises EngineBusy when too many wait.
         """
         asked = _Asked(session, question, how)
         with self._lock:
@@ -64,7 +64,7 @@ class BatchQueue:
                     self._waiting.remove(asked)
 
     def _answer(self) -> None:
-        """Answer the oldest question, and those behind it that are asked the same way."""
+        """Answer the oldest question, and those after it with the same options."""
         batch = [asked for asked in self._taken() if asked.answer.set_running_or_notify_cancel()]
         if not batch:
             return
@@ -74,7 +74,7 @@ class BatchQueue:
             if len(batch) == 1:
                 batch[0].answer.set_exception(exc)
                 return
-            for asked in batch:  # one that cannot be answered is no reason for the others
+            for asked in batch:  # one that cannot be answered must not fail the others
                 self._alone(asked)
         except BaseException as exc:
             for asked in batch:

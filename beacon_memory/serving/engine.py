@@ -72,12 +72,12 @@ class BeaconEngine:
 
     @property
     def positions(self) -> int | None:
-        """The model's positions as far as they are known without loading it."""
+        """The model's number of positions; None where only loading it would tell."""
         return self._weights.positions()
 
     def window(self, ratio: int | None = None) -> int | None:
-        """The tokens that memory holds at a ratio before old ones get coarser, as far as that is known without loading
-        the model.
+        """The tokens that memory holds at a ratio before old ones get coarser; None where only loading the model would
+        tell.
         """
         if (positions := self.positions) is None:
             return None
@@ -88,7 +88,7 @@ class BeaconEngine:
         return slots * (ratio or config.ratio)
 
     def session(self, session_id: str, *, ratio: int | None = None, budget: int | None = None) -> Session:
-        """A session that is kept. Raises ConfigError without a store."""
+        """A session in the store. Raises ConfigError without a store."""
         if not self.keeps_sessions:
             raise ConfigError(
                 f"session {session_id!r} has nowhere to be kept: give the engine a store "
@@ -97,7 +97,7 @@ class BeaconEngine:
         return self.memory.session(session_id, ratio=ratio, budget=budget)
 
     def shares(self, other: BeaconEngine) -> bool:
-        """Whether both answer by the same weights."""
+        """Whether both use the same weights."""
         return self._weights is other._weights
 
     def with_store(self, store: str | StateStore | Callable[[], StateStore], *, place: Hashable = None) -> BeaconEngine:
@@ -122,21 +122,21 @@ class BeaconEngine:
 
     async def ask(self, session_id: str, question: str, *, system: str | None = None, **sampling: Any) -> str:
         """An answer from a session; nothing is written. Questions that wait at the same time, and are asked with the
-        same system prompt and sampling, are answered in one batch. Being cancelled frees the place.
+        same system prompt and sampling, are answered in one batch. Cancelling frees the place.
 
         Raises EngineBusy when 64 questions wait, and what `Session.ask` raises.
         """
         return await self._desk.ask(session_id, question, system=system, **sampling)
 
     async def run(self, act: Callable[[], T]) -> T:
-        """What `act` gives, on the engine's thread."""
+        """The result of `act`, called on the engine's thread."""
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self.worker, context.run, act)
 
     async def stream(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-        """What the iterator that `begin` makes gives, read on the engine's thread.
+        """The items of the iterator that `begin` returns, read on the engine's thread.
 
-        Leaving early, or being cancelled, closes it after the piece it is at.
+        Leaving early, or cancelling, closes the iterator after its current item.
         """
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Any]()
         left, end = threading.Event(), object()
@@ -144,7 +144,7 @@ class BeaconEngine:
         def give(piece: Any) -> None:
             try:
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
-            except RuntimeError:  # the loop is gone, and who listened with it
+            except RuntimeError:  # the loop is closed: nobody listens any more
                 left.set()
 
         def work() -> None:
@@ -179,7 +179,7 @@ class BeaconEngine:
             working.cancel()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BeaconEngine:
-        """Itself: weights and stores are shared, whoever copies what holds them."""
+        """Itself: copies of what holds an engine share its weights and its store."""
         return self
 
     def close(self) -> None:
@@ -189,12 +189,12 @@ class BeaconEngine:
     def _open(self) -> BeaconMemory:
         from beacon_memory.sessions.memory import BeaconMemory
 
-        store = self._store.get()  # first: a wrong URL does not cost a model
+        store = self._store.get()  # first: a wrong URL fails before a model is loaded
         return BeaconMemory(self._weights.model.get(), store)
 
 
 class _Lazy(Generic[T]):
-    """A value made once, by the first thread that asks."""
+    """A value that is made once, by the first thread that asks for it."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -208,7 +208,7 @@ class _Lazy(Generic[T]):
             return self._made[0]
 
     def made(self) -> T | None:
-        """The value, when it is made already."""
+        """The value, if it is made already."""
         return self._made[0] if self._made else None
 
     def close(self) -> None:
@@ -230,7 +230,7 @@ class _Weights:
         return None if (loaded := self.model.made()) is None else loaded.config
 
     def positions(self) -> int | None:
-        """The loaded model's positions, or what its folder says of them."""
+        """The loaded model's positions, or those in its folder's config.json."""
         if (loaded := self.model.made()) is not None:
             return loaded.positions
         if self.name == "smollm2":

@@ -1,4 +1,4 @@
-"""Where a framework's user keeps sessions: one place, named by store, Redis URL or client."""
+"""The engine and the store that a framework's settings name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from beacon_memory.talk.sources import read_texts
 
 
 class Secret(Protocol):
-    """A text that is not shown by accident, as pydantic keeps it."""
+    """A text that is not printed by accident, such as pydantic's SecretStr."""
 
     def get_secret_value(self) -> str:
         """The text."""
 
 
 class Names(Protocol):
-    """A framework's settings that name a model and a place."""
+    """A framework's settings that name a model and a store."""
 
     engine: BeaconEngine | None
     config: BeaconConfig | None
@@ -29,14 +29,14 @@ class Names(Protocol):
     dtype: Any
     model_kwargs: dict[str, Any]
     store: Any
-    redis_url: Any  # a Secret or None: pydantic's own is no Protocol's
+    redis_url: Any  # a Secret or None; mypy does not accept pydantic's SecretStr for the Protocol
     redis_client: Any
     key_prefix: str
     ttl: int | None
 
 
 class StoreNames(TypedDict, total=False):
-    """Where sessions are kept, by name."""
+    """The settings that name a store."""
 
     store: str | StateStore | None
     redis_url: str | None
@@ -46,7 +46,7 @@ class StoreNames(TypedDict, total=False):
 
 
 class Where(StoreNames, total=False):
-    """A model and a place by name, as the memories of both integrations take them."""
+    """The settings that name a model and a store, for the memories of both integrations."""
 
     model: str | None
 
@@ -63,7 +63,7 @@ def named_store(
     ttl: int | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Place | None:
-    """What an engine opens when it is first used; where nothing is named, `environ`'s BEACON_REDIS_URL, or None.
+    """The store that an engine opens when it is first used. Where none is named: `environ`'s BEACON_REDIS_URL, or None.
 
     `ttl` is in seconds. Raises ConfigError for two places at once, for `ttl` and `key_prefix` without Redis, and for a
     client that is none.
@@ -91,7 +91,7 @@ def named_store(
     def make() -> StateStore:
         from beacon_memory.stores.redis import RedisStore
 
-        # The default is left to the URL, which may have a prefix of its own.
+        # With the default prefix, a prefix in the URL counts.
         prefix = None if key_prefix == "beacon" else key_prefix
         if redis_client is not None:
             return RedisStore(client=redis_client, prefix=prefix, ttl=ttl)
@@ -215,10 +215,10 @@ class ReadsDocuments:
         return copied
 
     def with_context(self, documents: Any, *, context_id: str | None = None) -> Self:
-        """This model with documents in front of every prompt, read once and kept folded under their id.
+        """This model with documents in front of every prompt. They are read once and kept folded under their id.
 
-        A `Path` is a file's; text, a framework's document, or any number of these (a loader's `lazy_load()`), are read
-        as they are. Where the documents are known by an id already, `bind(context_id=…)` names them again.
+        `documents` is a text, a `Path` of a file, a framework's document, or any number of these (such as a loader's
+        `lazy_load()`). Documents that are kept already are named by `bind(context_id=…)`.
         """
         from beacon_memory.sessions.context import read_context
 
@@ -240,8 +240,8 @@ def engine_for(
     model: str | None = None,
     **where: Unpack[StoreNames],
 ) -> BeaconEngine:
-    """An engine that keeps sessions, from one that is there or from names; where no model is named, `environ`'s
-    BEACON_MODEL, else "smollm2". Raises ConfigError without a store.
+    """An engine with a store: the given one, over another store if one is named, or a new one. Where no model is named:
+    `environ`'s BEACON_MODEL, else "smollm2". Raises ConfigError without a store.
     """
     named = any(where.get(name) is not None for name in ("store", "redis_url", "redis_client"))
     found = named_store(**where, environ=environ if engine is None else None)

@@ -197,7 +197,7 @@ class _Shelf:
         self._blobs: dict[str, bytes] = {}
 
     def put(self, document: Document, progress: Progress | None) -> bool:
-        """Put a document; gives whether it was another or none before."""
+        """Put a document; returns whether it is new or changed."""
         if self.notes.get(document.key, {}).get("hash") == document.identity:
             return False
         model, head = self._memory.model, self._head

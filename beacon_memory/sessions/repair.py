@@ -247,7 +247,7 @@ def _conversation(memory: Repository, head: SessionHead) -> list[int]:
 def _folded(
     memory: Repository, head: SessionHead, index: int, ids: Sequence[int], *, before: Sequence[Segment]
 ) -> Segment:
-    """A window folded again, in the context its digest tells of where that can be had, else behind what is there."""
+    """A window folded again, in the context that gives its old digest if that is there, else after `before`."""
     model, config, entry = memory.model, _config(memory, head), head.entries[index]
     sinks = [s for s in (0, config.sink) if s <= len(ids)]
     sinks = [s for s in sinks if s + slot_count(len(ids) - s, entry.ratio) == entry.slots]

@@ -1,7 +1,7 @@
-"""What all that is done with sessions stands on: one model, one store, and what is on hand of both.
+"""One model, one store and their caches: everything that is done with sessions is built on this.
 
-Segments, pages and heads that were read once are not read again while there is room for them; what a turn has left on
-the device waits for the next one.
+Segments, pages and heads are read once and then cached while there is room. What a turn leaves on the device is kept
+for the next one.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Repository:
         `at_least`. Raises SessionNotFound, SessionRolledBack, CodecError, and, unless a head of `any_model` will do,
         ModelMismatch.
 
-        What was seen here is told once: the call after the error goes on from what is there.
+        A version seen here is checked once: after the error, the next call goes on from what is stored.
         """
         seen = self._seen.get(session_id) or 0  # before it is loaded: another thread may move it on meanwhile
         try:
@@ -129,8 +129,8 @@ class Repository:
             yield
 
     def begin(self, session_id: str, *, create: bool | None) -> None:
-        """Whether a session that is not there may be begun: raises SessionNotFound without `create`, and, unless it is
-        asked for, SessionRolledBack (once) when it was here before.
+        """Check that a missing session may be created. Raises SessionNotFound when `create` is False, and
+        SessionRolledBack (once) when it is None and the session was seen here before.
         """
         seen = self._seen.take(session_id)
         if create is False:
@@ -155,7 +155,7 @@ class Repository:
         return self.store.scrub()
 
     def let_go(self, session_id: str, segments: Sequence[Segment] = ()) -> None:
-        """Have nothing of this session on hand, nor of these segments."""
+        """Drop this session and these segments from the caches."""
         for resident, names in list(self._lent.items()):
             if session_id in names:
                 resident.release = lambda resident: None
@@ -170,7 +170,7 @@ class Repository:
     def view(
         self, session_id: str, read: Callable[[SessionHead], T], *, at_least: int = 0, any_model: bool = False
     ) -> tuple[T, SessionHead, int]:
-        """What `read` makes of a session's newest head, that head, and its version.
+        """The result of `read` for a session's newest head, that head, and its version.
 
         Done again when another writer moved the session, and dropped blobs, meanwhile. Raises SegmentMissing when
         blobs are lost, and what `load` raises.
@@ -192,8 +192,8 @@ class Repository:
         expected: int,
         damaged: Container[str] = (),
     ) -> int:
-        """Write a session's next version, whose number it gives. A segment of other bits than the one that is kept
-        under its digest is kept apart. Raises SessionConflict, SegmentMissing.
+        """Write a session's next version; returns its number. A segment whose bits differ from those stored under its
+        digest is stored under its checksum. Raises SessionConflict, SegmentMissing.
         """
         how: dict[str, Any] = {"damaged": damaged} if damaged else {}
         while True:
@@ -241,8 +241,8 @@ class Repository:
         return segment
 
     def resident(self, *sessions: str) -> ResidentPrefix:
-        """What the last turn of these sessions, one behind another, left on the device; it is taken, and given back by
-        its `give`. Nothing of it is trusted: what it stands for is compared with what is asked of it.
+        """What the last turn of these sessions, joined in this order, left on the device. It is the caller's until
+        its `release` is called. It may be out of date: each use compares what it holds with what is asked for.
         """
         names = json.dumps(sessions)
         resident = self._residents.take(names) or ResidentPrefix(self.model.empty)
@@ -282,7 +282,7 @@ class Repository:
 
 
 def _slot_shape(model: BeaconModel) -> tuple[int, int, int]:
-    """Layers, KV heads and head size of a model: what a slot's keys, and its values, are numbers of."""
+    """Layers, KV heads and head size of a model: the shape of a slot's keys, and of its values."""
     config = model.lm.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(config.num_hidden_layers), int(config.num_key_value_heads), int(width)
@@ -313,7 +313,7 @@ class LRUCache(Generic[T]):
             return self._values[digest][0]
 
     def take(self, digest: str) -> T | None:
-        """The value, when it is on hand, which it then is no more: for one that its user changes."""
+        """The value, if it is cached, which it then is no more: for a value that its user changes."""
         with self._lock:
             value, nbytes = self._values.pop(digest, (None, 0))
             self._bytes -= nbytes

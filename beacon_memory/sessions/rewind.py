@@ -35,8 +35,8 @@ def back(memory: Repository, head: SessionHead, state: BeaconState, past: Past, 
 
 
 def branch(memory: Repository, head: SessionHead, state: BeaconState, past: Past, kept: int) -> Changed:
-    """Back to the first `kept` messages, documents not counted; those that were read later are part of no branch and
-    stay. Raises TranscriptError.
+    """Back to the first `kept` messages, not counting documents. Documents that were read later stay: they belong to
+    no branch. Raises TranscriptError.
     """
     until = [n for n, message in enumerate(past) if message["role"] != DOCUMENT][kept]
     later = [message for message in past[until:] if message["role"] == DOCUMENT]

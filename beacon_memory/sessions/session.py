@@ -72,8 +72,8 @@ class Session(StoredSession):
         self.append(self._memory.transcript.read(many), progress=progress)
 
     def set(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        """Make these all that was said. What agrees from the start on is not read again, what differs from there on is
-        forgotten; documents stay. Raises InputError, TranscriptError.
+        """Replace the conversation by these messages. Their common beginning is not read again, what was stored after
+        it is forgotten; documents stay. Raises InputError, TranscriptError.
         """
         self.replace_talk(self._memory.transcript.read(messages))
         self._memory.store.scrub()
@@ -283,10 +283,10 @@ class Session(StoredSession):
         self._memory.store.scrub()
 
     def branches(self) -> list[Branch]:
-        """The branches that the session was parted from and that are kept still, oldest first.
+        """The session's other branches, oldest first.
 
-        A message list that parts from what is stored goes on as another branch; the older one waits here until it is
-        gone back to, the session is forgotten, or the store lets it expire. Raises SessionNotFound.
+        A message list that differs from what is stored goes on as a new branch. The older one is kept until `checkout`
+        goes back to it, the session is forgotten, or the store lets it expire. Raises SessionNotFound.
         """
         head, _ = self._memory.load(self.id, at_least=self._at_least, any_model=True)
         found = []

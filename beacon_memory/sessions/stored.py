@@ -1,4 +1,4 @@
-"""A session in its store: read at its newest version, changed, and written behind it."""
+"""A session in its store: read at its newest version, changed, and written as the next one."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class StoredSession:
         self._budget = budget
 
     def opened(self) -> tuple[SessionHead, BeaconState, int]:
-        """The session's head, state and version; what a new one begins with, at version 0, when there is none."""
+        """The session's head, state and version; those of a new one, at version 0, when there is none."""
         try:
             state, head, version = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
         except SessionNotFound:
@@ -99,7 +99,7 @@ class StoredSession:
         return pinned
 
     def settled(self, head: SessionHead | None) -> SessionHead:
-        """The head, or a new one, with what this session was opened with."""
+        """The head, or a new one, with the settings that this session was opened with."""
         model = self._memory.model
         head = head or SessionHead(fingerprint=model.fingerprint, ratio=model.config.ratio)
         return replace(
@@ -122,7 +122,7 @@ class StoredSession:
         self._memory.commit(self.id, changed.where(head, folded), pages | folded, expected=expected)
 
     def part(self, head: SessionHead) -> SessionHead:
-        """Keep the session as it stands as another branch; gives the head with that branch among its own."""
+        """Keep the session as it is now as a branch; returns the head with that branch added."""
         number = max(head.branches, default=0) + 1
         while True:
             try:
@@ -132,12 +132,12 @@ class StoredSession:
                 number += 1
 
     def unpart(self, number: int) -> None:
-        """Let a branch go. One that is gone already, or has expired, is no error."""
+        """Remove a branch, if it is still there."""
         with suppress(SessionNotFound):
             self._memory.forget(branch_name(self.id, number))
 
     def change(self, change: Change, *, create: bool = True) -> None:
-        """Move the head by `change`, which is done again on the newest head when another writer was faster.
+        """Replace the head by what `change` makes of it; it is called again when another writer was faster.
 
         Writers wait their turn for half a minute, then the last SessionConflict is raised. Raises SessionNotFound where
         there is no session and none is to be made.

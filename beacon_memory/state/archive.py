@@ -1,4 +1,4 @@
-"""A session as one file: a zip archive, stored, of its head and every blob that the head names (docs/format.md)."""
+"""A session as one file: an uncompressed zip archive of its head and every blob the head names (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from beacon_memory.state.head import SessionHead
 
 FORMAT, VERSION = "beacon-session", 1
 
-# What a hostile archive can make its readers raise.
+# Everything that reading a hostile archive can raise.
 _UNREADABLE = (
     zipfile.BadZipFile,
     KeyError,
@@ -38,7 +38,7 @@ class Exported:
 
 
 def write_archive(path: str | Path, exported: Exported) -> None:
-    """Write an archive; a file that was there is replaced only when the new one is whole. Raises InputError."""
+    """Write an archive. An existing file is replaced only once the new one is complete. Raises InputError."""
     path = Path(path)
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -60,7 +60,7 @@ def write_archive(path: str | Path, exported: Exported) -> None:
 
 
 def read_archive(path: str | Path) -> Exported:
-    """What an archive holds, complete and undamaged. Raises InputError for no file, CodecError for a bad one."""
+    """What an archive holds, checked to be complete. Raises InputError for a missing file, CodecError for a bad one."""
     try:
         with zipfile.ZipFile(path) as archive:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
@@ -73,14 +73,5 @@ def read_archive(path: str | Path) -> Exported:
             return Exported(str(about["session"]), head, {d: archive.read(f"blobs/{d}") for d in digests})
     except OSError as exc:
         raise InputError(f"no session archive can be read at {path}: {exc.strerror or exc}") from exc
-    except (
-        zipfile.BadZipFile,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        EOFError,
-        NotImplementedError,
-        RecursionError,
-    ) as exc:
+    except _UNREADABLE as exc:
         raise CodecError(f"{path} is not a whole session archive: {exc}") from exc

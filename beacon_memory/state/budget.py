@@ -1,4 +1,4 @@
-"""Keeping a session within its slots: which segment to fold again, and at which ratio."""
+"""Keeping a session within its budget of slots: which segment to fold again, and at which ratio."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from beacon_memory.state.state import Segment
 
 
 def default_budget(positions: int, config: BeaconConfig) -> int:
-    """The slots that leave room, in a model of so many positions, for the tail and a quarter for prompt and answer, or
-    for a document's window.
+    """The default number of slots in a model with this many positions.
 
-    Raises ConfigError when a window does not fit the model.
+    It leaves room for the tail and, in a quarter of the positions, for prompt and answer; or for a document's window,
+    if that needs more. Raises ConfigError when a window does not fit the model.
     """
     budget = positions - max(positions // 4 + config.window + config.keep_last, config.overlap + config.document_window)
     if budget < config.window:
@@ -26,23 +26,24 @@ def default_budget(positions: int, config: BeaconConfig) -> int:
 
 
 def check_room(tokens: int, segments: Sequence[Segment], budget: int, config: BeaconConfig) -> None:
-    """Raises BudgetExceeded when so many more tokens cannot be kept beside these segments, at whatever ratio: before
-    anything is folded in vain.
+    """Raises BudgetExceeded when this many more tokens do not fit beside these segments even at the highest ratio.
+
+    It is called first, so that nothing is folded in vain.
     """
     folded = max(0, tokens - config.window - config.keep_last)  # the rest may stay raw
     least = sum(s.sink + slot_count(len(s.ids) - s.sink, RATIOS[-1]) for s in segments) + folded // RATIOS[-1]
     if least > budget:
         raise BudgetExceeded(
-            f"{tokens} tokens more take {least} slots in all, folded at {RATIOS[-1]}, and the budget is {budget}: "
-            f"nothing was folded; raise the budget, or remember less at once"
+            f"with {tokens} more tokens the session takes {least} slots even at ratio {RATIOS[-1]}, and the budget is "
+            f"{budget}: nothing was folded; raise the budget, or add less at once"
         )
 
 
 def next_refold(segments: Sequence[Segment], budget: int) -> tuple[int, int]:
-    """The index of the segment to fold again, and its new ratio: the oldest one of the ratio that holds most slots.
+    """The index of the segment to fold again, and its new ratio: the oldest segment at the ratio with the most slots.
 
-    So the ratios come to hold equal shares of the budget, and the older a memory, the coarser. Raises BudgetExceeded
-    when nothing can be made smaller.
+    So over time every ratio gets an equal share of the budget, and older memories are coarser. Raises BudgetExceeded
+    when no segment can be made smaller.
     """
     slots_at: dict[int, int] = {}
     steps: list[int | None] = []

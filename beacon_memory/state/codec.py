@@ -28,7 +28,7 @@ PLAIN, PACKED, OVERLAPPED = 1, 2, 3  # what is written: a blob names the oldest 
 MAGIC = b"BCNM"
 SEGMENT, HEAD, PAGE, SOURCE, NOTE = b"SEGM", b"HEAD", b"PAGE", b"TEXT", b"NOTE"
 
-# What a hostile payload can make its readers raise.
+# Everything that reading a hostile payload can raise.
 _UNREADABLE = (
     safetensors.SafetensorError,
     BeaconError,
@@ -52,7 +52,7 @@ def seal(kind: bytes, payload: bytes, *, version: int = PLAIN) -> bytes:
 
 
 def unseal(kind: bytes, blob: bytes) -> bytes:
-    """The payload of a frame of this kind. Raises CodecError for anything else, before looking into it."""
+    """The payload of a frame of this kind. Anything else raises CodecError before the payload is parsed."""
     name = kind.decode().lower()
     if len(blob) < _HEADER:
         raise CodecError(f"{name}: {len(blob)} bytes are too few for a blob, which has at least {_HEADER}")
@@ -70,7 +70,7 @@ def unseal(kind: bytes, blob: bytes) -> bytes:
 
 
 def checksum(blob: bytes) -> str:
-    """The SHA-256 that a frame carries, of all its bytes but this, in hex: `unseal` has checked it."""
+    """The SHA-256 in a frame's header, in hex. It covers all other bytes of the frame; `unseal` checks it."""
     return blob[_START.size : _HEADER].hex()
 
 
@@ -81,7 +81,7 @@ def _checksum(start: bytes, payload: bytes) -> bytes:
 
 
 def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: BeaconConfig) -> bytes:
-    """A segment's bytes; they name who wrote it and how. Raises CodecError when it holds a NaN or an infinity."""
+    """A segment's bytes, with its fingerprint and settings. Raises CodecError when it holds a NaN or an infinity."""
     about = {
         "model": fingerprint.model,
         "adapter": fingerprint.adapter,
@@ -101,7 +101,7 @@ def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: Beacon
     else:
         tensors |= {"keys": segment.keys.cpu().contiguous(), "values": segment.values.cpu().contiguous()}
     _check_finite(tensors)
-    # One metadata entry: safetensors writes several in any order, and equal segments should be equal bytes.
+    # One metadata entry: safetensors writes several in any order, and equal segments must be equal bytes.
     payload = save_tensors(tensors, metadata={"beacon": json.dumps(about, sort_keys=True)})
     version = PACKED if config.slot_dtype in BITS else PLAIN
     return seal(SEGMENT, payload, version=OVERLAPPED if segment.overlap else version)
@@ -110,10 +110,10 @@ def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: Beacon
 def decode_segment(
     blob: bytes, *, fingerprint: Fingerprint, digest: str | None = None, checked: str | None = None
 ) -> Segment:
-    """The segment back, bit for bit.
+    """The segment, bit for bit.
 
-    Raises CodecError when the blob is damaged, holds a NaN or an infinity, is not what its own digest says, is not the
-    segment `digest`, or not the very bytes whose checksum is `checked`; raises ModelMismatch, naming the fields, when
+    Raises CodecError when the blob is damaged, holds a NaN or an infinity, does not match its own digest, is not the
+    segment `digest`, or does not have the checksum `checked`. Raises ModelMismatch, naming the fields that differ, when
     another model, adapter, tokenizer or layout wrote it.
     """
     payload = unseal(SEGMENT, blob)
@@ -155,22 +155,22 @@ def decode_segment(
 def _slots(
     tensors: Mapping[str, Tensor], slots: int, sink: int, config: BeaconConfig
 ) -> tuple[Tensor, Tensor] | Packed:
-    """The keys and values among a segment's tensors. Raises CodecError when shapes or dtypes are not a segment's."""
+    """The keys and values from a segment's tensors. Raises CodecError when a shape or dtype is wrong."""
     packed = config.slot_dtype in BITS
     layers, heads, _, width = tensors["sink_keys" if packed else "keys"].shape
     if config.slot_dtype == "int4" and width % 2:
-        raise CodecError(f"segment: heads of {width} numbers cannot be kept in pairs")
+        raise CodecError(f"segment: int4 packs channels in pairs, so heads of {width} channels are impossible")
     if packed:
         scales = tensors["key_scales"].dtype
         if scales not in SCALES:
-            raise CodecError(f"segment: scales are of {SCALES}, found {scales}")
+            raise CodecError(f"segment: scales must be one of {SCALES}, found {scales}")
         size = {"layers": layers, "heads": heads, "slots": slots, "sink": sink, "width": width}
         expected = shapes(**size, dtype=config.slot_dtype, scales=scales)
     else:
         expected = dict.fromkeys(("keys", "values"), ((layers, heads, slots, width), getattr(torch, config.slot_dtype)))
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     if found != expected:
-        raise CodecError(f"segment: {slots} slots expected, {expected}, found {found}")
+        raise CodecError(f"segment: expected {slots} slots, {expected}, found {found}")
     _check_finite(tensors)
     if not packed:
         return tensors["keys"], tensors["values"]
@@ -182,9 +182,9 @@ def _slots(
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises CodecError for a number that would make every answer a NaN."""
+    """Raises CodecError for a NaN or an infinity: one would make every answer a NaN."""
     for name, tensor in tensors.items():
-        # A sum is finite unless a number in it is not (or it overflows): far cheaper than looking at each.
+        # The sum is finite unless a number is not, or the sum overflows: far cheaper than checking each number.
         wide = tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite()
         if wide and not tensor.isfinite().all():
             raise CodecError(f"segment: {name} hold numbers that are not finite")
@@ -198,12 +198,12 @@ def require(theirs: Fingerprint, ours: Fingerprint, *, what: str) -> None:
 
 
 def encode_ids(ids: Sequence[int]) -> bytes:
-    """A document's ids as bytes: what its segments can be folded from again."""
+    """A document's ids as bytes: its segments can be folded again from them."""
     return seal(SOURCE, struct.pack(f"<{len(ids)}i", *ids))
 
 
 def decode_ids(blob: bytes, digest: str) -> list[int]:
-    """The ids back. Raises CodecError when the blob is damaged or is not the one that `digest` names."""
+    """The ids. Raises CodecError when the blob is damaged or is not the one that `digest` names."""
     payload = unseal(SOURCE, blob)
     if len(payload) % 4 or hashlib.sha256(blob).hexdigest() != digest:
         raise CodecError(f"text: its {len(payload)} bytes are not those of {digest}")
@@ -211,7 +211,7 @@ def decode_ids(blob: bytes, digest: str) -> list[int]:
 
 
 def encode_json(kind: bytes, value: Any) -> bytes:
-    """A head's or a page's bytes."""
+    """A head or a page as bytes."""
     return seal(kind, json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
 
 

@@ -1,4 +1,4 @@
-"""What a session's head says: which segments it names, the raw tail, and where its transcript is."""
+"""A session's head: the segments it names, the raw tail, and where its transcript is."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from beacon_memory.errors import CodecError, InputError
 from beacon_memory.state.codec import HEAD, NOTE, PAGE, checksum, decode_json, encode_json
 from beacon_memory.state.state import BeaconState, Fingerprint, Segment
 
-DOCUMENT = "document"  # the role of the transcript's note that a document was read
+DOCUMENT = "document"  # role of the transcript's entries that say that a document was read
 _DIGEST = re.compile("[0-9a-f]{64}")
-PAGE_MESSAGES = 64  # messages that a head carries before they become a page of their own
+PAGE_MESSAGES = 64  # so many messages leave the head and become a page
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One segment as its session names it.
+    """How a head refers to one segment.
 
-    The digest says what was folded, the checksum what came out. A store keeps a segment that was folded here under its
-    digest, so that whoever folds the same finds it; any other (imported, or of other bits than the one that is there)
-    under its checksum, where only those find it who were given its name.
+    The digest identifies what was folded, the checksum the bytes that came out. A segment that was folded here is
+    stored under its digest, so that anyone who folds the same finds it. Any other segment (imported, or with other bits
+    than the one already stored) is stored under its checksum, so that only heads which name it can find it.
     """
 
     digest: str
@@ -32,24 +32,24 @@ class Entry:
     slots: int
     ratio: int
     document: str = ""  # the id of the document it belongs to; the conversation's own have none
-    checksum: str = ""  # of its bytes (`codec.checksum`); none in heads that older releases wrote
-    apart: bool = False  # kept under its checksum
+    checksum: str = ""  # of its bytes (`codec.checksum`); older releases wrote none
+    apart: bool = False  # stored under its checksum
 
     @classmethod
     def of(cls, segment: Segment, document: str = "") -> Self:
-        """What a head says of a segment that belongs to this document."""
+        """The entry of a segment that belongs to this document, or without one to the conversation."""
         tokens, slots, ratio = len(segment.ids), segment.slots, segment.ratio
         return cls(segment.digest, tokens, slots, ratio, document, segment.apart, bool(segment.apart))
 
     @property
     def blob(self) -> str:
-        """The name that its bytes have in a store."""
+        """The name of its bytes in a store."""
         return self.checksum if self.apart else self.digest
 
 
 @dataclass(frozen=True)
 class SessionHead:
-    """A session at one version. Small whatever the session's length: segments and old messages are named, not held."""
+    """A session at one version. It stays small: it only names segments and old messages, however many there are."""
 
     fingerprint: Fingerprint
     ratio: int
@@ -59,9 +59,9 @@ class SessionHead:
     pages: tuple[str, ...] = ()  # blobs of PAGE_MESSAGES messages each, oldest first
     recent: tuple[Mapping[str, Any], ...] = ()  # the messages after the last page
     sources: Mapping[str, str] = field(default_factory=dict)  # document -> the blob of its ids
-    slot_dtype: str | None = None  # of what is folded next; the model's when None
+    slot_dtype: str | None = None  # of slots folded from now on; None: the model's
     notes: Mapping[str, str] = field(default_factory=dict)  # document's key -> the blob its owner keeps beside it
-    branches: tuple[int, ...] = ()  # numbers of the branches it was parted from, which are sessions of their own
+    branches: tuple[int, ...] = ()  # numbers of its branches, which are sessions of their own
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -71,25 +71,25 @@ class SessionHead:
 
     @property
     def unfolded(self) -> bool:
-        """Whether the tail is the whole conversation: no segment but documents'."""
+        """Whether nothing of the conversation is folded: every segment belongs to a document."""
         return all(entry.document for entry in self.entries)
 
     @property
     def messages(self) -> int:
-        """The number of messages remembered, documents counted."""
+        """The number of messages, counting documents."""
         return PAGE_MESSAGES * len(self.pages) + len(self.recent)
 
     def with_state(self, state: BeaconState, *, document: str = "") -> Self:
-        """The head after a fold; segments that are new belong to `document`, or to the conversation."""
-        # A segment folded again keeps its place, so its document too.
+        """The head after a fold. New segments belong to `document`, or without one to the conversation."""
+        # A segment that is folded again keeps its place, and so its document.
         named = [entry.document for entry in self.entries]
         named += [document] * (len(state.segments) - len(named))
         entries = (Entry.of(segment, name) for segment, name in zip(state.segments, named, strict=True))
         return replace(self, entries=tuple(entries), tail=state.tail).where(self)
 
     def where(self, before: SessionHead, blobs: Mapping[str, bytes] | None = None) -> Self:
-        """The head with the checksums of its segments: of those among `blobs` (digest -> bytes) as they are there, of
-        the others as the head `before` it knows them.
+        """The head with the checksums of its segments: from `blobs` (digest -> bytes) where one is in it,
+        otherwise from the head `before`.
         """
         known = {entry.digest: entry.checksum for entry in before.entries if not entry.apart}
         known |= {digest: checksum(blob) for digest, blob in (blobs or {}).items()}
@@ -100,12 +100,12 @@ class SessionHead:
         return replace(self, entries=tuple(entries))
 
     def apart(self, digests: Container[str]) -> Self:
-        """The head with these segments kept under their checksums."""
+        """The head with these segments stored under their checksums."""
         entries = (replace(entry, apart=True) if entry.digest in digests else entry for entry in self.entries)
         return replace(self, entries=tuple(entries))
 
     def with_messages(self, messages: list[Mapping[str, Any]]) -> tuple[Self, dict[str, bytes]]:
-        """The head with more messages, and the pages that became full."""
+        """The head with more messages, and the pages that became full (digest -> bytes)."""
         recent, pages, blobs = [*self.recent, *messages], list(self.pages), {}
         while len(recent) >= PAGE_MESSAGES:
             blob = encode_json(PAGE, recent[:PAGE_MESSAGES])
@@ -117,7 +117,7 @@ class SessionHead:
 
     def to_bytes(self) -> bytes:
         """The head's bytes (docs/format.md)."""
-        # What a turn changes stands together, so that a store sends no more than that (stores/patch.py).
+        # The fields that a turn changes are next to each other, so that a store sends only those (stores/delta.py).
         value = {
             "fingerprint": asdict(self.fingerprint),
             "ratio": self.ratio,
@@ -136,7 +136,7 @@ class SessionHead:
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Self:
-        """The head back. Raises CodecError."""
+        """The head that `to_bytes` wrote. Raises CodecError."""
         value = decode_json(HEAD, blob)
         try:
             head = cls(
@@ -159,7 +159,7 @@ class SessionHead:
 
 
 def _listed(entry: Entry) -> list[object]:
-    """An entry as it is written: what it does not need is left out, so that older heads keep their bytes."""
+    """An entry as it is written. Empty fields at its end are left out, so that older heads keep their bytes."""
     listed: list[object] = [entry.digest, entry.tokens, entry.slots, entry.ratio, entry.document]
     if entry.checksum:
         listed.append(entry.checksum)
@@ -191,7 +191,7 @@ def _check(head: SessionHead) -> None:
 
 
 def _is_message(message: object) -> bool:
-    """Whether this can be a message of a transcript, or a note that a document was read."""
+    """Whether this can be a transcript's message, or its entry that a document was read."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         return False
     if message["role"] != DOCUMENT:
@@ -211,16 +211,16 @@ def read_page(blob: bytes, digest: str) -> list[dict[str, Any]]:
 
 
 def write_note(about: Mapping[str, Any]) -> tuple[str, bytes]:
-    """What a document's owner keeps beside it, as a blob, with its digest. Raises InputError for what is not JSON."""
+    """Digest and bytes of what a document's owner keeps beside it. Raises InputError when that is not JSON."""
     try:
         blob = encode_json(NOTE, about)
     except (TypeError, ValueError) as exc:
-        raise InputError(f"what is kept beside a document is JSON: {exc}") from exc
+        raise InputError(f"what is kept beside a document must be JSON: {exc}") from exc
     return hashlib.sha256(blob).hexdigest(), blob
 
 
 def read_note(blob: bytes, digest: str) -> dict[str, Any]:
-    """The same back. Raises CodecError when it is not the note that `digest` names."""
+    """What `write_note` was given. Raises CodecError when it is not the note that `digest` names."""
     if hashlib.sha256(blob).hexdigest() != digest:
         raise CodecError(f"note: its contents are not those of {digest}")
     about = decode_json(NOTE, blob)
@@ -230,7 +230,7 @@ def read_note(blob: bytes, digest: str) -> dict[str, Any]:
 
 
 def check_entry(entry: Entry, segment: Segment) -> Segment:
-    """The segment, when it is what the head says it is. Raises CodecError."""
+    """The segment, if it matches the head's entry. Raises CodecError."""
     found = (segment.digest, len(segment.ids), segment.slots, segment.ratio)
     if (entry.digest, entry.tokens, entry.slots, entry.ratio) != found:
         raise CodecError(f"head: entry {entry.digest[:12]} does not describe the segment it names")

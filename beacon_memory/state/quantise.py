@@ -1,8 +1,8 @@
 """Slots in 8 or 4 bits: keys per channel, values per token, in groups that share a scale.
 
-A key's channels have ranges of their own, the same for all tokens; a value's do not (KIVI, arXiv 2402.02750). So a
-group of keys is one channel over neighbouring slots, a group of values one slot over neighbouring channels. Sinks keep
-bfloat16: they are few, and unlike the rest.
+Each channel of the keys has a range of its own, the same for all tokens; channels of the values do not (KIVI, arXiv
+2402.02750). So a group of keys is one channel over neighbouring slots, and a group of values is one slot over
+neighbouring channels. Sinks stay in bfloat16: they are few, and unlike the rest.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 BITS = {"int8": 8, "int4": 4}
-SCALES = (torch.float32, torch.float16, torch.bfloat16)  # of scales and lows: format version 1, version 2
+SCALES = (torch.float32, torch.float16, torch.bfloat16)  # of scales and lows: float32 in format version 1
 Form = tuple[tuple[int, ...], torch.dtype]
 
 GROUP = 64  # the most slots (keys) or channels (values) that share a scale
-WIDEST = 30_000  # numbers below it have lows and spreads within float16
+WIDEST = 30_000  # the lows and spreads of numbers below it fit float16
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Keys and values as they are stored, and what it takes to have them back."""
+    """Keys and values as they are stored, with the scales and lows that restore them."""
 
     dtype: str  # "int8" or "int4"
     sink_keys: Tensor  # (layers, kv_heads, sink, head_dim), bfloat16
@@ -41,16 +41,16 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all of them."""
+        """The bytes of all its tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
     def slots(self) -> int:
-        """The number of KV entries, sinks counted."""
+        """The number of KV entries, counting sinks."""
         return int(self.sink_keys.shape[2] + self.keys.shape[2])
 
     def unpacked_keys(self) -> Tensor:
-        """The keys it stands for, in bfloat16: the same bits each time.  # (layers, kv_heads, slots, head_dim)"""
+        """The keys in bfloat16, the same bits each time.  # (layers, kv_heads, slots, head_dim)"""
         codes, scales, lows = (
             t.transpose(2, 3) for t in (_wide(self.keys, self.dtype), self.key_scales, self.key_lows)
         )
@@ -58,7 +58,7 @@ class Packed:
         return torch.cat([self.sink_keys, keys.to(torch.bfloat16)], dim=2)
 
     def unpacked_values(self) -> Tensor:
-        """The values it stands for, likewise."""
+        """The values in bfloat16, the same bits each time.  # (layers, kv_heads, slots, head_dim)"""
         values = _decoded(_wide(self.values, self.dtype), self.value_scales, self.value_lows)
         return torch.cat([self.sink_values, values.to(torch.bfloat16)], dim=2)
 
@@ -86,7 +86,7 @@ def pack(keys: Tensor, values: Tensor, *, sink: int, dtype: str) -> Packed:
 def shapes(
     *, layers: int, heads: int, slots: int, sink: int, width: int, dtype: str, scales: torch.dtype
 ) -> dict[str, Form]:
-    """The shape and dtype of every tensor of a packed segment, its scales and lows in this dtype."""
+    """The shape and dtype of every tensor of a packed segment whose scales and lows have the dtype `scales`."""
     rest = slots - sink
     codes = ((layers, heads, rest, width // 2 if dtype == "int4" else width), torch.uint8)
     key_groups = ((layers, heads, _groups(rest), width), scales)
@@ -105,7 +105,7 @@ def shapes(
 
 
 def _scales(*numbers: Tensor) -> torch.dtype:
-    """What scales and lows are kept in: float16, the finer, where the numbers lie within its range."""
+    """The dtype of scales and lows: float16, which is finer, where the numbers fit its range; else bfloat16."""
     widest = max((float(t.abs().max()) for t in numbers if t.numel()), default=0.0)
     return torch.float16 if widest < WIDEST else torch.bfloat16
 
@@ -117,7 +117,7 @@ def _codes(rows: Tensor, *, bits: int, scales: torch.dtype) -> tuple[Tensor, Ten
     if not groups:
         empty = rows.new_zeros(*rows.shape[:-1], 0, dtype=scales)
         return rows.to(torch.uint8), empty, empty
-    # The last group is filled up with its last number, which changes neither its lowest nor its highest.
+    # The last group is padded with its last number, which changes neither its lowest nor its highest.
     last = rows[..., -1:].expand(*rows.shape[:-1], groups * GROUP - count)
     grouped = torch.cat([rows, last], dim=-1).reshape(*rows.shape[:-1], groups, GROUP)
     # Rounded outwards, so that every number of the group still lies between low and low + steps * scale.
@@ -130,7 +130,7 @@ def _codes(rows: Tensor, *, bits: int, scales: torch.dtype) -> tuple[Tensor, Ten
 
 
 def _rounded(numbers: Tensor, dtype: torch.dtype, *, down: bool) -> Tensor:
-    """The nearest number of a dtype that is not above, or not below."""
+    """The nearest numbers of a dtype that are not above the given ones (`down`), or not below them."""
     near = numbers.to(dtype)
     wrong = near.float() > numbers if down else near.float() < numbers
     beyond = torch.full_like(near, float("-inf") if down else float("inf"))
@@ -139,7 +139,7 @@ def _rounded(numbers: Tensor, dtype: torch.dtype, *, down: bool) -> Tensor:
 
 def _decoded(codes: Tensor, scales: Tensor, lows: Tensor) -> Tensor:
     count = codes.shape[-1]
-    # Product, then sum, in two steps: nothing may fuse them differently on another machine.
+    # Multiplied and added in two steps: fused, they could give other bits on another machine.
     wide = [t.float().repeat_interleave(GROUP, dim=-1)[..., :count] for t in (scales, lows)]
     return codes.float().mul(wide[0]).add(wide[1])
 

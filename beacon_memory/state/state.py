@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What must be equal for slots to mean the same: who wrote them, in hashes that name the field that differs."""
+    """What wrote a set of slots, as hashes. Slots mean the same only under an equal fingerprint."""
 
     model: str  # architecture and weights
-    adapter: str  # beacon weights; "none" without
+    adapter: str  # beacon weights; "none" without any
     tokenizer: str  # what the ids stand for
-    layout: str  # how slots come about
+    layout: str  # how slots are made
 
     def differences(self, other: Fingerprint) -> list[str]:
         """The names of the fields in which the two differ, in order."""
@@ -36,25 +36,25 @@ class Fingerprint:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """One folded window: its slots, and the tokens they stand for. Never changed once made.
+    """One folded window: its slots, and the tokens they stand for. It never changes.
 
     The first `sink` slots are raw tokens; after them, each slot stands for `ratio` tokens (the last one of a closed
-    stream may stand for fewer). Position lives nowhere in a segment: keys are before RoPE, so segments can be joined
-    in any order.
+    stream may stand for fewer). A segment holds no positions: its keys are before RoPE, so segments can be joined in
+    any order.
     """
 
     digest: str  # address: fingerprint, settings, parent, ids
-    parent: str  # the context it was folded in, see `chain`
+    parent: str  # address of the segments it was folded behind, see `chain`
     ids: tuple[int, ...]
     ratio: int
     sink: int
-    kept: tuple[Tensor, Tensor] | Packed  # keys and values; or what they are made of, in 8 or 4 bits, each time
-    overlap: int = 0  # tokens of the segment in front of it that were read again before its own
-    apart: str = ""  # its name in a store, where that is not its digest: it was not folded by those who share the store
+    kept: tuple[Tensor, Tensor] | Packed  # keys and values, or their form in 8 or 4 bits, unpacked on each use
+    overlap: int = 0  # how many tokens of the segment before it were read again in front of its own
+    apart: str = ""  # its name in a store, where that is not its digest (see `head.Entry`)
 
     @property
     def name(self) -> str:
-        """What it is told apart by: equal names are equal slots, in one store and all that reads it."""
+        """What identifies it: in one store, equal names are equal slots."""
         return self.apart or self.digest
 
     @property
@@ -69,17 +69,17 @@ class Segment:
 
     @property
     def packed(self) -> Packed | None:
-        """Its keys and values in 8 or 4 bits, where they are kept so."""
+        """Its form in 8 or 4 bits; None where keys and values are kept as they are."""
         return None if isinstance(self.kept, tuple) else self.kept
 
     @cached_property
     def slots(self) -> int:
-        """The number of KV entries, sinks counted."""
+        """The number of KV entries, counting sinks."""
         return int(self.kept[0].shape[2]) if isinstance(self.kept, tuple) else self.kept.slots
 
     @property
     def nbytes(self) -> int:
-        """The bytes of its keys and values as they are kept."""
+        """The bytes of its keys and values, in the form that is kept."""
         return sum(t.nbytes for t in self.kept) if isinstance(self.kept, tuple) else self.kept.nbytes
 
     def equals(self, other: Segment) -> bool:
@@ -96,9 +96,9 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class BeaconState:
-    """What a model has read: folded segments, oldest first, and the raw tokens behind them.
+    """What a model has read: folded segments, oldest first, and the raw tokens after them.
 
-    A value: folding more gives a new state and leaves this one as it is. States share their segments.
+    A value: folding more gives a new state, which shares segments with this one and leaves it as it is.
     """
 
     segments: tuple[Segment, ...] = ()
@@ -106,12 +106,12 @@ class BeaconState:
 
     @cached_property
     def slots(self) -> int:
-        """KV entries kept, sinks counted, the raw tail not."""
+        """The number of KV entries, counting sinks but not the raw tail."""
         return sum(segment.slots for segment in self.segments)
 
     @cached_property
     def tokens(self) -> int:
-        """Tokens read, the tail counted."""
+        """The number of tokens read, counting the tail."""
         return sum(len(segment.ids) for segment in self.segments) + len(self.tail)
 
     @cached_property
@@ -121,11 +121,11 @@ class BeaconState:
 
     @cached_property
     def digest(self) -> str:
-        """The address of the folded part: what the next window will have as its parent."""
+        """The address of the folded part: the `parent` of the next segment."""
         return chain(segment.name for segment in self.segments)
 
     def join(self, segments: Sequence[Segment]) -> Self:
-        """This state with segments of another stream behind its own; the tail stays newest."""
+        """This state with another stream's segments after its own. The tail stays last."""
         return replace(self, segments=self.segments + tuple(segments))
 
     def equals(self, other: BeaconState) -> bool:
@@ -146,8 +146,9 @@ def chain(digests: Iterable[str]) -> str:
 
 
 def overlapped(before: Sequence[Segment], *, config: BeaconConfig) -> tuple[int, ...]:
-    """The ids that what follows these segments is read behind once more; none where the newest ends its stream, which
-    one of less than a window does.
+    """The newest ids of these segments, which are read once more in front of what follows.
+
+    None where the newest segment ends its stream: then it is shorter than a window.
     """
     if not before or not config.overlap or len(before[-1].ids) - before[-1].sink < config.window:
         return ()
@@ -164,10 +165,10 @@ def segment_digest(
     fingerprint: Fingerprint,
     overlap: int = 0,
 ) -> str:
-    """A segment's address, known before it is folded: equal inputs give equal slots, so they are folded once."""
+    """A segment's address, known before it is folded. Equal inputs give equal slots, so they are folded once."""
     digest = hashlib.sha256(b"beacon-segment-1")
     settings = f"{fingerprint}|{config.anchors}|{config.slot_dtype}|{ratio}|{sink}|{parent}|"
-    # Which ids they are, the parent says. Without any, the address is that of older versions.
+    # The parent says which ids overlap. Without any, the address is the one of older releases.
     digest.update((settings + (f"overlap {overlap}|" if overlap else "")).encode())
     digest.update(struct.pack(f"<{len(ids)}q", *ids))
     return digest.hexdigest()

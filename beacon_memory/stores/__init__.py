@@ -30,26 +30,26 @@ def open_store(
     encrypt: bool = False,
     trust: bool = False,
 ) -> StateStore:
-    """The store that `url` names; a store is given back as it is. Raises ConfigError, StoreUnavailable.
+    """The store that `url` names; a StateStore is returned as it is. Raises ConfigError, StoreUnavailable.
 
-    `key`, `old_key`, `encrypt` and `trust` say how what a SQLite or Redis store keeps is sealed (see `SqliteStore`);
+    `key`, `old_key`, `encrypt` and `trust` say how what a SQLite or Redis store keeps is signed (see `SqliteStore`);
     they are refused beside a store that is open already. The path of a SQLite URL may begin with "~", is
     percent-decoded, and takes one option: `sqlite:///memory.db?timeout=60`, the seconds that a writer waits for others.
 
     >>> open_store("memory://").sessions()
     []
     """
-    sealing: dict[str, Any] = {"key": key, "old_key": old_key, "encrypt": encrypt, "trust": trust}
+    signing: dict[str, Any] = {"key": key, "old_key": old_key, "encrypt": encrypt, "trust": trust}
     if isinstance(url, StateStore):
-        if any(sealing.values()):
+        if any(signing.values()):
             raise ConfigError("this store is open already, with a key of its own or none: give the key with its URL")
         return url
     # The rest of a URL is not repeated in an error: it may hold a password.
     scheme, separator, rest = str(url).partition("://")
     if not separator:
         raise ConfigError(f"a store is named by a URL: {SCHEMES}; for a file write sqlite:/// before its path")
-    if scheme == "memory" and any(sealing.values()):
-        raise ConfigError("a key seals what is kept outside this process: memory:// takes none")
+    if scheme == "memory" and any(signing.values()):
+        raise ConfigError("a key signs what is kept outside this process: memory:// takes none")
     # Imported when asked for: each store brings its own dependencies.
     if scheme == "memory":
         if rest:
@@ -62,12 +62,12 @@ def open_store(
             raise ConfigError("a SQLite URL has three slashes before a relative path, four before an absolute one")
         from beacon_memory.stores.sqlite import SqliteStore
 
-        path, sealing["timeout"] = _file(rest[1:])
-        return SqliteStore(path, **sealing)
+        path, signing["timeout"] = _file(rest[1:])
+        return SqliteStore(path, **signing)
     if scheme in REDIS:
         from beacon_memory.stores.redis import RedisStore
 
-        return RedisStore(str(url), **sealing)
+        return RedisStore(str(url), **signing)
     raise ConfigError(f"no store for {scheme}://: write {SCHEMES}")
 
 

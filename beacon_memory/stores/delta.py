@@ -1,20 +1,20 @@
-"""What two versions of a head have in common, so that a turn sends what is new."""
+"""The difference of two versions of a head, so that a turn sends only what is new."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-SMALL = 1024  # bytes that are sent whole
-START = 64  # bytes at a body's start that differ each time: a frame's checksum stands there (docs/format.md)
-NEAR = 1024  # bytes within which a change ends, if another comes far behind it
-PROBE = 64  # bytes that are enough to know a place by: most of a digest
+SMALL = 1024  # bodies of at most so many bytes are sent whole
+START = 64  # bytes at a body's start that always differ: they hold the frame's checksum (docs/format.md)
+NEAR = 1024  # bytes in which the first change must end for a second one to be looked for
+PROBE = 64  # bytes that are enough to recognise a place: most of a digest
 
 
 @dataclass(frozen=True)
 class Delta:
-    """New bytes as three pieces: each some that are new, then the old ones from `first` to `last`, counted from 1 as
-    Lua does.
+    """New bytes as three pieces. Each is some new bytes, then the old bytes `first` to `last`, counted from 1 as in
+    Lua.
 
     >>> Delta(((b"new", 4, 7), (b"!", 1, 0), (b"", 9, 8))).applied(b"old same")
     b'new sam!'
@@ -24,7 +24,7 @@ class Delta:
 
     @property
     def flat(self) -> list[bytes | int]:
-        """The pieces as a script takes them."""
+        """The pieces as arguments of a script."""
         return [part for piece in self.pieces for part in piece]
 
     @property
@@ -33,13 +33,13 @@ class Delta:
         return sum(len(new) for new, _, _ in self.pieces)
 
     def applied(self, old: bytes) -> bytes:
-        """The new bytes."""
+        """The new bytes, made from the old ones."""
         return b"".join(new + old[first - 1 : last] for new, first, last in self.pieces)
 
 
 def shared(old: bytes, new: bytes, *, start: int = START) -> Delta:
-    """The patch that makes `new` of `old`: what both begin with, behind `start` bytes; what both end with; and between
-    them, where the first change is a small one, what is the same up to the next.
+    """What makes `new` from `old`. It reuses their common beginning after `start` bytes, their common end and, where
+    the first change is small, what is the same between it and the next change.
 
     >>> shared(b"a" * 2000, b"a" * 1990 + b"b", start=0).new
     1
@@ -63,7 +63,7 @@ def shared(old: bytes, new: bytes, *, start: int = START) -> Delta:
 
 
 def _again(old: bytes, new: bytes, low: int) -> tuple[int, int]:
-    """Where both go on alike behind a change at `low`; their ends when it is not near."""
+    """Where both go on alike after a change at `low`; their ends when that is not near."""
     for place in range(low + PROBE, min(low + NEAR, len(old) - PROBE), PROBE):
         found = new.find(old[place : place + PROBE], low, low + 2 * NEAR)
         if found >= 0:
@@ -72,8 +72,8 @@ def _again(old: bytes, new: bytes, low: int) -> tuple[int, int]:
 
 
 def _alike(most: int, same: Callable[[int], bool]) -> int:
-    """The largest number up to `most` for which it is so, as for all smaller ones."""
-    # Halving: comparing slices is far faster than comparing bytes one by one.
+    """The largest number up to `most` for which `same` holds, as it does for all smaller ones."""
+    # Binary search: comparing slices is far faster than comparing bytes one by one.
     low = 0
     while low < most:
         middle = (low + most + 1) // 2

@@ -1,4 +1,4 @@
-"""Sessions in this process's memory: for tests, notebooks and servers that may forget."""
+"""Sessions in this process's memory: for tests, notebooks and servers that may lose them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class MemoryStore(StateStore):
         self.load(session)
 
     def _drop(self, session: str, digests: Iterable[str]) -> None:
-        """Take the session's name off the blobs, and remove those that nobody names any more."""
+        """Remove the session's name from the blobs, then those blobs that no session names."""
         for digest in digests:
             self._refs[digest].discard(session)
             if not self._refs[digest]:

@@ -1,8 +1,8 @@
-"""Tags on what a store keeps: equal only for the same bytes, under the same name, in the same namespace.
+"""Tags that sign what a store keeps: equal only for the same bytes, under the same name, in the same namespace.
 
-Without a key a tag is a SHA-256, against damage and mix-ups. With a key it is an HMAC-SHA-256, against someone who can
-write to the store but does not hold the key; and, where that is asked for, what it is on is encrypted with AES-GCM,
-against someone who can read it.
+Without a key a tag is a SHA-256: it shows damage and mix-ups. With a key it is an HMAC-SHA-256: it shows changes by
+someone who can write to the store but does not hold the key. On request the bytes are encrypted too, with AES-GCM, so
+that someone who can read the store cannot read them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from beacon_memory.errors import ConfigError, IntegrityError, MissingExtra
 PLAIN, KEYED, ENCRYPTED = b"\x01", b"\x02", b"\x03"
 TAG = 1 + hashlib.sha256().digest_size  # bytes: the form, then the digest
 SHORTEST_KEY = 16
-NONCE = 12  # bytes in front of what is encrypted
+NONCE = 12  # bytes in front of encrypted ones
 
 
 @dataclass(frozen=True)
 class Signer:
-    """The tags of one namespace: made with `key`, checked with it or, while a key is changed, with `old_key`.
+    """Makes the tags of one namespace with `key`, and checks them with it or, while a key is changed, `old_key`.
 
     >>> signer = Signer("beacon:{default}")
     >>> signer.verify("blob", "d1", signer.sign("blob", "d1", b"slots"))
@@ -34,17 +34,17 @@ class Signer:
     key: bytes | None = field(default=None, repr=False)
     old_key: bytes | None = field(default=None, repr=False)
     encrypt: bool = False
-    trust: bool = False  # whether tags without a key hold too: while a store is taken over under its first key
+    trust: bool = False  # accept tags without a key too: while a store gets its first key
 
     def __post_init__(self) -> None:
         for key in (self.key, self.old_key):
             if key is not None and (not isinstance(key, bytes) or len(key) < SHORTEST_KEY):
-                raise ConfigError(f"the key of a store is {SHORTEST_KEY} random bytes or more, as bytes")
+                raise ConfigError(f"the key of a store must be bytes, {SHORTEST_KEY} random ones or more")
         if self.key is None and (self.old_key is not None or self.encrypt):
-            raise ConfigError("an old key is for changing to a new one, and encrypting takes one: give a key too")
+            raise ConfigError("old_key and encrypt work only with a key: give one too")
         if self.encrypt:
             assert self.key is not None
-            _cipher(self.key)  # says what is not installed before anything is written
+            _cipher(self.key)  # raises MissingExtra before anything is written
 
     @cached_property
     def _form(self) -> bytes:
@@ -56,25 +56,25 @@ class Signer:
         return [*keys, None] if self.trust and self.key else keys
 
     def sign(self, kind: str, name: str, data: bytes) -> bytes:
-        """The bytes as they are kept, behind their tag."""
-        tag, kept = self.sealed(kind, name, data)
+        """The tag, then the bytes as they are kept."""
+        tag, kept = self.signed(kind, name, data)
         return tag + kept
 
     def verify(self, kind: str, name: str, signed: bytes) -> bytes:
-        """The bytes back. Raises IntegrityError."""
-        return self.opened(signed[:TAG], kind, name, signed[TAG:])
+        """The original bytes of what `sign` gave. Raises IntegrityError."""
+        return self.verified(signed[:TAG], kind, name, signed[TAG:])
 
-    def sealed(self, kind: str, name: str, data: bytes, *about: bytes) -> tuple[bytes, bytes]:
-        """A tag on these bytes and what is known about them, and the bytes as they are kept."""
+    def signed(self, kind: str, name: str, data: bytes, *about: bytes) -> tuple[bytes, bytes]:
+        """A tag that signs these bytes together with `about`, and the bytes as they are kept."""
         if self._form == ENCRYPTED:
             assert self.key is not None
-            # A nonce made of the contents under the key: the same blob is the same bytes, whoever writes it.
+            # The nonce comes from the key and the contents: the same blob is the same bytes, whoever writes it.
             nonce = self._digest(self.key, "nonce", name, kind.encode(), *about, data)[:NONCE]
             data = nonce + _cipher(self.key).encrypt(nonce, data, self._place(kind, name))
         return self._form + self._digest(self.key, _kind(kind, self._form), name, *about, data), data
 
-    def opened(self, tag: bytes, kind: str, name: str, kept: bytes, *about: bytes) -> bytes:
-        """The bytes back from what is kept under a tag. Raises IntegrityError."""
+    def verified(self, tag: bytes, kind: str, name: str, kept: bytes, *about: bytes) -> bytes:
+        """The original bytes of what `signed` gave. Raises IntegrityError."""
         key = self.check(tag, kind, name, *about, kept)
         if tag[:1] != ENCRYPTED:
             return kept
@@ -83,17 +83,17 @@ class Signer:
         return plain
 
     def newest(self, tag: bytes, kind: str, name: str, *parts: bytes) -> bool:
-        """Whether a tag that holds is as this signer would make it today."""
+        """Whether a valid tag is the one that this signer would make today."""
         made = self._digest(self.key, _kind(kind, self._form), name, *parts)
         return tag[:1] == self._form and hmac.compare_digest(tag[1:], made)
 
     def check(self, tag: bytes, kind: str, name: str, *parts: bytes) -> bytes | None:
-        """The key that made the tag on these bytes in this place. Raises IntegrityError unless it is one of ours."""
+        """The key that made the tag of these bytes in this place. Raises IntegrityError unless it is one of ours."""
         what, form = f"{kind} {name!r:.80}", tag[:1]
         if form not in (PLAIN, KEYED, ENCRYPTED):
             raise IntegrityError(f"{what} is damaged, or was not written by this package")
         if form != PLAIN and self.key is None:
-            raise IntegrityError(f"{what} was sealed with a key: open the store with it")
+            raise IntegrityError(f"{what} was signed with a key: open the store with it")
         if form == PLAIN and None not in self._keys:
             raise IntegrityError(f"{what} was written without the store's key: it is not trusted")
         for key in self._keys:
@@ -101,17 +101,17 @@ class Signer:
             if (key is None) == (form == PLAIN) and hmac.compare_digest(tag[1:], made):
                 return key
         raise IntegrityError(
-            f"{what} is not what was written there: it was edited, truncated, moved from another place"
-            + (", or sealed with another key" if self.key else "")
+            f"{what} is not what was written there: it was edited, truncated or moved from another place"
+            + (", or signed with another key" if self.key else "")
         )
 
     def tag(self, kind: str, name: str, *parts: bytes) -> bytes:
-        """The tag of these bytes in their place, as they are."""
+        """The tag of these bytes in their place, not encrypted."""
         return (PLAIN if self.key is None else KEYED) + self._digest(self.key, kind, name, *parts)
 
     def _digest(self, key: bytes | None, kind: str, name: str, *parts: bytes) -> bytes:
         digest: Any = hashlib.sha256() if key is None else hmac.new(key, digestmod=hashlib.sha256)
-        # Lengths in front: no two lists of parts run together to the same bytes.
+        # Each length comes first: no two lists of parts give the same bytes.
         for part in (b"beacon-store-1", self.namespace.encode(), kind.encode(), name.encode(), *parts):
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
@@ -123,14 +123,14 @@ class Signer:
 
 
 def _kind(kind: str, form: bytes) -> str:
-    # What is encrypted is no other thing's plain text.
+    # The tag of encrypted bytes must not hold for the same bytes as plain text.
     return f"{kind}, encrypted" if form == ENCRYPTED else kind
 
 
 def _cipher(key: bytes) -> Any:
-    """AES-256-GCM under a key made of the store's, which is for tags. Raises MissingExtra."""
+    """AES-256-GCM, with a key derived from the store's, which makes the tags. Raises MissingExtra."""
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError as exc:
-        raise MissingExtra("encrypting what a store keeps takes: pip install 'beacon-memory[encryption]'") from exc
+        raise MissingExtra("a store that encrypts needs an extra: pip install 'beacon-memory[encryption]'") from exc
     return AESGCM(hmac.digest(key, b"beacon-encryption-1", "sha256"))

@@ -17,7 +17,7 @@ from beacon_memory.stores.signing import Signer
 
 Row = tuple[str, bytes, bytes | None, bytes]  # version, past, tag, body as it is kept
 
-# Both stand in the file's header: whose file it is, and which tables it has.
+# Both are in the file's header: whose file it is, and which tables it has.
 APPLICATION_ID = int.from_bytes(b"Beac")
 SCHEMA_VERSION = 2
 MOST_S = 1e6  # what SQLite waits is a small number of milliseconds
@@ -32,7 +32,7 @@ SCHEMA = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
-# Heads and blobs of schema 1 have no tags: with a key they are refused until `reseal` has taken them over.
+# Heads and blobs of schema 1 have no tags: with a key they are refused until `reseal` has signed them.
 FROM_1 = (
     "ALTER TABLE heads RENAME TO heads_1",
     HEADS,
@@ -46,15 +46,16 @@ FROM_1 = (
 class SqliteStore(StateStore):
     """A store in the file at `path`, created when it is not there. Its directory must be there.
 
-    A writer waits up to `timeout` seconds for others. With a `key` (16 bytes or more) everything is sealed with an
-    HMAC: what someone without the key has written, moved or put back raises IntegrityError; `encrypt` keeps it
-    encrypted too. While the key is changed, what was sealed with `old_key` is read as well, until `reseal` has been
-    through; `trust` takes over what was written without a key.
+    A writer waits up to `timeout` seconds for others. With a `key` (16 bytes or more) everything is signed with an
+    HMAC: what someone without the key has written or moved raises IntegrityError. (A session put back whole, as it was
+    before, is noticed by `at_least`: docs/security.md.) `encrypt` encrypts everything too. While the key is changed,
+    what was signed with `old_key` can be read, until `reseal` has signed it again; `trust` also accepts what was
+    written without a key.
 
-    A new file is its owner's alone (mode 0600). Bytes that are removed are overwritten with zeros, and their room is
-    used again: the file does not shrink. They leave the write-ahead log as soon as no reader stands in the way; until
-    then `scrub` says so. A full disk raises StoreFull, from `delete` too: SQLite needs room to remove. Open the store
-    after `os.fork`, not before: a connection must not cross it.
+    Only its owner can read a new file (mode 0600). Removed bytes are overwritten with zeros, and their space is used
+    again: the file does not shrink. They leave the write-ahead log as soon as no reader is in the way; until then
+    `scrub` says so. A full disk raises StoreFull, from `delete` too: SQLite needs space to remove. Open the store after
+    `os.fork`, not before: a connection must not cross it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, SqliteStore(f"{folder}/memory.db") as store:
@@ -86,8 +87,8 @@ class SqliteStore(StateStore):
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._timeout = timeout
-        self._left = False  # whether removed bytes stand in the log because somebody was in the way
-        with suppress(OSError):  # SQLite says what is wrong
+        self._left = False  # whether a reader has kept removed bytes in the log
+        with suppress(OSError):  # SQLite itself says what is wrong
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         with self._translated():
             self._db = sqlite3.connect(self._path, timeout=timeout, isolation_level=None, check_same_thread=False)
@@ -155,7 +156,7 @@ class SqliteStore(StateStore):
     def delete(self, session: str) -> None:
         check_session(session)
         with self._transaction("BEGIN IMMEDIATE") as db:
-            # What cannot be trusted can be forgotten.
+            # A session that cannot be trusted can still be forgotten.
             if not db.execute("SELECT 1 FROM heads WHERE session = ?", (session,)).fetchone():
                 raise not_found(session)
             old = self._digests(session)
@@ -200,12 +201,12 @@ class SqliteStore(StateStore):
         return done
 
     def scrub(self) -> list[str]:
-        """Carry the write-ahead log into the file and cut it to nothing: removed bytes stand there too."""
+        """Write the write-ahead log into the file and empty it: it holds removed bytes too."""
         if os.getpid() != self._pid:
             raise StoreUnavailable(f"{self._path} was opened before a fork: open the store in the process that uses it")
         with self._lock, self._translated():
             try:
-                self._db.execute("PRAGMA busy_timeout = 0")  # a reader in the way is not waited for
+                self._db.execute("PRAGMA busy_timeout = 0")  # does not wait for a reader in the way
                 self._left = bool(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
             except sqlite3.OperationalError as exc:
                 if exc.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -216,8 +217,8 @@ class SqliteStore(StateStore):
         if not self._left:
             return []
         return [
-            f"{self._path}-wal still holds removed bytes, because another connection is reading: they go with the next "
-            f"commit, `scrub` or close of any store on this file once it is done"
+            f"{self._path}-wal still holds removed bytes, because another connection is reading: once it is done, the "
+            f"next commit, `scrub` or close of any store on this file erases them"
         ]
 
     def close(self) -> None:
@@ -236,7 +237,7 @@ class SqliteStore(StateStore):
             and isinstance(row[2], bytes | None)
             and isinstance(row[3], bytes)
         ):
-            raise IntegrityError(f"the head of session {session!r} is damaged: a field is of the wrong type")
+            raise IntegrityError(f"the head of session {session!r} is damaged: a field has the wrong type")
         return row
 
     def _version(self, session: str) -> int:
@@ -244,9 +245,9 @@ class SqliteStore(StateStore):
         return int(row[0]) if row else 0
 
     def _checked(self, session: str, row: Row, digests: tuple[str, ...]) -> tuple[Head, int]:
-        """A head and its version from what is kept of it. Raises IntegrityError."""
+        """The head and version in a row, checked. Raises IntegrityError."""
         version, past, tag, kept = row
-        body = self._opened("head", session, tag, *self._about(row, session), kept=kept)
+        body = self._verified("head", session, tag, *self._about(row, session), kept=kept)
         return Head(body, digests, past), int(version)
 
     def _about(self, row: Row, session: str) -> tuple[bytes, ...]:
@@ -254,7 +255,7 @@ class SqliteStore(StateStore):
 
     def _write(self, session: str, version: int, head: Head) -> None:
         about = (b"%d" % version, head.past, _listed(head.digests))
-        tag, kept = self._signer.sealed("head", session, head.body, *about)
+        tag, kept = self._signer.signed("head", session, head.body, *about)
         row = (session, str(version), head.past, tag, kept)
         self._db.execute("INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?, ?)", row)
 
@@ -264,10 +265,10 @@ class SqliteStore(StateStore):
             return None
         if not isinstance(row[1], bytes) or not isinstance(row[0], bytes | None):
             raise IntegrityError(f"blob {digest!r:.80} is damaged: it is not bytes")
-        return self._opened("blob", digest, row[0], kept=row[1])
+        return self._verified("blob", digest, row[0], kept=row[1])
 
     def _put(self, digest: str, blob: bytes, *, damaged: bool) -> None:
-        """Write a blob, unless it is there. Raises BlobDiffers."""
+        """Write a blob, unless it is there already. Raises BlobDiffers."""
         try:
             there = self._blob(digest)
         except IntegrityError:
@@ -280,13 +281,13 @@ class SqliteStore(StateStore):
             self._replace(digest, blob)
 
     def _replace(self, digest: str, blob: bytes) -> None:
-        tag, kept = self._signer.sealed("blob", digest, blob)
+        tag, kept = self._signer.signed("blob", digest, blob)
         self._db.execute("INSERT OR REPLACE INTO blobs (digest, bytes, tag) VALUES (?, ?, ?)", (digest, kept, tag))
 
-    def _opened(self, kind: str, name: str, tag: bytes | None, *about: bytes, kept: bytes) -> bytes:
-        """What is kept under a tag, or under none, as in files of schema 1. Raises IntegrityError."""
+    def _verified(self, kind: str, name: str, tag: bytes | None, *about: bytes, kept: bytes) -> bytes:
+        """The original bytes of what is kept; in files of schema 1 it has no tag. Raises IntegrityError."""
         if tag is not None:
-            return self._signer.opened(tag, kind, name, kept, *about)
+            return self._signer.verified(tag, kind, name, kept, *about)
         if self._signer.key is not None and not self._signer.trust:
             raise IntegrityError(f"{kind} {name!r:.80} was written without the store's key: it is not trusted")
         return kept
@@ -299,12 +300,12 @@ class SqliteStore(StateStore):
         return tuple(str(digest) for (digest,) in rows)
 
     def _sweep(self, digests: Iterable[str]) -> None:
-        """Remove those of the blobs that no head names."""
+        """Remove those of these blobs that no head names."""
         query = "DELETE FROM blobs WHERE digest = ?1 AND NOT EXISTS (SELECT 1 FROM refs WHERE digest = ?1)"
         self._db.executemany(query, [(digest,) for digest in digests])
 
     def _prepare(self) -> None:
-        """Make the tables in a new file; refuse, unaltered, a file that is not ours."""
+        """Create the tables in a new file. A file that is not ours is refused and not changed."""
         # BEGIN IMMEDIATE writes nothing by itself, and lets one process at a time look and create.
         with self._transaction("BEGIN IMMEDIATE") as db:
             (owner,) = db.execute("PRAGMA application_id").fetchone()
@@ -327,12 +328,12 @@ class SqliteStore(StateStore):
             self._db.execute("PRAGMA secure_delete = ON")
             self._db.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
         while not self._uses_wal():
-            # Whoever else is opening the new file holds it: this waits for them, up to the timeout.
+            # Another process is opening the new file: this waits for it, up to the timeout.
             with self._transaction("BEGIN EXCLUSIVE"):
                 pass
 
     def _uses_wal(self) -> bool:
-        """Whether the file keeps a write-ahead log from now on; switching one on does not wait for other openers."""
+        """Switch the write-ahead log on; False while another process that opens the file prevents it."""
         with self._lock, self._translated():
             try:
                 self._db.execute("PRAGMA journal_mode = WAL")
@@ -344,7 +345,7 @@ class SqliteStore(StateStore):
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        """The connection, alone, inside a transaction that is undone by any error."""
+        """The connection, for one thread at a time, in a transaction that any error undoes."""
         if os.getpid() != self._pid:
             raise StoreUnavailable(f"{self._path} was opened before a fork: open the store in the process that uses it")
         with self._lock, self._translated():
@@ -353,19 +354,19 @@ class SqliteStore(StateStore):
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
-                # SQLite undoes the transaction by itself after some errors, a full disk among them.
+                # After some errors, such as a full disk, SQLite has undone the transaction itself.
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Inside, sqlite3's errors are ours."""
+        """Turns sqlite3's errors into ours."""
         try:
             yield
         except sqlite3.Error as exc:
-            code = getattr(exc, "sqlite_errorcode", None)  # absent when Python itself objects: a closed connection
-            # Growing the shared index of the write-ahead log has a code of its own for a full disk.
+            code = getattr(exc, "sqlite_errorcode", None)  # absent when Python itself raises: a closed connection
+            # A full disk has a code of its own while the log's shared index grows.
             if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
                 raise StoreFull(f"no room left for {self._path}: nothing was written ({exc})") from exc
             raise StoreUnavailable(f"cannot use the SQLite store {self._path}: {exc}") from exc

@@ -58,7 +58,7 @@ def segment(number: int, form: str) -> tuple[str, bytes]:
     return digest, encode_segment(made, fingerprint=OURS, config=config)
 
 
-def turns(url: str, length: int, *, ttl: int | None, count: int, **sealing: Any) -> Result:
+def turns(url: str, length: int, *, ttl: int | None, count: int, **signing: Any) -> Result:
     """What a turn costs a session that names so many segments: seconds, bytes both ways, round trips.
 
     A turn loads the session, as a worker does that has seen the last one, and commits one segment more of 1,000 bytes
@@ -71,7 +71,7 @@ def turns(url: str, length: int, *, ttl: int | None, count: int, **sealing: Any)
         body = json.dumps({"entries": entries, "tail": list(range(tail, tail + 600))}, separators=(",", ":")).encode()
         return Head(b"BCNMHEAD" + bytes(8) + os.urandom(32) + body, tuple(entry[0] for entry in entries))
 
-    with RedisStore(url, ttl=ttl, **sealing) as store, redis.Redis.from_url(url) as client:
+    with RedisStore(url, ttl=ttl, **signing) as store, redis.Redis.from_url(url) as client:
         client.flushall()
         small = {entry[0]: b"x" * 1000 for entry in entries}
         version = [store.commit("alice", head(0), small, expected=0)]

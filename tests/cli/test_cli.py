@@ -104,7 +104,7 @@ def test_a_store_is_swept_and_a_session_repaired(run, tmp_path):
     assert run("repair", "nobody")[0] == 2
 
 
-def test_a_key_in_the_environment_seals_a_redis_store(run, monkeypatch):
+def test_a_key_in_the_environment_signs_a_redis_store(run, monkeypatch):
     with redis_server("valkey") as url:
         monkeypatch.setenv("BEACON_STORE_KEY", "a key of this deployment")
         assert run("add", "alice", "--role", "user", "I live in Lyon.", "--store", url)[0] == 0

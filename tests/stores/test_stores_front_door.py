@@ -365,7 +365,7 @@ def test_nothing_of_a_forgotten_session_stays_in_the_process(model, opened):
 # What the ledger of Redis loses
 
 
-def test_a_lost_ledger_is_written_again_from_what_is_sealed(model, server):
+def test_a_lost_ledger_is_written_again_from_signed_heads(model, server):
     for mend in (lambda memory: memory.store.gc(), lambda memory: [memory.repair(n) for n in ("alice", "bob")]):
         with redis.Redis.from_url(server) as client:
             client.flushall()

@@ -48,10 +48,10 @@ def restored(url: str, name: str) -> None:
                 client.zadd(key, {member: float(score) for member, score in value})
 
 
-def opened(model: BeaconModel, form: str, server: str, folder: Path, **sealing: object) -> BeaconMemory:
+def opened(model: BeaconModel, form: str, server: str, folder: Path, **signing: object) -> BeaconMemory:
     if form == "sqlite":
-        return BeaconMemory.open(model, f"sqlite:///{folder}/memory.db", **sealing)
-    return BeaconMemory.open(model, server, key=KEY if form == "keyed" else None, **sealing)
+        return BeaconMemory.open(model, f"sqlite:///{folder}/memory.db", **signing)
+    return BeaconMemory.open(model, server, key=KEY if form == "keyed" else None, **signing)
 
 
 @pytest.mark.parametrize("form", ["sqlite", "plain", "keyed"])

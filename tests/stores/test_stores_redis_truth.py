@@ -272,18 +272,18 @@ def test_a_key_that_is_none_is_refused(client: redis.Redis, key: bytes) -> None:
 
 
 def test_a_tag_depends_on_all_that_it_is_made_of() -> None:
-    seal = Signer("a", KEY)
+    signer = Signer("a", KEY)
     tags = {
-        seal.tag("blob", "d", b"ab", b"c"),
-        seal.tag("blob", "d", b"a", b"bc"),
-        seal.tag("blob", "da", b"b", b"c"),
-        seal.tag("head", "d", b"ab", b"c"),
+        signer.tag("blob", "d", b"ab", b"c"),
+        signer.tag("blob", "d", b"a", b"bc"),
+        signer.tag("blob", "da", b"b", b"c"),
+        signer.tag("head", "d", b"ab", b"c"),
         Signer("b", KEY).tag("blob", "d", b"ab", b"c"),
         Signer("a", KEY + b"!").tag("blob", "d", b"ab", b"c"),
         Signer("a").tag("blob", "d", b"ab", b"c"),
     }
     assert len(tags) == 7
-    assert KEY.decode() not in repr(seal)
+    assert KEY.decode() not in repr(signer)
 
 
 # Isolation
@@ -364,8 +364,8 @@ def test_gc_removes_what_a_crash_left_in_front_of_its_commit(client: redis.Redis
     store = RedisStore(client=client)
     put(store, "alice", b"one")
     before = set(client.scan_iter())
-    sealed = {digest(blob): store._signer.sign("blob", digest(blob), blob) for blob in (b"orphan", b"another")}
-    store._stage_all(sealed)
+    signed = {digest(blob): store._signer.sign("blob", digest(blob), blob) for blob in (b"orphan", b"another")}
+    store._stage_all(signed)
     assert all(0 < client.pttl(key) <= 15 * 60 * 1000 for key in set(client.scan_iter()) - before)
     assert store.gc() == 2
     assert set(client.scan_iter()) == before

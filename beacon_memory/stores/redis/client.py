@@ -1,4 +1,4 @@
-"""A redis-py client from a URL, and redis-py's errors as ours."""
+"""Makes a redis-py client from a URL, limits calls to it, and turns its errors into ours."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from beacon_memory.errors import ConfigError, IntegrityError, StoreFull, StoreUnavailable
 
-# 10 ms, doubled up to a second: a server that refuses is gone after about four seconds, one that hangs after TIMEOUT.
+# 10 ms, doubled up to a second. A server that refuses is given up after about four seconds, a hung one after TIMEOUT.
 RETRIES, BACKOFF_BASE, BACKOFF_CAP = 10, 0.01, 1.0
 TIMEOUT, ATTEMPT_S = 15.0, 5.0  # seconds until a call is given up, and until one attempt of it is
-CALLS = 64  # calls under way at once; redis-py's own pool raises an error when it is exhausted
+CALLS = 64  # calls at once, more wait; redis-py's own pool would raise an error
 WAIT_MS = 1000  # how long replicas have to answer
-MASTER_S = 0.25  # how often sentinels are asked who is master
+MASTER_S = 0.25  # how often the sentinels are asked for the master
 SENTINEL_PORT = 26379
 
 HINT = (
-    "this is no Redis URL: write redis://[user:password@]host:6379/0, rediss:// for TLS, unix:///path.sock, "
-    "redis+cluster://host:6379 or redis+sentinel://host:26379,host:26379/service/0, with special characters of a "
-    "password percent-encoded and before the @, and only options that this store or redis-py knows"
+    "this is not a Redis URL: write redis://[user:password@]host:6379/0, rediss:// for TLS, unix:///path.sock, "
+    "redis+cluster://host:6379 or redis+sentinel://host:26379,host:26379/service/0, with the password before the @ and "
+    "its special characters percent-encoded, and only options that this store or redis-py knows"
 )
 
 
@@ -48,7 +48,7 @@ UNITS = {"ttl": "seconds", "timeout": "seconds", "replicas": "replicas"}
 
 
 def settings(url: str | None, **given: Any) -> tuple[dict[str, Any], str]:
-    """A store's settings, from its URL's options and what was given, and the URL without them. Raises ConfigError."""
+    """A store's settings, from its URL and the arguments, and the URL without them. Raises ConfigError."""
     found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     rest, options = _split(url) if url is not None else ("", {})
     if twice := sorted(found.keys() & options.keys()):
@@ -58,15 +58,15 @@ def settings(url: str | None, **given: Any) -> tuple[dict[str, Any], str]:
         value = found[name]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             unit = UNITS.get(name, "bytes")
-            raise ConfigError(f"{name} is a number of {unit}, 1 or more, or None for no limit, not {value!r}")
+            raise ConfigError(f"{name} must be a number of {unit}, 1 or more, or None for no limit, not {value!r}")
     for name in NAMES:
         if not isinstance(found[name], str) or not found[name]:
-            raise ConfigError("namespace and prefix of a Redis store are text of 1 character or more")
+            raise ConfigError("namespace and prefix of a Redis store must be text of 1 character or more")
     return found, rest
 
 
 def _split(url: str) -> tuple[str, dict[str, Any]]:
-    """The URL without the options that are the store's own, and these."""
+    """The URL without the store's own options, and those options."""
     # The URL is not repeated in an error: it may hold the password.
     try:
         query = urlsplit(url).query
@@ -74,20 +74,20 @@ def _split(url: str) -> tuple[str, dict[str, Any]]:
     except ValueError:
         raise ConfigError(HINT) from None
     if {"password", "username"} & dict(pairs).keys():
-        raise ConfigError("name and password stand before the @ of a Redis URL, not among its options")
+        raise ConfigError("user name and password belong before the @ of a Redis URL, not among its options")
     found: dict[str, Any] = {name: value for name, value in pairs if name in NAMES}
     for name, value in pairs:
         if name in NUMBERS:
             if not value.isdecimal():
-                raise ConfigError(f"the option {name} of a Redis URL is a whole number, not {value!r:.40}")
+                raise ConfigError(f"the option {name} of a Redis URL must be a whole number, not {value!r:.40}")
             found[name] = int(value)
     rest = urlencode([(name, value) for name, value in pairs if name not in (*NUMBERS, *NAMES)])
     return url.partition("?")[0] + (f"?{rest}" if rest else ""), found
 
 
 def connect(url: str, *, timeout: float = TIMEOUT) -> Any:
-    """A client that finds its server again by itself, and says within `timeout` seconds that it does not. Raises
-    ConfigError, and StoreUnavailable for a cluster.
+    """A client that reconnects by itself, and raises within `timeout` seconds when it cannot. Raises ConfigError, and
+    StoreUnavailable when no cluster answers.
     """
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query))
@@ -105,15 +105,15 @@ def connect(url: str, *, timeout: float = TIMEOUT) -> Any:
             return _by_sentinel(parts, secure=secure, retry=retry)
         if parts.scheme.endswith("+cluster"):
             plain = parts._replace(scheme="rediss" if secure else "redis").geturl()
-            redis.ConnectionPool.from_url(plain)  # refuses what is no URL, before anything is connected to
+            redis.ConnectionPool.from_url(plain)  # refuses a wrong URL before connecting
             return RedisCluster.from_url(plain, retry=retry)
-        # Transient answers of a server that starts or changes its role; a commit that is sent twice is one commit.
+        # A server that starts or changes its role refuses for a while. A commit that is sent twice is one commit.
         client = redis.Redis.from_url(url, retry=retry)
         _check_options(client.connection_pool)
     except ConfigError:
         raise
     except (ValueError, TypeError):
-        # Neither the URL nor redis-py's words are repeated: they may hold the password.
+        # Neither the URL nor redis-py's message is repeated: they may hold the password.
         raise ConfigError(HINT) from None
     except (redis.RedisError, RedisClusterException) as exc:
         raise StoreUnavailable(f"no Redis Cluster answers at {parts.hostname}:{parts.port or 6379}: {exc}") from exc
@@ -121,7 +121,7 @@ def connect(url: str, *, timeout: float = TIMEOUT) -> Any:
 
 
 def _by_sentinel(parts: SplitResult, *, secure: bool, retry: Retry) -> redis.Redis:
-    """The master that the sentinels name, whichever that is by then."""
+    """A client of the master that the sentinels name at the time of each connection."""
     login, _, hosts = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
     service, _, database = parts.path.strip("/").partition("/")
@@ -131,7 +131,7 @@ def _by_sentinel(parts: SplitResult, *, secure: bool, retry: Retry) -> redis.Red
     for host in hosts.split(","):
         name, colon, port = host.rpartition(":")
         sentinels.append((name, int(port)) if colon else (host, SENTINEL_PORT))
-    # redis-py's own reading of options, with their types.
+    # redis-py itself gives the options their types.
     options: dict[str, Any] = parse_url(f"redis://host?{parts.query}" if parts.query else "redis://host")  # type: ignore[no-untyped-call]
     options.pop("host", None)
     own = {name.removeprefix("sentinel_"): options.pop(name) for name in list(options) if name.startswith("sentinel_")}
@@ -145,7 +145,7 @@ def _by_sentinel(parts: SplitResult, *, secure: bool, retry: Retry) -> redis.Red
 
 
 def _check_options(pool: redis.ConnectionPool) -> None:
-    pool.connection_class(**pool.connection_kwargs)  # connects to nothing, and refuses an option it does not know
+    pool.connection_class(**pool.connection_kwargs)  # does not connect, but refuses unknown options
 
 
 def check_client(client: Any) -> None:
@@ -159,7 +159,7 @@ def check_client(client: Any) -> None:
 
 
 class Patience(Retry):
-    """Tries again, each time a little later, until so many seconds could not hold another attempt."""
+    """Tries again with growing pauses, as long as `seconds` leave time for another attempt."""
 
     def __init__(self, seconds: float, attempt: float) -> None:
         super().__init__(EqualJitterBackoff(cap=BACKOFF_CAP, base=BACKOFF_BASE), RETRIES)
@@ -186,14 +186,14 @@ class Patience(Retry):
 
 
 class Link:
-    """The way to a server: a client that several threads share, and what a call may take."""
+    """A client that several threads share, with limits on calls and their time."""
 
     def __init__(self, url: str, client: Any, *, timeout: float, replicas: int) -> None:
         """A client from a URL, or one that is given."""
         if client is not None:
             check_client(client)
         self.owned = client is None
-        # redis-py types a reply as all that it could be under any setting.
+        # Any: redis-py types a reply as everything that it could be under any setting.
         self.client: Any = connect(url, timeout=timeout) if client is None else client
         self._timeout, self._replicas = timeout, replicas
         pool = getattr(self.client, "connection_pool", None)
@@ -201,19 +201,19 @@ class Link:
         self._free = threading.BoundedSemaphore(self._calls)
         self._pid = os.getpid()
         attempt = pool and pool.connection_kwargs.get("socket_timeout")
-        # Replicas answer, or do not, before the connection is given up.
+        # WAIT must end before the connection times out.
         self._wait_ms = int(min(WAIT_MS, 500 * (attempt or min(ATTEMPT_S, timeout / 3))))
         self._sentinels = pool if isinstance(pool, SentinelConnectionPool) else None
         self._asked = 0.0
 
     @contextmanager
     def using(self) -> Iterator[Any]:
-        """The client, for one of a bounded number of callers at a time; redis-py's errors are ours."""
-        if os.getpid() != self._pid:  # threads that held it are not here after a fork
+        """The client, for a bounded number of callers at once. redis-py's errors become ours."""
+        if os.getpid() != self._pid:  # after a fork the threads that held it are gone
             self._free, self._pid = threading.BoundedSemaphore(self._calls), os.getpid()
         if not self._free.acquire(timeout=self._timeout):
             raise StoreUnavailable(
-                f"all {self._calls} connections to Redis have been in use for {self._timeout} s: have fewer threads, "
+                f"all {self._calls} connections to Redis have been in use for {self._timeout} s: use fewer threads, "
                 f"or more stores"
             )
         try:
@@ -224,12 +224,12 @@ class Link:
             self._free.release()
 
     def call(self, script: Any, keys: list[str], args: list[Any]) -> Any:
-        """What a script gives."""
+        """The result of a script."""
         with self.using():
             return script(keys=keys, args=args)
 
     def lasting(self, script: Any, keys: list[str], args: list[Any]) -> Any:
-        """What a script that writes gives, once as many replicas have it as were asked for. Raises StoreUnavailable."""
+        """The result of a script that writes, once `replicas` replicas have it. Raises StoreUnavailable."""
         if not self._replicas:
             return self.call(script, keys, args)
         with self.using():
@@ -240,13 +240,13 @@ class Link:
         wrote = reply == [b"moved"] if isinstance(reply, list) else bool(reply)
         if wrote and there < self._replicas:
             raise StoreUnavailable(
-                f"the master wrote it, but {there} of {self._replicas} replicas have it after {self._wait_ms} ms; "
-                f"it may be lost in a failover; load the session to know"
+                f"the master wrote it, but only {there} of {self._replicas} replicas had it after {self._wait_ms} ms: "
+                f"a failover may lose it; load the session to find out"
             )
         return reply
 
     def _replicated(self, script: Any, keys: list[str], args: list[Any]) -> tuple[Any, int]:
-        """A script's answer, and how many replicas had what it wrote: in one round trip, on one connection."""
+        """A script's result, and how many replicas have what it wrote: in one round trip, on one connection."""
         end = time.monotonic() + self._timeout
         while True:
             client = self.client
@@ -265,7 +265,7 @@ class Link:
                 client.script_load(script.script)
             elif isinstance(reply, AskError | MovedError | ClusterDownError | TryAgainError) and node_of:
                 if time.monotonic() > end:
-                    return StoreUnavailable(f"the cluster has not found its master within {self._timeout} s"), 0
+                    return StoreUnavailable(f"no master was found in the cluster within {self._timeout} s"), 0
                 time.sleep(BACKOFF_CAP / 10)
                 with suppress(redis.RedisError, RedisClusterException):
                     self.client.nodes_manager.initialize()
@@ -273,18 +273,18 @@ class Link:
                 return reply, there if isinstance(there, int) else 0
 
     def _meet_master(self) -> None:
-        """Let go of a master that the sentinels have replaced: it may go on taking writes for seconds, all lost."""
+        """Leave a master that the sentinels have replaced: it may accept writes for seconds, which are all lost."""
         if self._sentinels is None or time.monotonic() - self._asked < MASTER_S:
             return
         self._asked = time.monotonic()
         with suppress(redis.RedisError):
-            # Drops the idle connections when it is another.
+            # Closes idle connections when the master has changed.
             self._sentinels.get_master_address()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def translated(client: Any) -> Iterator[None]:
-    """Inside, redis-py's errors are ours; they name the server, never its password."""
+    """Turns redis-py's errors into ours. They name the server, never its password."""
     try:
         yield
     except (redis.RedisError, RedisClusterException) as exc:
@@ -296,10 +296,10 @@ def translated(client: Any) -> Iterator[None]:
         # A server that does not know HELLO or AUTH repeats their arguments.
         if password and str(password) in text:
             text, cause = type(exc).__name__, None
-        # A script's error comes as it is from Redis 7 on, and wrapped in words of its own from Redis 6.
+        # Redis 7 and later return a script's error as it is, Redis 6 wraps it in other words.
         if isinstance(exc, OutOfMemoryError) or "-OOM " in text:
             raise StoreFull(f"Redis at {where} has no memory left: nothing was written ({text})") from cause
-        # Lua's own words for a number that is none.
+        # What Lua says about text that is not a number.
         if any(word in text for word in ("WRONGTYPE", "attempt to", "not an integer", "not a valid float")):
-            raise IntegrityError(f"what Redis at {where} keeps is not of the kind it should be: {text}") from cause
+            raise IntegrityError(f"a value in Redis at {where} has the wrong type: {text}") from cause
         raise StoreUnavailable(f"Redis at {where} cannot be used: {text}") from cause

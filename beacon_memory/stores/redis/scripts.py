@@ -1,12 +1,12 @@
-"""What runs inside the server: short scripts, each of them all or nothing.
+"""The scripts that run inside the server. Each of them does everything or nothing.
 
-A script declares every key it touches, and its work grows with what changes, never with the session; deleting and
-forking alone go over all that a session names. On a full server a script is stopped at its first command that takes
-memory, unless it has written already: `commit` begins with such a command, so it writes all or nothing; the others
-begin with one that takes none, so they work on a full server.
+A script declares every key it touches. Its work grows with what changes, never with the session; only deleting and
+forking go over all that a session names. A full server stops a script at its first command that takes memory, unless it
+has written already. `commit` begins with such a command, so it writes everything or nothing. The others begin with one
+that takes no memory, so they work on a full server.
 
-A name's score is the millisecond in which its session expires, or +inf. So a list of names, and the blob it guards,
-can be given the life of the longest-lived session on it, and sessions that have expired meanwhile do not count.
+A blob's `refs` are the sessions that name it. Each has as its score the millisecond in which it expires, or +inf. So
+the refs, and the blob they guard, live as long as the longest-lived session in them, and expired ones do not count.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ local function expire(key, at)
   else redis.call('PEXPIREAT', key, text(tonumber(at))) end
 end
 
--- When the head dies: 'inf', a millisecond, or nil when there is none.
+-- When the head expires: 'inf', a millisecond, or nil when there is none.
 local function life()
   local left = redis.call('PTTL', head)
   if left == -2 then return nil elseif left == -1 then return 'inf' else return text(now + left) end
 end
 
--- Whether a session is due to be renewed: a sixteenth of its life has passed, or it is to live by another rule.
+-- Whether a session is due to be renewed: a sixteenth of its life has passed, or the ttl is another one.
 local function due(ttl)
   local left = redis.call('PTTL', head)
   if ttl == '' then return left ~= -1 end
@@ -47,7 +47,7 @@ local function settle(names)
   return last
 end
 
--- What the ledger says of sizes only bounds what is written: where it cannot be read, it counts for nothing.
+-- The ledger's sizes only limit what is written: one that cannot be read counts as 0.
 local function counted(one) return tonumber(redis.call('HGET', ledger, 'b:' .. one) or 0) or 0 end
 local function count(more)
   local bytes = tonumber(redis.call('HGET', ledger, 'bytes') or 0) or 0
@@ -63,7 +63,7 @@ local function release(one)
   redis.call('ZREM', lives, one)
 end
 
--- A blob lives as long as those who name it, and is counted once.
+-- A blob lives as long as the sessions that name it, and is counted once.
 local function settle_blob(i)
   local last, one = settle(KEYS[i + 1]), digest(i)
   if not last then
@@ -81,7 +81,7 @@ local function settle_blob(i)
   redis.call('ZADD', lives, last, one)
 end
 
--- What is of another kind than ours is nobody's: a script would stop at it half-way.
+-- A key of another type than ours belongs to nobody: a script would stop at it half-way.
 local function clear_foreign(first, last)
   for i = first, last, 2 do
     local blob, refs = redis.call('TYPE', KEYS[i]).ok, redis.call('TYPE', KEYS[i + 1]).ok
@@ -104,7 +104,7 @@ local function drop_all(first, last)
   end
 end
 
--- What has expired leaves the ledger, a little at a time.
+-- Removes from the ledger what has expired, a little at a time.
 local function purge(most)
   local before = '(' .. text(now)
   local gone = redis.call('ZRANGEBYSCORE', lives, '-inf', before, 'LIMIT', 0, most)
@@ -127,7 +127,7 @@ local function settle_index()
   end
 end
 
--- A head that should be there: it was not deleted by us, and its time is not over.
+-- Whether the head should be there: it was not deleted by us, and has not expired.
 local function lost()
   local death = redis.call('ZSCORE', index, name)
   if not death then return redis.call('HEXISTS', ledger, 'v:' .. name) == 1 end
@@ -135,7 +135,7 @@ local function lost()
 end
 """
 
-# ARGV: name, ttl, the version that the caller holds or ''.  Gives the rest only when it is another one.
+# ARGV: name, ttl, the version that the caller holds or ''.  Returns the rest only when it is another one.
 LOOK = f"""{_SHARED}
 local version = redis.call('HGET', head, 'version')
 if not version then return {{lost() and 'lost' or 'none'}} end
@@ -166,11 +166,11 @@ end
 local old = redis.call('HMGET', head, 'version', 'past', 'point', 'body', 'digests', 'bytes')
 local found, had = old[1] or '0', tonumber(old[6] or 0) or 0
 if found ~= expected then
-  -- The client sends a script again when the reply is lost: then it finds its own commit, whoever came after it.
+  -- The client sends a script again when the reply was lost. It finds its own commit, whoever has committed since.
   local place = old[2] and string.find(old[2], point, 1, true)
   while place and place % 8 ~= 1 do place = string.find(old[2], point, place + 1, true) end
   if found == version or place then
-    -- A write, so that this connection too may wait for it to be replicated.
+    -- A write, so that WAIT on this connection counts the replicas that have it.
     redis.call('HSET', head, 'bytes', text(had))
     return {{'moved'}}
   end
@@ -188,14 +188,14 @@ for i = 1, named do
   local key, refs = KEYS[FIRST + 2 * i - 2], KEYS[FIRST + 2 * i - 1]
   local size = i <= written and #ARGV[BLOBS + i] or redis.call('STRLEN', key)
   if size == 0 then return {{'missing', i}} end
-  -- A name from an earlier life of the session counts for nothing.
+  -- A name that an earlier session of this name left does not count.
   if found == '0' or not redis.call('ZSCORE', refs, name) then bytes = bytes + size end
   more = more + size - counted(digest(FIRST + 2 * i - 2))
 end
 for i = FIRST + 2 * named, #KEYS, 2 do
   local size = counted(digest(i))
   bytes = bytes - size
-  -- Nobody else names it: it makes room.
+  -- No other session names it: its space becomes free.
   if redis.call('ZCARD', KEYS[i + 1]) <= 1 then more = more - size end
 end
 if most ~= '' and bytes > tonumber(most) and bytes > had then return {{'session', bytes}} end
@@ -223,12 +223,12 @@ settle_index()
 return {{'moved'}}
 """
 
-# ARGV: name, expected.  Of a head that is lost, its traces alone.
+# ARGV: name, expected.  Where the head is lost, its traces are removed.
 DELETE = f"""{_SHARED}
 local version = redis.call('HGET', head, 'version') or '0'
 if version ~= ARGV[2] then
   if version ~= '0' then return 0 end
-  redis.call('SET', head, '', 'PX', 1)  -- sent again: a write, so that this connection too may wait for it
+  redis.call('SET', head, '', 'PX', 1)  -- sent again: a write, so that WAIT counts the replicas that have it
 end
 clear_foreign(FIRST, #KEYS)
 redis.call('UNLINK', head)
@@ -255,8 +255,8 @@ end
 return 1
 """
 
-# Blobs on their way to a commit, kept for so many milliseconds.  KEYS: blobs.  ARGV: milliseconds, blobs.  One that is
-# there stays as it is; gives the places of those that are others.
+# Blobs ahead of their commit, kept for so many milliseconds.  KEYS: blobs.  ARGV: milliseconds, blobs.  A blob that is
+# there stays; returns the places of those that differ.
 STAGE = """
 local others = {}
 for i = 1, #KEYS do
@@ -266,12 +266,12 @@ end
 return others
 """
 
-# ARGV: name, version.  What the ledger says of a head that is at this version.
+# ARGV: name, version.  Writes a head's version to the ledger.
 MARK = f"""{_SHARED}
 if redis.call('HGET', head, 'version') == ARGV[2] then redis.call('HSET', ledger, 'v:' .. name, ARGV[2]) end
 """
 
-# The same bytes under another key's tag.  ARGV: name, then 'head', version, tag, past, body; or 'blob', the tag that it
+# Signs the same bytes with another key.  ARGV: name, then 'head', version, tag, past, body; or 'blob', the tag that it
 # has, the blob.
 RESEAL = f"""{_SHARED}
 if ARGV[2] == 'head' then
@@ -286,8 +286,8 @@ if redis.call('ZCARD', KEYS[FIRST + 1]) > 0 then settle_blob(FIRST) end
 return 1
 """
 
-# ARGV: '', names, how many of them, which are the names of heads: those keys come last.  Names whose head is gone
-# leave the index and the refs; blobs that nobody names any more go.  Gives the number of those.
+# ARGV: '', how many names of heads there are (their keys come last), the names.  Names whose head is gone are removed
+# from the index and the refs, then blobs that no session names.  Returns the number of blobs.
 SWEEP = f"""{_SHARED}
 redis.call('ZREM', index, '')
 local heads, swept = tonumber(ARGV[2]), 0
@@ -309,7 +309,7 @@ settle_index()
 return swept
 """
 
-# What has expired leaves the ledger; gives how much there was to do.
+# Removes from the ledger what has expired; returns how much that was.
 PURGE = f"""{_SHARED}
 local done = purge(200)
 settle_index()

@@ -1,4 +1,4 @@
-"""One namespace on one server: its keys, the scripts that run there, and heads as they are read and checked."""
+"""One namespace on one server: its keys, its scripts, and how heads are read and checked."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from beacon_memory.stores.redis import scripts
 from beacon_memory.stores.redis.client import Link
 from beacon_memory.stores.signing import Signer
 
-HEAD_CACHE_BYTES = 16 << 20  # bodies of heads on hand
-LONGEST = 60  # digits of a version
+HEAD_CACHE_BYTES = 16 << 20  # of cached heads
+LONGEST = 60  # a version has fewer digits
 FIELDS = ("version", "past", "tag", "digests", "body")
 
 
 @dataclass(frozen=True)
 class CachedHead:
-    """A session's head at one version, and as it is kept."""
+    """A session's head at one version, and the bytes it is kept as."""
 
     version: int
     head: Head
     digests: bytes
     body: bytes
-    ours: bool = True  # whether its version is one of this release's
+    ours: bool = True  # whether it is in this release's form
 
 
 NOTHING = CachedHead(0, Head(b""), b"", b"")
 
 
 class RedisSpace:
-    """The keys of one namespace. A head that is handed out has been checked."""
+    """The keys of one namespace. Every head that it returns has been checked."""
 
     def __init__(self, link: Link, *, prefix: str, namespace: str, ttl: int | None, signer: dict[str, Any]) -> None:
         self._link = link
@@ -53,7 +53,7 @@ class RedisSpace:
         self._heads = HeadCache(HEAD_CACHE_BYTES)
 
     def _look(self, session: str) -> tuple[CachedHead | None, bool]:
-        """The newest head, checked, or None; and whether it is to be renewed. One that is on hand is not read again."""
+        """The newest head, checked, or None; and whether it is to be renewed. An unchanged cached one is not sent."""
         cached = self._heads.get(session)
         reply = self._run(self._look_script, session, (), self._ttl, cached.version if cached else "")
         if reply[0] == b"none":
@@ -70,29 +70,29 @@ class RedisSpace:
         return cached, due
 
     def _checked(self, session: str, fields: Sequence[bytes | None], mark: bytes | None) -> CachedHead:
-        """A head from its fields. `mark` is what the ledger says of its version. Raises IntegrityError."""
+        """A head from its fields. `mark` is its version in the ledger, None if not compared. Raises IntegrityError."""
         version, past, tag, digests, kept = (field or b"" for field in fields)
         number = self._number(session, version)
         try:
-            if fields[1] is None:  # as an older release wrote it
+            if fields[1] is None:  # written by an older release
                 self._signer.check(tag, "head", session, version, digests, kept)
                 body = kept
             else:
-                body = self._signer.opened(tag, "head", session, kept, version, past, digests)
+                body = self._signer.verified(tag, "head", session, kept, version, past, digests)
             names = json.loads(digests)
         except (ValueError, RecursionError) as exc:
             raise IntegrityError(f"the head of session {session!r} is damaged: {exc!r:.120}") from exc
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise IntegrityError(f"the head of session {session!r} is damaged: its digests are no list of texts")
+            raise IntegrityError(f"the head of session {session!r} is damaged: its digests are not a list of texts")
         if mark is not None:
-            marked = mark.partition(b" ")[0]  # older releases wrote a tag behind it
+            marked = mark.partition(b" ")[0]  # older releases wrote a tag after it
             if not marked and self._signer.key is not None:
                 raise IntegrityError(
-                    f"the ledger says nothing of session {session!r}: it was evicted or edited; `gc`, or a repair "
-                    f"of the session, writes it again from the head that is there"
+                    f"the ledger has no entry of session {session!r}: it was evicted or edited; `gc`, or a repair of "
+                    f"the session, writes it again from the head"
                 )
             if marked and marked != version:
-                raise IntegrityError(f"the head of session {session!r} was put back: it is not the newest version's")
+                raise IntegrityError(f"the head of session {session!r} was put back: the ledger has another version")
         return CachedHead(number, Head(body, tuple(names), past), digests, kept, ours=fields[1] is not None)
 
     def _number(self, session: str, version: bytes) -> int:
@@ -101,19 +101,19 @@ class RedisSpace:
         return int(version)
 
     def _unchecked(self, session: str) -> tuple[bytes, tuple[str, ...]]:
-        """A head's version and digests as they stand, for sweeping: no version when it is gone, no digests when they
-        cannot be read. Raises IntegrityError when it is no head at all.
+        """A head's version and digests as they are, for sweeping. No version when the head is gone, no digests when
+        they cannot be read. Raises IntegrityError when the key is not a head at all.
         """
         with self._link.using():
             version, digests = self._client.hmget(self._head(session), ["version", "digests"])
         try:
             names = [name for name in json.loads(digests or b"[]") if isinstance(name, str)]
         except (ValueError, TypeError, RecursionError):
-            names = []  # blobs that nobody names any more are swept by `gc`
+            names = []  # `gc` removes the blobs that no session names
         return version or b"", tuple(names)
 
     def _forgettable(self, session: str) -> tuple[bytes, tuple[str, ...]]:
-        """The same, for a head that cannot be trusted; what is no head at all is removed."""
+        """The same, for forgetting a head that cannot be trusted. A key that is not a head at all is removed."""
         try:
             version, digests = self._unchecked(session)
         except IntegrityError:
@@ -135,7 +135,7 @@ class RedisSpace:
         return keys
 
     def _names(self) -> list[str]:
-        """The sessions of the index. What cannot be a name of ours is none."""
+        """The sessions in the index, without what cannot be a name of ours."""
         with self._link.using():
             found = self._client.zrange(self._key("sessions"), 0, -1)
         return [unquote(name.decode()) for name in found if name.isascii()]
@@ -148,7 +148,7 @@ class RedisSpace:
         return [unquote(key.decode().rpartition(":")[2]) for key in keys if key.isascii()]
 
     def _time(self) -> tuple[int, int]:
-        # In a cluster nodes have clocks of their own: the one that keeps the namespace is asked.
+        # Each node of a cluster has a clock of its own: the one with the namespace is asked.
         node = getattr(self._client, "get_node_from_key", None)
         with self._link.using():
             seconds, microseconds = (
@@ -164,9 +164,7 @@ class RedisSpace:
 
 
 class HeadCache:
-    """Heads on hand by session, so that a worker need not read again what it has read or written last; the least
-    recently used leave first.
-    """
+    """An LRU cache of heads by session, so that a worker need not read again what it last read or wrote."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -175,14 +173,14 @@ class HeadCache:
         self._lock = Lock()
 
     def get(self, session: str) -> CachedHead | None:
-        """The head on hand; whether it is still the newest, the store says."""
+        """The cached head. Only the store knows whether it is still the newest."""
         with self._lock:
             if session in self._heads:
                 self._heads.move_to_end(session)
             return self._heads.get(session)
 
     def put(self, session: str, cached: CachedHead) -> None:
-        """Have this head on hand."""
+        """Cache this head."""
         with self._lock:
             self._remove(session)
             self._heads[session] = cached
@@ -191,7 +189,7 @@ class HeadCache:
                 self._remove(next(iter(self._heads)))
 
     def drop(self, session: str) -> None:
-        """Have none of this session."""
+        """Remove this session's head from the cache."""
         with self._lock:
             self._remove(session)
 
@@ -208,11 +206,11 @@ def _size(cached: CachedHead) -> int:
 def lost(session: str) -> IntegrityError:
     """The error for a head that should be there."""
     return IntegrityError(
-        f"the head of session {session!r} should be in Redis and is not: it was evicted or removed: "
-        f"forget the session to begin it anew"
+        f"the head of session {session!r} should be in Redis and is not: it was evicted or removed; "
+        f"forget the session to begin it again"
     )
 
 
 def encoded(text: str) -> str:
-    """The text in letters, digits and -._~%: none of them means anything in a key."""
+    """The text in letters, digits and -._~%, none of which has a meaning in a key."""
     return quote(text, safe="")

@@ -37,28 +37,28 @@ from beacon_memory.stores.redis.upkeep import (
     sweep_blobs,
 )
 
-BATCH_BYTES = 32 << 20  # of one reply, and of one command: more would be held in the server's memory at once
-INLINE_BYTES = 8 << 20  # blobs that travel with their commit; more are written in front of it
-FIRST_KEYS = 4  # blobs that are read before it is known how large they are
+BATCH_BYTES = 32 << 20  # of one reply or command: the server holds each in its memory
+INLINE_BYTES = 8 << 20  # blobs that are sent with their commit; more are written ahead of it
+FIRST_KEYS = 4  # blobs that are read before their size is known
 STAGED_MS = 15 * 60 * 1000  # how long a blob waits for its commit
-ATTEMPTS = 8  # rounds with other writers in between
+ATTEMPTS = 8  # tries against other writers
 
 
 class RedisStore(RedisSpace, StateStore):
     """A store on a server: `url` is redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://, or `client` a
     redis-py client (Redis or RedisCluster), which stays open.
 
-    Sessions of one `namespace` share blobs and see each other; nothing crosses from one to another. With `ttl` a
-    session, and what only it names, is gone that many seconds, or up to a sixteenth less, after it was last committed,
-    loaded or touched; asking for its version does not renew it. A session whose blobs would pass `session_bytes`, or a
-    namespace `namespace_bytes`, raises QuotaExceeded. With `replicas` a commit is acknowledged once so many replicas
-    have it, so that no failover loses it; else StoreUnavailable. A server that hangs is given up after `timeout`
-    seconds. All these and `prefix` may stand in the URL: `redis://host?ttl=86400&namespace=acme&replicas=1`.
+    Sessions in one `namespace` share blobs and see each other; namespaces share nothing. With `ttl` a session, and what
+    only it names, expires that many seconds, or up to a sixteenth less, after it was last committed, loaded or touched;
+    asking for its version does not renew it. A session whose blobs would pass `session_bytes`, or a namespace
+    `namespace_bytes`, raises QuotaExceeded. With `replicas` a commit returns once that many replicas have it, so that
+    no failover loses it; else it raises StoreUnavailable. A server that hangs is given up after `timeout` seconds. All
+    these and `prefix` may also be options of the URL: `redis://host?ttl=86400&namespace=acme&replicas=1`.
 
-    With a `key` (16 bytes or more, the same for all workers) everything is sealed with an HMAC: what someone without
-    the key has written, moved or put back raises IntegrityError; with `encrypt` blobs and heads are encrypted too.
-    While a key is changed, what was sealed with `old_key` is read as well, until `reseal` has been through; `trust`
-    takes over what was written without a key. The commands are core ones (Redis 6.2 to 8, Valkey).
+    With a `key` (16 bytes or more, the same for all workers) everything is signed with an HMAC: what someone without
+    the key has written, moved or put back raises IntegrityError. `encrypt` encrypts blobs and heads too. While the key
+    is changed, what was signed with `old_key` can be read, until `reseal` has signed it again; `trust` also accepts
+    what was written without a key. Only core commands are used (Redis 6.2 to 8, Valkey).
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RedisStore(RedisSpace, StateStore):
         signer = {"key": key, "old_key": old_key, "encrypt": encrypt, "trust": trust}
         super().__init__(link, prefix=found["prefix"], namespace=found["namespace"], ttl=found["ttl"], signer=signer)
         self._quotas = [found[name] or "" for name in ("session_bytes", "namespace_bytes")]
-        self._mean = 1  # bytes of a blob, in the newest reply
+        self._mean = 1  # mean bytes of a blob in the last reply
 
     def load(self, session: str) -> tuple[Head, int]:
         check_session(session)
@@ -104,7 +104,7 @@ class RedisStore(RedisSpace, StateStore):
             version = self._client.hget(self._head(session), "version")
         if version:
             return self._number(session, version)
-        cached, _ = self._look(session)  # says so when the head should be there
+        cached, _ = self._look(session)  # raises when the head should be there
         return cached.version if cached else 0
 
     def read(self, digests: Sequence[str]) -> list[bytes]:
@@ -118,7 +118,7 @@ class RedisStore(RedisSpace, StateStore):
                 if value is None:
                     raise missing(digest)
                 blobs.append(self._signer.verify("blob", digest, value))
-            # Blobs of a session are much alike: the next reply holds as many as fit.
+            # A session's blobs have similar sizes: the next reply gets as many as fit.
             self._mean = sum(len(value) for value in values) // len(values) + 1
             size = max(1, min(BATCH_KEYS, BATCH_BYTES // self._mean))
         return blobs
@@ -134,23 +134,23 @@ class RedisStore(RedisSpace, StateStore):
     ) -> int:
         check_session(session)
         named = dict.fromkeys(head.digests)
-        sealed = {d: self._signer.sign("blob", d, blobs[d]) for d in named if d in blobs}
-        # Blobs that replace what is there come first, and never in front of their commit.
-        replacing = {d: sealed.pop(d) for d in list(sealed) if d in damaged}
-        in_front = sum(map(len, sealed.values())) > INLINE_BYTES
+        signed = {d: self._signer.sign("blob", d, blobs[d]) for d in named if d in blobs}
+        # Blobs that replace damaged ones come first, and are never written ahead of their commit.
+        replacing = {d: signed.pop(d) for d in list(signed) if d in damaged}
+        in_front = sum(map(len, signed.values())) > INLINE_BYTES
         version = drawn(expected)
         encoded = json.dumps(head.digests, separators=(",", ":")).encode()
-        there: set[str] = set()  # blobs to be written that others have written, as they were to be
+        there: set[str] = set()  # blobs that others have written already, with the same contents
         for attempt in range(ATTEMPTS):
             old = self._at(session, expected)
             if in_front:
-                there |= self._equal(self._stage_all(sealed), blobs)
-            inline = replacing | ({} if in_front else {d: blob for d, blob in sealed.items() if d not in there})
+                there |= self._equal(self._stage_all(signed), blobs)
+            inline = replacing | ({} if in_front else {d: blob for d, blob in signed.items() if d not in there})
             before = dict.fromkeys(old.head.digests)
             added = [d for d in named if d not in inline and (d in blobs or d not in before)]
             order = [*inline, *added, *(d for d in before if d not in named)]
             past = grown(old.head.past, expected)
-            tag, kept = self._signer.sealed("head", session, head.body, b"%d" % version, past, encoded)
+            tag, kept = self._signer.signed("head", session, head.body, b"%d" % version, past, encoded)
             body, names = shared(old.body, kept), shared(old.digests, encoded, start=0)
             status, detail = self._run(
                 self._commit, session, order, expected, self._ttl, version, point(version),
@@ -167,9 +167,9 @@ class RedisStore(RedisSpace, StateStore):
             elif status == b"differs":
                 there |= self._equal([order[int(detail) - 1]], blobs)
             elif not (status == b"missing" and order[int(detail) - 1] in blobs and attempt < ATTEMPTS - 1):
-                # A blob that was staged may go with another session before its commit: it is staged again.
+                # A staged blob may be removed with another session before its commit: it is staged again.
                 if in_front:
-                    sweep_blobs(self, sealed)
+                    sweep_blobs(self, signed)
                 self._refuse(session, status, detail, order=order, expected=expected)
             else:
                 there.discard(order[int(detail) - 1])
@@ -182,15 +182,15 @@ class RedisStore(RedisSpace, StateStore):
             try:
                 cached, _ = self._look(session)
             except IntegrityError:
-                # What cannot be trusted can be forgotten: its digests only name what loses this session's name.
+                # A head that cannot be trusted can still be forgotten: its digests only say where its name is removed.
                 version, digests = self._forgettable(session)
             else:
                 if cached is None:
                     if first is not None:
-                        return  # our own deletion, whose reply was lost, or another's
+                        return  # deleted by us, with the reply lost, or by another
                     raise not_found(session)
                 if first is not None and not descends(cached.version, cached.head.past, first.version):
-                    return  # it was deleted, and begun anew by somebody
+                    return  # deleted, and created again by somebody
                 first = cached
                 version, digests = b"%d" % cached.version, cached.head.digests
             self._heads.drop(session)
@@ -226,49 +226,49 @@ class RedisStore(RedisSpace, StateStore):
             with self._link.using():
                 about = self._client.info("persistence")
         except StoreUnavailable:
-            about = {}  # not for this user to ask, or a cluster: said as if all of it were there
+            about = {}  # this user may not ask, or it is a cluster: said as if all of it were there
         if not isinstance(about.get("aof_enabled", 1), int):
             about = {}
         left = []
         if about.get("aof_enabled", 1):
             left.append("the append-only file holds what was removed until it is rewritten: BGREWRITEAOF")
         if about.get("rdb_last_save_time", 1):
-            left.append("a snapshot holds it until the next one is written, and so does every copy of it: BGSAVE")
-        return [*left, "commands with texts may stand in the slow log: SLOWLOG RESET"]
+            left.append("an RDB snapshot holds it until the next one is written, and so does every copy of it: BGSAVE")
+        return [*left, "the slow log may hold commands with texts: SLOWLOG RESET"]
 
     def close(self) -> None:
         if self._link.owned:
             self._client.close()
 
     def _at(self, session: str, expected: int) -> CachedHead:
-        """The head that a commit moves from, without a reading when it is on hand. Raises SessionConflict."""
+        """The head that a commit replaces, from the cache where it is there. Raises SessionConflict."""
         cached = self._heads.get(session)
         if cached is not None and cached.version == expected:
             return cached
         if expected == 0:
-            return NOTHING  # whether it is there already, the script says
+            return NOTHING  # the script checks whether it is there already
         cached, _ = self._look(session)
         if cached is None or cached.version != expected:
             raise conflict(session, cached.version if cached else 0, expected=expected)
         return cached
 
     def _equal(self, digests: Sequence[str], blobs: Mapping[str, bytes]) -> set[str]:
-        """These, when what is there is what was to be written, sealed otherwise. Raises BlobDiffers, IntegrityError."""
+        """Those that are stored with the same contents, signed differently. Raises BlobDiffers, IntegrityError."""
         equal: set[str] = set()
         for digest in digests:
-            with suppress(SegmentMissing):  # gone again: the next round writes it
+            with suppress(SegmentMissing):  # gone again: the next try writes it
                 if self.read([digest]) != [blobs[digest]]:
                     raise differs(digest)
                 equal.add(digest)
         return equal
 
-    def _stage_all(self, sealed: Mapping[str, bytes]) -> list[str]:
-        """Write blobs in front of their commit, in bounded commands; they go by themselves if it never comes. Gives
-        those in whose place others stand.
+    def _stage_all(self, signed: Mapping[str, bytes]) -> list[str]:
+        """Write blobs ahead of their commit, in bounded commands; they expire if it never comes. Returns the digests
+        under which other bytes are stored.
         """
         others: list[str] = []
         batch: dict[str, bytes] = {}
-        for digest, value in sealed.items():
+        for digest, value in signed.items():
             if batch and sum(map(len, batch.values())) + len(value) > INLINE_BYTES:
                 others += staged(self, batch, life=STAGED_MS)
                 batch = {}

@@ -1,4 +1,4 @@
-"""What keeps a namespace whole: renewing, sweeping, and making again what a server has lost beside the heads."""
+"""Maintenance of a namespace: renewing sessions, sweeping blobs, rebuilding what was lost beside the heads."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from beacon_memory.stores.base import not_found
 from beacon_memory.stores.redis.space import FIELDS, CachedHead, RedisSpace, encoded
 from beacon_memory.stores.signing import TAG
 
-BATCH_KEYS = 256  # digests of one script where it may be divided
+BATCH_KEYS = 256  # digests of one script call, where the work can be divided
 KINDS = {"sessions": b"zset", "ledger": b"hash", "lives": b"zset"}
 
 
 def collect(space: RedisSpace) -> int:
-    """Make the index, the ledger and the lists of names again from the heads; remove what no session names; gives the
-    number of blobs removed.
+    """Rebuild the index, the ledger and the blobs' refs from the heads, then remove blobs that no session names;
+    returns their number.
     """
     _drop_foreign(space)
     purged(space)
     heads = {*space._scan("head"), *space._names(), *_marked(space)}
-    # First every session names its blobs again: a list of names may have been lost. Then what nobody names goes.
+    # First every session is added to its blobs' refs again, since some may be lost. Then come blobs without refs.
     for session in sorted(heads):
         try:
             version, named = space._unchecked(session)
         except IntegrityError:
-            continue  # it is no head: whoever reads the session is told, and may forget it
+            continue  # not a head: reading the session raises, and it can be forgotten
         if version:
             _named_again(space, session, version, named)
             _marked_again(space, session)
@@ -39,7 +39,7 @@ def collect(space: RedisSpace) -> int:
 
 
 def mended(space: RedisSpace, session: str) -> None:
-    """Make again what stands beside one session's head. Raises SessionNotFound, IntegrityError."""
+    """Rebuild what is kept beside one session's head. Raises SessionNotFound, IntegrityError."""
     _drop_foreign(space)
     version, digests = space._unchecked(session)
     if not version:
@@ -49,7 +49,7 @@ def mended(space: RedisSpace, session: str) -> None:
 
 
 def resealed(space: RedisSpace, *, batch: int) -> int:
-    """Seal with the newest key what was sealed otherwise; gives how much that was. Raises IntegrityError."""
+    """Sign with the newest key what is signed otherwise; returns how many values that were. Raises IntegrityError."""
     done = 0
     for session in space._scan("head"):
         done += _resealed_head(space, session)
@@ -61,8 +61,8 @@ def resealed(space: RedisSpace, *, batch: int) -> int:
                 kept = space._client.get(key) or b""
             if not kept or space._signer.newest(kept[:TAG], "blob", digest, kept[TAG:]):
                 continue
-            sealed = space._signer.sign("blob", digest, space._signer.verify("blob", digest, kept))
-            done += int(space._run(space._reseal, "", [digest], "blob", kept[:TAG], sealed))
+            signed = space._signer.sign("blob", digest, space._signer.verify("blob", digest, kept))
+            done += int(space._run(space._reseal, "", [digest], "blob", kept[:TAG], signed))
     return done
 
 
@@ -76,32 +76,32 @@ def _resealed_head(space: RedisSpace, session: str) -> int:
     if past is not None and space._signer.newest(tag, "head", session, *about, kept):
         return 0
     cached = space._checked(session, fields, None)
-    tag, body = space._signer.sealed("head", session, cached.head.body, *about)
+    tag, body = space._signer.signed("head", session, cached.head.body, *about)
     space._heads.drop(session)
     return int(space._run(space._reseal, session, (), "head", version, tag, past or b"", body))
 
 
 def renewed(space: RedisSpace, session: str, cached: CachedHead) -> bool:
-    """Give a session its whole life again, in bounded batches; False when it has moved meanwhile."""
+    """Give a session its full time to live again, in bounded batches; False when another writer has committed."""
     with space._link.using():
         left = space._client.pttl(space._head(session))
     seconds, microseconds = space._time()
     ttl = int(space._ttl or 0)
     death = str(seconds * 1000 + microseconds // 1000 + ttl) if ttl else "inf"
-    # No moment in which a head outlives its blobs.
+    # A head must never outlive its blobs.
     shrinks = bool(ttl) and not 0 <= left <= ttl
     version, digests = b"%d" % cached.version, cached.head.digests
     return _name_all(space, session, version, digests, death, head_first=shrinks)
 
 
 def purged(space: RedisSpace) -> None:
-    """Take what has expired out of the ledger."""
+    """Remove from the ledger what has expired."""
     while space._run(space._purge, "", ()):
         pass
 
 
 def sweep_blobs(space: RedisSpace, digests: Iterable[str]) -> int:
-    """Remove those of the blobs that no session names; gives their number."""
+    """Remove those of these blobs that no session names; returns their number."""
     digests = list(digests)
     with space._link.using():
         pipeline = space._client.pipeline(transaction=False)
@@ -111,14 +111,14 @@ def sweep_blobs(space: RedisSpace, digests: Iterable[str]) -> int:
         pipeline = space._client.pipeline(transaction=False)
         for digest, kind in zip(digests, kinds, strict=True):
             key = space._key("refs", digest)
-            # A list of names that is something else guards nothing; sessions have named their blobs again by now.
+            # Refs of another type protect nothing, and sessions are in the refs of their blobs again by now.
             pipeline.zrange(key, 0, -1) if kind in (b"zset", b"none") else pipeline.delete(key)
         found = [names for names in pipeline.execute() if isinstance(names, list)]
     return _swept(space, digests, sorted({name.decode("ascii", "replace") for names in found for name in names}))
 
 
 def _named_again(space: RedisSpace, session: str, version: bytes, digests: Sequence[str]) -> None:
-    """Put a session's name on its blobs again, with the life that its head has."""
+    """Add a session to the refs of its blobs again, to expire when its head does."""
     with space._link.using():
         left = space._client.pttl(space._head(session))
     seconds, microseconds = space._time()
@@ -128,7 +128,7 @@ def _named_again(space: RedisSpace, session: str, version: bytes, digests: Seque
 
 
 def _marked_again(space: RedisSpace, session: str, *, quiet: bool = True) -> None:
-    """Write what the ledger says of a session, where it says nothing, or nothing that can be read."""
+    """Write a session's version to the ledger again, where there is none or it cannot be read."""
     with space._link.using():
         fields = space._client.hmget(space._head(session), FIELDS)
         mark = space._client.hget(space._key("ledger"), f"v:{encoded(session)}") or b""
@@ -138,20 +138,20 @@ def _marked_again(space: RedisSpace, session: str, *, quiet: bool = True) -> Non
         cached = space._checked(session, fields, None)
     except StoreError:
         if quiet:
-            return  # what is not sealed is not marked: whoever reads the session is told
+            return  # no entry for a head whose tag is wrong: reading the session raises
         raise
     space._run(space._mark, session, (), str(cached.version))
 
 
 def _marked(space: RedisSpace) -> set[str]:
-    """The sessions that the ledger knows."""
+    """The sessions in the ledger."""
     with space._link.using():
         fields = [name for name, _ in space._client.hscan_iter(space._key("ledger"), match="v:*", count=1000)]
     return {unquote(name.decode()[2:]) for name in fields if name.isascii()}
 
 
 def _drop_foreign(space: RedisSpace) -> None:
-    """Remove what stands under the namespace's own names and is no index or ledger of ours."""
+    """Remove keys of another type that have the name of the index, the ledger or the lives."""
     with space._link.using():
         for name, kind in KINDS.items():
             key = space._key(name)
@@ -181,6 +181,6 @@ def _swept(space: RedisSpace, digests: Sequence[str], names: Sequence[str]) -> i
 
 
 def staged(space: RedisSpace, batch: Mapping[str, bytes], *, life: int) -> list[str]:
-    """Write blobs in front of their commit, for so many milliseconds; gives those that others stand in the place of."""
+    """Write blobs ahead of their commit, for `life` milliseconds; returns the digests that hold other bytes."""
     keys, names = [space._key("blob", digest) for digest in batch], list(batch)
     return [names[int(place) - 1] for place in space._link.call(space._stage, keys, [life, *batch.values()])]

@@ -1,6 +1,6 @@
 """What a key and encryption cost: a turn in Redis, and the bytes of one segment.
 
-python -m benchmarks.stores.sealing_costs
+python -m benchmarks.stores.signing_costs
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ def main() -> None:
     """Print two tables."""
     print("| | segments named | sent, bytes | received | round trips | ms |\n|---|---|---|---|---|---|")
     with redis_server("valkey") as url:
-        for form, sealing in FORMS.items():
+        for form, signing in FORMS.items():
             for length in (10, 100, 1000):
-                found = turns(url, length, ttl=None, count=60, **sealing)
+                found = turns(url, length, ttl=None, count=60, **signing)
                 facts, seconds = found.facts, statistics.median(found.values["turn"])
                 cells = (form, length, facts["sent"], facts["received"], facts["round_trips"], f"{1000 * seconds:.1f}")
                 print("|", " | ".join(map(str, cells)), "|")
-    print("\n| 1.5 MB | sealed, ms | read, ms |\n|---|---|---|")
-    for form, sealing in FORMS.items():
-        signer = Signer("beacon:{default}", **sealing)  # type: ignore[arg-type]
+    print("\n| 1.5 MB | signed, ms | read, ms |\n|---|---|---|")
+    for form, signing in FORMS.items():
+        signer = Signer("beacon:{default}", **signing)  # type: ignore[arg-type]
         signed = signer.sign("blob", "d", BLOB)
         sign = _median(lambda signer=signer: signer.sign("blob", "d", BLOB))  # type: ignore[misc]
         read = _median(lambda signer=signer, signed=signed: signer.verify("blob", "d", signed))  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Seals on SQLite and Redis alike: edits refused, keys changed, contents hidden, commits and forks told apart."""
+"""Signatures on SQLite and Redis alike: edits refused, keys changed, contents hidden, commits and forks told apart."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path, server: str) -> Itera
     with redis.Redis.from_url(server) as client:
         client.flushall()
 
-    def opened(**sealing: object) -> StateStore:
+    def opened(**signing: object) -> StateStore:
         url = f"sqlite:///{tmp_path}/m.db" if request.param == "sqlite" else server
-        stores.append(open_store(url, **sealing))  # type: ignore[arg-type]
+        stores.append(open_store(url, **signing))  # type: ignore[arg-type]
         return stores[-1]
 
     yield opened
@@ -56,7 +56,7 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path, server: str) -> Itera
 
 
 class TestSqliteStoreUnderAKey(StoreContract):
-    @pytest.fixture(params=[False, True], ids=["sealed", "encrypted"])
+    @pytest.fixture(params=[False, True], ids=["signed", "encrypted"])
     def store(self, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StateStore]:
         with SqliteStore(tmp_path / "memory.db", key=KEY, encrypt=request.param) as store:
             yield store
@@ -156,8 +156,8 @@ def test_a_file_without_a_key_shows_damage_and_mix_ups(tmp_path: Path) -> None:
 
 
 def test_a_blob_that_is_there_is_not_replaced(opener: Opener) -> None:
-    for name, sealing in (("plain", {}), ("keyed", {"key": KEY})):
-        store = opener(**sealing)
+    for name, signing in (("plain", {}), ("keyed", {"key": KEY})):
+        store = opener(**signing)
         store.gc()
         version = put(store, "alice", b"one")
         with pytest.raises(BlobDiffers, match=digest(b"one")):
@@ -199,8 +199,8 @@ def test_a_damaged_blob_is_replaced_when_the_caller_says_that_it_is(opener: Open
 # Keys
 
 
-def sealed_with(opener: Opener, *sessions: str, **sealing: object) -> None:
-    store = opener(**sealing)
+def signed_with(opener: Opener, *sessions: str, **signing: object) -> None:
+    store = opener(**signing)
     for session in sessions:
         put(store, session, session.encode() + SECRET, b"shared", body=session.encode())
 
@@ -210,7 +210,7 @@ def read_all(store: StateStore) -> dict[str, list[bytes]]:
 
 
 def test_a_key_is_changed_in_place(opener: Opener) -> None:
-    sealed_with(opener, "alice", "bob", key=KEY)
+    signed_with(opener, "alice", "bob", key=KEY)
     before = {name: opener(key=KEY).load(name) for name in ("alice", "bob")}
     with pytest.raises(IntegrityError):
         opener(key=OTHER).load("alice")
@@ -228,7 +228,7 @@ def test_a_key_is_changed_in_place(opener: Opener) -> None:
 
 
 def test_a_store_without_a_key_is_taken_over_under_one(opener: Opener) -> None:
-    sealed_with(opener, "alice", "bob")
+    signed_with(opener, "alice", "bob")
     with pytest.raises(IntegrityError, match="without the store's key"):
         opener(key=KEY).load("alice")
     opener(key=KEY, trust=True).reseal()
@@ -255,10 +255,10 @@ def test_what_is_encrypted_is_not_found_in_what_is_kept(opener: Opener, tmp_path
         opener(key=OTHER).load("bob")
 
 
-@pytest.mark.parametrize("sealing", [{"encrypt": True}, {"old_key": KEY}, {"key": b"short"}, {"key": b""}])
-def test_sealing_that_cannot_work_is_refused(opener: Opener, sealing: dict[str, object]) -> None:
+@pytest.mark.parametrize("signing", [{"encrypt": True}, {"old_key": KEY}, {"key": b"short"}, {"key": b""}])
+def test_a_key_that_cannot_work_is_refused(opener: Opener, signing: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
-        opener(**sealing)
+        opener(**signing)
 
 
 # The chain
