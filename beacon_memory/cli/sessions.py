@@ -191,9 +191,13 @@ def delete(
     adapter: Adapter = "auto",
 ) -> None:
     """Forget one message or document; what was folded behind it is folded again."""
+    from beacon_memory.state.head import DOCUMENT
+
     with remembering(model, store, adapter=adapter, must_exist=session) as memory:
         opened = memory.session(session)
-        opened.delete(int(message) if message.isdigit() else message)
+        there = opened.messages()
+        names = {said.get("id") for said in there} | {said["content"] for said in there if said["role"] == DOCUMENT}
+        opened.delete(int(message) if message.isdecimal() and message not in names else message)
         info = opened.info()
     say(f"session {session}: {info.messages} messages, {info.tokens} tokens left")
 

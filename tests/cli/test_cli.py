@@ -73,6 +73,8 @@ def test_messages_are_searched_and_one_is_deleted(run):
     }
     assert run("delete", "alice", "1")[0] == 0
     assert run("messages", "alice")[1] == "0 user: I live in Lyon.\n1 user: It rains in LYON.\n"
+    assert run("add", "alice", "7 doors are green.")[0] == 0
+    assert run("delete", "alice", "²")[0] == 2
     code, _, err = run("delete", "alice", "nobody")
     assert (code, err.count("\n")) == (2, 1)
 
