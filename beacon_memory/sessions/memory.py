@@ -112,14 +112,15 @@ class BeaconMemory(Repository):
         prompts = [self.session(name).prompt_for(question, system=system) for name, question in asked]
         return [answer.text for answer in batch_answers(self, prompts, left=left, **sampling)]
 
-    def repair(self, session_id: str) -> int:
-        """Fold a session's lost or damaged segments again from its ids and messages; gives their number.
+    def repair(self, session_id: str, *, places: bool = False) -> int:
+        """Fold a session's lost or damaged segments again from its ids and messages; gives their number. With `places`,
+        those too that an older release wrote without saying which tokens their slots stand for.
 
         What the store keeps beside the head is made again too. Raises SegmentMissing when messages or ids are lost,
         SessionNotFound.
         """
         self.store.mend(session_id)
-        return repair(self, session_id)
+        return repair(self, session_id, places=places)
 
     def sessions(self) -> list[str]:
         """The ids of all sessions, sorted; a session's branches are told by itself."""

@@ -51,6 +51,8 @@ class Segment:
     kept: tuple[Tensor, Tensor] | Packed  # keys and values; or what they are made of, in 8 or 4 bits, each time
     overlap: int = 0  # tokens of the segment in front of it that were read again before its own
     apart: str = ""  # its name in a store, where that is not its digest: it was not folded by those who share the store
+    # Which tokens its slots stand for (`places.pack_places`); None where an older release folded it.
+    placed: Tensor | None = None  # (layers, kv_heads, bytes), uint8; layers and heads are 1 where all are the same
 
     @property
     def name(self) -> str:
@@ -79,8 +81,22 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of its keys and values as they are kept."""
+        """The bytes of its keys and values as they are kept; its places take less than a hundredth of that."""
         return sum(t.nbytes for t in self.kept) if isinstance(self.kept, tuple) else self.kept.nbytes
+
+    def places(self) -> Tensor | None:
+        """The index in `ids` of the token that each slot stands for, those of the sinks first; None where that is not
+        known.  # (layers, kv_heads, slots), layers and heads 1 where all are the same
+        """
+        import torch
+
+        from beacon_memory.state.places import unpack_places
+
+        if self.placed is None:
+            return None
+        rest = unpack_places(self.placed, tokens=len(self.ids) - self.sink, ratio=self.ratio) + self.sink
+        sinks = torch.arange(self.sink).expand(*rest.shape[:2], -1)
+        return torch.cat([sinks, rest], dim=2)
 
     def equals(self, other: Segment) -> bool:
         """Whether every field is the same, bit for bit."""
@@ -91,6 +107,8 @@ class Segment:
             == (other.digest, other.parent, other.ids, other.ratio, other.sink, other.overlap)
             and torch.equal(self.keys, other.keys)
             and torch.equal(self.values, other.values)
+            and (self.placed is None) == (other.placed is None)
+            and (self.placed is None or other.placed is None or torch.equal(self.placed, other.placed))
         )
 
 
