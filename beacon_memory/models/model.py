@@ -19,6 +19,7 @@ from beacon_memory.fold.fold import fold
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.models.adapter import adapter_config, load_adapter, load_published, published_config
 from beacon_memory.models.batch import Batch, batch
+from beacon_memory.models.finder import read_finder
 from beacon_memory.models.generation import Answer, Left, Sampling, Stream, end_ids
 from beacon_memory.models.loading import (
     check_supported,
@@ -75,6 +76,10 @@ class BeaconModel:
                 load_published(self.beacons, published)
             self.fingerprint = Fingerprint(model, "none", tokenizer_fingerprint(tokenizer), settings.layout)
             self.adapted(settings)
+            layers, heads = lm.config.num_hidden_layers, lm.config.num_key_value_heads
+            shape: dict[str, Any] = {"layers": layers, "kv_heads": heads}
+            # What finds the passages that a question is about, where the adapter has such a thing.
+            self.finder = read_finder(adapter, model=model, **shape) if adapter is not None else None
         except Exception:
             self.beacons.detach()
             raise

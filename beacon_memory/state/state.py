@@ -84,9 +84,12 @@ class Segment:
         """The bytes of its keys and values as they are kept; its places take less than a hundredth of that."""
         return sum(t.nbytes for t in self.kept) if isinstance(self.kept, tuple) else self.kept.nbytes
 
-    def places(self) -> Tensor | None:
+    def places(self, heads: Sequence[tuple[int, int]] | None = None) -> Tensor | None:
         """The index in `ids` of the token that each slot stands for, those of the sinks first; None where that is not
-        known.  # (layers, kv_heads, slots), layers and heads 1 where all are the same
+        known.
+
+        # (layers, kv_heads, slots), layers and heads 1 where all are the same; (heads, slots) of `heads`, each a layer
+        and a KV head of it
         """
         import torch
 
@@ -94,9 +97,15 @@ class Segment:
 
         if self.placed is None:
             return None
-        rest = unpack_places(self.placed, tokens=len(self.ids) - self.sink, ratio=self.ratio) + self.sink
+        placed = self.placed
+        if heads is not None:
+            layers, kv_heads = placed.shape[:2]
+            chosen = [placed[min(layer, layers - 1), min(head, kv_heads - 1)] for layer, head in heads]
+            placed = torch.stack(chosen)[None]
+        rest = unpack_places(placed, tokens=len(self.ids) - self.sink, ratio=self.ratio) + self.sink
         sinks = torch.arange(self.sink).expand(*rest.shape[:2], -1)
-        return torch.cat([sinks, rest], dim=2)
+        found = torch.cat([sinks, rest], dim=2)
+        return found if heads is None else found[0]
 
     def equals(self, other: Segment) -> bool:
         """Whether every field is the same, bit for bit."""
