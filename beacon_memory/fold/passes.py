@@ -90,10 +90,13 @@ class TailPass:
 class SeekPass(TailPass):
     """A question read behind slots, to see where some KV heads look: up to the layer of the last of them."""
 
-    def __init__(self, past: Prefix, rows: int, heads: Sequence[tuple[int, int]]) -> None:
-        """`heads`: each a layer, and a KV head of it. The past has slots."""
+    def __init__(self, past: Prefix, rows: int, heads: Sequence[tuple[int, int]], *, slots: int | None = None) -> None:
+        """`heads`: each a layer, and a KV head of it. The past has slots, of which only the first `slots` are seen."""
         super().__init__(past, rows)
         self._heads = heads
+        self._slots = past.slots if slots is None else slots
+        assert self._mask is not None
+        self._mask[..., self._slots : past.slots] = float("-inf")
         self._seen: dict[tuple[int, int], Tensor] = {}
 
     @property
@@ -107,12 +110,12 @@ class SeekPass(TailPass):
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = int(module.layer_idx)
         keys, values = self.past.join(layer, key, value)
-        assert self._mask is not None
         group = query.shape[1] // keys.shape[1]
         for own in sorted({head for at, head in self._heads if at == layer}):
             queries = query[:, own * group : (own + 1) * group] * module.scaling
-            weights = queries @ keys[:, own : own + 1].transpose(2, 3) + self._mask.to(query.device)
-            weights = weights.softmax(dim=-1, dtype=torch.float32)[..., : self.past.slots]
+            weights = queries @ keys[:, own : own + 1].transpose(2, 3)
+            weights = weights if self._mask is None else weights + self._mask.to(query.device)
+            weights = weights.softmax(dim=-1, dtype=torch.float32)[..., : self._slots]
             self._seen[layer, own] = weights.mean(dim=1)
         if layer == max(at for at, _ in self._heads):
             raise Enough

@@ -44,13 +44,16 @@ class Finder:
         segments: Sequence[Segment],
         passages: Sequence[tuple[int, int]],
         ids: Sequence[int],
+        *,
+        slots: int | None = None,
     ) -> Tensor:
         """The score of each passage for a question, in order.  # (passages,)
 
-        `past` is the segments' prefix; passages are ranges of the segments' ids, one behind another, without a gap;
-        `ids` are the question's. Every segment has places.
+        `past` is the segments' prefix, or begins with it and its `slots`; passages are ranges of the segments' ids, one
+        behind another, without a gap; `ids` are the question's, read at the end of the past as if right behind the
+        slots. A passage whose segment has no places has the score 0.
         """
-        attended = attention(lm, past, segments, passages, ids, heads=self.heads)
+        attended = attention(lm, past, segments, passages, ids, heads=self.heads, slots=slots)
         return levelled(torch.tensor(self.weights) @ attended)
 
     def write(self, folder: str | Path, *, model: str) -> None:
@@ -111,15 +114,17 @@ def attention(
     ids: Sequence[int],
     *,
     heads: Sequence[tuple[int, int]],
+    slots: int | None = None,
 ) -> Tensor:
     """The attention that heads pay to each passage's slots: of the row of the question that pays it most. Sinks belong
     to no passage. As `Finder.scores`.  # (heads, passages)
     """
     owners = _owners(segments, passages, heads)
     rows = torch.tensor([list(ids)], device=lm.device)
-    seek = SeekPass(past, len(ids), heads)
+    slots = past.slots if slots is None else slots
+    seek = SeekPass(past, len(ids), heads, slots=slots)
     with torch.inference_mode():
-        read(lm, seek, embed(lm, rows), torch.arange(len(ids)) + past.slots)
+        read(lm, seek, embed(lm, rows), torch.arange(len(ids)) + slots)
         seen = seek.seen[:, 0].cpu()
         paid = torch.zeros(*seen.shape[:2], len(passages) + 1)
         paid.scatter_add_(2, owners[:, None].expand(-1, seen.shape[1], -1), seen)
@@ -134,8 +139,10 @@ def _owners(
     found, before = [], 0
     for segment, start in zip(segments, starts(segments, behind=False), strict=True):
         places = segment.places(heads)
-        assert places is not None
-        owners = torch.bucketize(places + before, ends, right=True)
+        if places is None:
+            owners = torch.full((len(heads), segment.slots), len(passages))
+        else:
+            owners = torch.bucketize(places + before, ends, right=True)
         owners[:, : segment.sink] = len(passages)
         found.append(owners[:, start:])
         before += len(segment.ids)

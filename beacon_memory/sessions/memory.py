@@ -8,8 +8,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Self
 
-from beacon_memory.config import BeaconConfig
+from beacon_memory.config import RECALL_TOKENS, BeaconConfig
 from beacon_memory.errors import CodecError, InputError, IntegrityError, SegmentMissing, SessionExists
+from beacon_memory.models.generation import Sampling
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.sessions.repair import repair
 from beacon_memory.sessions.repository import CACHE_BYTES, RESIDENT_BYTES, Repository
@@ -42,6 +43,7 @@ class BeaconMemory(Repository):
         adapter: str | Path | None = "auto",
         cache_bytes: int = CACHE_BYTES,
         resident_bytes: int = RESIDENT_BYTES,
+        recall_tokens: int = RECALL_TOKENS,
         key: bytes | None = None,
         old_key: bytes | None = None,
         encrypt: bool = False,
@@ -49,6 +51,8 @@ class BeaconMemory(Repository):
     ) -> Self:
         """A memory by names: a model as `BeaconModel.from_pretrained` takes it (with its options), a store by URL.
 
+        Passages of up to `recall_tokens` tokens that a question is about are read again, raw, in front of it, where the
+        model has a finder; with 0, none is.
         Stores: memory://, sqlite:///path, redis://, rediss://, unix://, redis+cluster://, redis+sentinel://; `key`
         seals what a SQLite or Redis store keeps, `encrypt` hides it too, and `old_key` is read while a key is changed.
         The store is opened first, so that a wrong URL does not cost a model. Raises
@@ -58,7 +62,9 @@ class BeaconMemory(Repository):
         try:
             if isinstance(model, str):
                 model = BeaconModel.from_pretrained(model, config, adapter=adapter, **options)
-            return cls(model, opened, cache_bytes=cache_bytes, resident_bytes=resident_bytes)
+            return cls(
+                model, opened, cache_bytes=cache_bytes, resident_bytes=resident_bytes, recall_tokens=recall_tokens
+            )
         except BaseException:
             if opened is not store:
                 opened.close()
@@ -94,6 +100,7 @@ class BeaconMemory(Repository):
         *,
         system: str | None = None,
         left: Sequence[Event] | None = None,
+        recall_tokens: int | None = None,
         **sampling: Any,
     ) -> list[str]:
         """Answers to pairs of a session's id and a question, all in one batch; nothing is written.
@@ -109,7 +116,8 @@ class BeaconMemory(Repository):
         """
         if not asked:
             return []
-        prompts = [self.session(name).prompt_for(question, system=system) for name, question in asked]
+        how: dict[str, Any] = {"recall_tokens": recall_tokens, "answer": Sampling(**sampling).max_new_tokens}
+        prompts = [self.session(name).prompt_for(question, system=system, **how) for name, question in asked]
         return [answer.text for answer in batch_answers(self, prompts, left=left, **sampling)]
 
     def repair(self, session_id: str, *, places: bool = False) -> int:
