@@ -14,6 +14,8 @@ ANCHORS = ("last", "surprise", "reconstruct", "learned", "spread")
 # Bits of a number of a slot; a group of 64 shares a scale and a low, which is half a bit more for each (quantise.py).
 SLOT_BITS = {"bfloat16": 16, "float16": 16, "float32": 32, "int8": 8.5, "int4": 4.5}
 SLOT_DTYPES = tuple(SLOT_BITS)
+# Tokens of what was folded that are read again in front of a question about them: none, until it is measured to help.
+RECALL_TOKENS = 0
 
 
 @dataclass(frozen=True)
@@ -114,3 +116,10 @@ def check_ratio(ratio: int, window: int) -> int:
 def slot_count(tokens: int, ratio: int) -> int:
     """How many slots `tokens` fold into; a partial last unit gets one too."""
     return -(-tokens // ratio)
+
+
+def check_recall(tokens: int) -> int:
+    """The number of tokens that may be read again in front of a question, when it is one. Raises ConfigError."""
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
+        raise ConfigError(f"recall_tokens is a number of tokens, 0 or more, not {tokens!r}")
+    return tokens

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from beacon_memory.cli.terminal import Model, progress, quiet, say, steps_bar, waiting
+from beacon_memory.cli.terminal import Adapter, Model, progress, quiet, say, steps_bar, waiting
 
 app = typer.Typer()
 
@@ -35,6 +35,36 @@ def fit_anchors(
         fit(loaded, read, tokens=tokens, seed=seed, progress=advance)
     save_adapter(loaded.beacons, out, config=loaded.config, model=loaded.fingerprint.model)
     say(f"adapter written to {out}")
+
+
+@app.command("fit-finder")
+def fit_finder(
+    files: Annotated[
+        list[Path], typer.Argument(help="texts, JSONL dialogues or questions, or folders of them", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="the folder to write the adapter to, with its finder")],
+    model: Model = "smollm2",
+    adapter: Adapter = "auto",
+    memories: Annotated[int, typer.Option(help="memories to look at; each is asked a dozen questions")] = 60,
+    seed: Annotated[int, typer.Option(help="which places of the texts, and which questions")] = 0,
+) -> None:
+    """Fit what finds passages in a memory, so that they can be read again: minutes on a CPU, no gradient."""
+    from beacon_memory.training.data import read_corpus
+
+    corpus = read_corpus(files)
+    with waiting(f"loading {model}"):
+        from beacon_memory.models.adapter import save_adapter
+        from beacon_memory.models.model import BeaconModel
+        from beacon_memory.training.finder import fit_finder as fit
+
+        quiet()
+        loaded = BeaconModel.from_pretrained(model, adapter=None if adapter == "none" else adapter)
+    with progress("fitting", memories, unit="memories") as advance:
+        finder = fit(loaded, corpus, memories=memories, seed=seed, progress=advance)
+    save_adapter(loaded.beacons, out, config=loaded.config, model=loaded.fingerprint.model)
+    finder.write(out, model=loaded.fingerprint.model)
+    heads = ", ".join(f"{layer}.{head}" for layer, head in finder.heads)
+    say(f"adapter written to {out}; heads that find (layer.head, the strongest first): {heads}")
 
 
 @app.command()

@@ -280,11 +280,15 @@ def reseal(
 
 @app.command()
 def repair(
-    session: SessionName, model: Model = "smollm2", store: Store = DEFAULT_STORE, adapter: Adapter = "auto"
+    session: SessionName,
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+    places: Annotated[bool, typer.Option("--places", help="and what older releases wrote without places")] = False,
 ) -> None:
     """Fold a session's lost or damaged segments again, from its ids and messages."""
     with remembering(model, store, adapter=adapter, must_exist=session) as memory:
-        folded = memory.repair(session)
+        folded = memory.repair(session, places=places)
     say(f"session {session}: {folded} segments folded again" if folded else f"session {session}: nothing to repair")
 
 

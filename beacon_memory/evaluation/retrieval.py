@@ -5,8 +5,7 @@ from __future__ import annotations
 from beacon_memory.errors import MissingExtra
 from beacon_memory.evaluation.items import Item
 from beacon_memory.models.model import BeaconModel
-
-CHUNK = 64  # tokens of a chunk, at most; it ends with a sentence where one ends in its second half
+from beacon_memory.models.passages import SIZE, Cutter
 
 
 def best_chunks(model: BeaconModel, item: Item, query: str, entries: int, *, tail: int) -> tuple[int, ...]:
@@ -21,7 +20,7 @@ def best_chunks(model: BeaconModel, item: Item, query: str, entries: int, *, tai
     body = item.context[len(item.start) : len(item.context) - tail]
     newest = item.context[len(item.context) - tail :]
     room = entries - len(item.start) - tail
-    cuts = chunk_ends(model, body, size=max(8, min(CHUNK, room)))
+    cuts = chunk_ends(model, body, size=max(8, min(SIZE, room)))
     spans = list(zip([0, *cuts], cuts, strict=False))
     texts = [model.decode(body[start:end]) for start, end in spans]
     index = bm25s.BM25()
@@ -43,14 +42,5 @@ def best_chunks(model: BeaconModel, item: Item, query: str, entries: int, *, tai
 
 
 def chunk_ends(model: BeaconModel, ids: tuple[int, ...], *, size: int) -> list[int]:
-    """Where chunks of at most `size` tokens end: after the last full stop in their second half, else at `size`."""
-    stops = [model.decode([i]).rstrip().endswith((".", "!", "?", ".”", '."')) for i in ids]
-    ends: list[int] = []
-    start = 0
-    while start < len(ids):
-        end = min(start + size, len(ids))
-        if end < len(ids):
-            end = next((i + 1 for i in range(end - 1, start + size // 2, -1) if stops[i]), end)
-        ends.append(end)
-        start = end
-    return ends
+    """Where chunks of at most `size` tokens end: the passages that a memory looks at again."""
+    return [end for _, end in Cutter(model.decode, size=size).spans(ids)]

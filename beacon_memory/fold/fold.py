@@ -12,7 +12,7 @@ from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
 from beacon_memory.fold.anchors import Spread, pick, shared, surprise
 from beacon_memory.fold.attention import Beacons, Pass, normed, rows_at
-from beacon_memory.fold.layout import interleaved
+from beacon_memory.fold.layout import interleaved, unit_ends
 from beacon_memory.fold.passes import Enough, InterleavePass, LookBackPass, RawPass, ShadowPass
 from beacon_memory.fold.prefix import Prefix
 
@@ -24,6 +24,8 @@ class Folded(NamedTuple):
     values: Tensor  # (layers, batch, kv_heads, sink + slots, head_dim)
     hidden: Tensor  # (batch, sink + tokens, hidden): the raw rows' last states, from which the next token is predicted
     raw: RawPass | None = None  # where the layout reads the window as it is: its raw keys and values
+    # The token that each slot stands for, counted from the first one after the sinks; layers, batch and heads may be 1.
+    places: Tensor | None = None  # (layers, batch, kv_heads, slots)
 
 
 def fold(
@@ -45,13 +47,19 @@ def fold(
     if ratio == 1:
         raw = RawPass(past, ids.shape[1], last=_last(beacons, states=states))
         hidden = read(beacons.lm, raw, embed(beacons.lm, ids), torch.arange(ids.shape[1]) + past.slots)
-        folded = Folded(stacked(raw.keys), stacked(raw.values), hidden, raw)
+        places = torch.arange(ids.shape[1] - overlap - sink)[None, None, None]
+        folded = Folded(stacked(raw.keys), stacked(raw.values), hidden, raw, places)
     else:
         make = _LAYOUTS[config.layout]
         folded = make(beacons, past, ids, ratio=ratio, sink=overlap + sink, config=config, states=states)
     if not overlap:
         return folded
-    return Folded(folded.keys[..., overlap:, :], folded.values[..., overlap:, :], folded.hidden[:, overlap:])
+    return folded._replace(
+        keys=folded.keys[..., overlap:, :],
+        values=folded.values[..., overlap:, :],
+        hidden=folded.hidden[:, overlap:],
+        raw=None,
+    )
 
 
 def _select(
@@ -62,10 +70,13 @@ def _select(
     window = ids.shape[1] - sink
     keys: list[Tensor] = []
     values: list[Tensor] = []
+    places: list[Tensor] = []
     choose = Spread().pick if "spread" in scores else pick
     for layer, projections in enumerate(beacons.layers):
         found = {rule: by_layer[layer][..., sink:] for rule, by_layer in scores.items()}
-        anchors = choose(config.shares, found, tokens=window, ratio=ratio, device=ids.device) + sink
+        anchors = choose(config.shares, found, tokens=window, ratio=ratio, device=ids.device)
+        places.append(anchors.to(ids.device))
+        anchors = anchors + sink
         for name, all_rows, out in (("k", raw.keys[layer], keys), ("v", raw.values[layer], values)):
             positions = anchors.to(all_rows.device).expand(*all_rows.shape[:2], -1)
             if projections[name].trained:
@@ -74,7 +85,7 @@ def _select(
             else:
                 own = rows_at(all_rows, positions)
             out.append(torch.cat([all_rows[:, :, :sink], own], dim=2))
-    return Folded(torch.stack(keys), torch.stack(values), hidden, raw)
+    return Folded(torch.stack(keys), torch.stack(values), hidden, raw, torch.stack(places))
 
 
 def _shadow(
@@ -88,6 +99,7 @@ def _shadow(
         scores = {rule: shared(torch.stack(list(found)))[..., sink:] for rule, found in by_layer.items()}
     picked = pick(config.shares, scores, tokens=rows - sink, ratio=ratio, device=ids.device)
     anchors = picked[:, 0].expand(batch, -1) + sink
+    places = (anchors - sink)[None, :, None]
     embedded = embed(beacons.lm, ids)
     started = embedded.gather(1, anchors[..., None].expand(-1, -1, embedded.shape[2]))
     if beacons.offset is not None:
@@ -95,7 +107,8 @@ def _shadow(
     positions = torch.cat([torch.arange(rows, device=ids.device).expand(batch, -1), anchors], dim=1)
     shadow = ShadowPass(past, rows, anchors, last=_last(beacons, states=states))
     hidden = read(beacons.lm, shadow, torch.cat([embedded, started], dim=1), positions + past.slots)
-    return Folded(_kept(shadow.keys, sink, rows), _kept(shadow.values, sink, rows), hidden[:, :rows])
+    kept = _kept(shadow.keys, sink, rows), _kept(shadow.values, sink, rows)
+    return Folded(*kept, hidden[:, :rows], places=places)
 
 
 def _interleave(
@@ -109,7 +122,8 @@ def _interleave(
     positions = torch.cat([raw_positions, beacon_positions])
     woven = InterleavePass(past, rows, positions, last=_last(beacons, states=states))
     hidden = read(beacons.lm, woven, torch.cat([embedded, start], dim=1), positions + past.slots)
-    return Folded(_kept(woven.keys, sink, rows), _kept(woven.values, sink, rows), hidden[:, :rows])
+    kept = _kept(woven.keys, sink, rows), _kept(woven.values, sink, rows)
+    return Folded(*kept, hidden[:, :rows], places=unit_ends(rows - sink, ratio)[None, None, None])
 
 
 _LAYOUTS: dict[str, Callable[..., Folded]] = {"select": _select, "shadow": _shadow, "interleave": _interleave}

@@ -6,6 +6,7 @@ recorded as they leave the projections, before RoPE: nothing has to be un-rotate
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,6 +85,41 @@ class TailPass:
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         return attend(query, *self.past.join(int(module.layer_idx), key, value), self._mask)
+
+
+class SeekPass(TailPass):
+    """A question read behind slots, to see where some KV heads look: up to the layer of the last of them."""
+
+    def __init__(self, past: Prefix, rows: int, heads: Sequence[tuple[int, int]], *, slots: int | None = None) -> None:
+        """`heads`: each a layer, and a KV head of it. The past has slots, of which only the first `slots` are seen."""
+        super().__init__(past, rows)
+        self._heads = heads
+        self._slots = past.slots if slots is None else slots
+        assert self._mask is not None
+        self._mask[..., self._slots : past.slots] = float("-inf")
+        self._seen: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def seen(self) -> Tensor:
+        """How much attention each row pays to each slot, the mean of the queries of a head's group.
+
+        # (heads, batch, rows, slots), float32
+        """
+        return torch.stack([self._seen[head].to(self.past.device) for head in self._heads])
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
+        layer = int(module.layer_idx)
+        keys, values = self.past.join(layer, key, value)
+        group = query.shape[1] // keys.shape[1]
+        for own in sorted({head for at, head in self._heads if at == layer}):
+            queries = query[:, own * group : (own + 1) * group] * module.scaling
+            weights = queries @ keys[:, own : own + 1].transpose(2, 3)
+            weights = weights if self._mask is None else weights + self._mask.to(query.device)
+            weights = weights.softmax(dim=-1, dtype=torch.float32)[..., : self._slots]
+            self._seen[layer, own] = weights.mean(dim=1)
+        if layer == max(at for at, _ in self._heads):
+            raise Enough
+        return attend(query, keys, values, self._mask)
 
 
 class LookBackPass:

@@ -86,10 +86,10 @@ class Room:
 
 def entries(segments: Sequence[Segment]) -> int:
     """How many slots these segments are when they are joined."""
-    return sum(segment.slots for segment in segments) - sum(_starts(segments, behind=False))
+    return sum(segment.slots for segment in segments) - sum(starts(segments, behind=False))
 
 
-def _starts(segments: Sequence[Segment], *, behind: bool) -> list[int]:
+def starts(segments: Sequence[Segment], *, behind: bool) -> list[int]:
     """How many of each segment's first slots are left out."""
     found = [int(bool(segment.sink) and segment.slots > 1) for segment in segments]
     return found if behind else [0, *found[1:]][: len(found)]
@@ -153,9 +153,9 @@ class Prefix:
         """
         if not segments:
             return self
-        starts = _starts(segments, behind=self.slots > 0)
-        past = self.reserve(max(self.ahead, sum(segment.slots for segment in segments) - sum(starts)))
-        for segment, start in zip(segments, starts, strict=True):
+        left_out = starts(segments, behind=self.slots > 0)
+        past = self.reserve(max(self.ahead, sum(segment.slots for segment in segments) - sum(left_out)))
+        for segment, start in zip(segments, left_out, strict=True):
             past = past.append(*(t[:, None, :, start:] for t in (segment.keys, segment.values)))
         return past
 

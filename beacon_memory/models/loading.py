@@ -17,8 +17,10 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
 
-from beacon_memory.errors import BeaconError, ConfigError, ModelError, UnsupportedModel
+from beacon_memory.errors import AdapterError, BeaconError, ConfigError, ModelError, UnsupportedModel
 from beacon_memory.models.encoding import encoder
 
 logger = logging.getLogger(__name__)
@@ -137,6 +139,19 @@ def _load_gguf(file: Path, how: dict[str, Any], options: dict[str, Any]) -> tupl
                 logger.warning("the unpacked GGUF weights cannot be cached, so each start will be slow: %s", exc)
                 return lm if how["dtype"] in (torch.float32, "auto") else lm.to(how["dtype"]), tokenizer
     return _load(str(unpacked), how, options)
+
+
+def checkpoint_files(where: str, options: dict[str, Any]) -> list[str]:
+    """A checkpoint's safetensors files, local or fetched. Raises AdapterError."""
+    known = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
+    try:
+        index = cached_file(where, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **known)
+        if index is not None:
+            files, _ = get_checkpoint_shard_files(where, index, **known)
+            return list(files)
+        return [str(cached_file(where, "model.safetensors", **known))]
+    except (OSError, ValueError) as exc:
+        raise AdapterError(f"{where}: a published checkpoint is read from safetensors files: {exc}") from exc
 
 
 def check_supported(config: Any) -> None:

@@ -11,8 +11,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
-from transformers.utils import cached_file
-from transformers.utils.hub import get_checkpoint_shard_files
 
 from beacon_memory.config import BeaconConfig, check_ratio
 from beacon_memory.errors import AdapterError, InputError, PromptTooLong
@@ -21,9 +19,11 @@ from beacon_memory.fold.fold import fold
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.models.adapter import adapter_config, load_adapter, load_published, published_config
 from beacon_memory.models.batch import Batch, batch
+from beacon_memory.models.finder import read_finder
 from beacon_memory.models.generation import Answer, Left, Sampling, Stream, end_ids
 from beacon_memory.models.loading import (
     check_supported,
+    checkpoint_files,
     hash_tensors,
     load,
     model_fingerprint,
@@ -34,6 +34,7 @@ from beacon_memory.models.loading import (
 )
 from beacon_memory.models.resident import ResidentPrefix
 from beacon_memory.state.budget import check_room, default_budget, next_refold
+from beacon_memory.state.places import pack_places
 from beacon_memory.state.quantise import BITS, pack
 from beacon_memory.state.state import BeaconState, Fingerprint, Segment, chain, overlapped, segment_digest
 
@@ -75,6 +76,10 @@ class BeaconModel:
                 load_published(self.beacons, published)
             self.fingerprint = Fingerprint(model, "none", tokenizer_fingerprint(tokenizer), settings.layout)
             self.adapted(settings)
+            layers, heads = lm.config.num_hidden_layers, lm.config.num_key_value_heads
+            shape: dict[str, Any] = {"layers": layers, "kv_heads": heads}
+            # What finds the passages that a question is about, where the adapter has such a thing.
+            self.finder = read_finder(adapter, model=model, **shape) if adapter is not None else None
         except Exception:
             self.beacons.detach()
             raise
@@ -111,7 +116,7 @@ class BeaconModel:
             found = published_config(about) if about is not None else None
             if found is not None and adapter in (None, "auto"):
                 config = _settings(found, config)
-                published = _checkpoint_files(where, options)
+                published = checkpoint_files(where, options)
         if dtype == "auto" and device_map is None:
             dtype = torch.float32
         lm, tokenizer = load(
@@ -331,14 +336,16 @@ class BeaconModel:
         rows = torch.tensor([[*again, *ids]], device=self.lm.device)
         with torch.inference_mode():
             folded = fold(self.beacons, past, rows, config=self.config, states=False, **named)
+        assert folded.places is not None
+        named = {"overlap": len(again), "placed": pack_places(folded.places[:, 0], ratio=ratio)}
         if config.slot_dtype in BITS:
             # Packed at once: so a segment in memory and one from the store give the same answers.
             packed = pack(folded.keys[:, 0], folded.values[:, 0], sink=sink, dtype=config.slot_dtype)
-            return Segment(digest, parent, tuple(ids), ratio, sink, packed, len(again))
+            return Segment(digest, parent, tuple(ids), ratio, sink, packed, **named)
         dtype = getattr(torch, config.slot_dtype)
         # Copies: a view would keep the whole forward's memory alive as long as the state.
         keys, values = (t[:, 0].to(dtype).clone().contiguous() for t in (folded.keys, folded.values))
-        return Segment(digest, parent, tuple(ids), ratio, sink, (keys, values), len(again))
+        return Segment(digest, parent, tuple(ids), ratio, sink, (keys, values), **named)
 
     def _batch(
         self,
@@ -385,16 +392,3 @@ def _settings(stored: BeaconConfig, asked: BeaconConfig | None) -> BeaconConfig:
     if asked.layout != stored.layout:
         raise AdapterError(f"these beacons were trained for layout {stored.layout!r}, not {asked.layout!r}")
     return asked
-
-
-def _checkpoint_files(where: str, options: dict[str, Any]) -> list[str]:
-    """A checkpoint's safetensors files, local or downloaded. Raises AdapterError."""
-    known = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
-    try:
-        index = cached_file(where, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **known)
-        if index is not None:
-            files, _ = get_checkpoint_shard_files(where, index, **known)
-            return list(files)
-        return [str(cached_file(where, "model.safetensors", **known))]
-    except (OSError, ValueError) as exc:
-        raise AdapterError(f"{where}: the safetensors files of a published checkpoint cannot be found: {exc}") from exc

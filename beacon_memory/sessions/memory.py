@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Self
 
-from beacon_memory.config import BeaconConfig
+from beacon_memory.config import RECALL_TOKENS, BeaconConfig
 from beacon_memory.errors import (
     CodecError,
     ConfigError,
@@ -19,6 +19,7 @@ from beacon_memory.errors import (
     SessionExists,
     SessionNotFound,
 )
+from beacon_memory.models.generation import Sampling
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.sessions.repair import refold, repair
 from beacon_memory.sessions.repository import CACHE_BYTES, RESIDENT_BYTES, Repository
@@ -54,6 +55,7 @@ class BeaconMemory(Repository):
         adapter: str | Path | None = "auto",
         cache_bytes: int = CACHE_BYTES,
         resident_bytes: int = RESIDENT_BYTES,
+        recall_tokens: int = RECALL_TOKENS,
         key: bytes | None = None,
         old_key: bytes | None = None,
         encrypt: bool = False,
@@ -61,6 +63,8 @@ class BeaconMemory(Repository):
     ) -> Self:
         """A memory by names: a model as `BeaconModel.from_pretrained` takes it (with its options), a store by URL.
 
+        Passages of up to `recall_tokens` tokens that a question is about are read again, raw, in front of it, where the
+        model has a finder; with 0, none is.
         Stores: memory://, sqlite:///path, redis://, rediss://, unix://, redis+cluster://, redis+sentinel://; `key`
         seals what a SQLite or Redis store keeps, `encrypt` hides it too, and `old_key` is read while a key is changed.
         Options that go with a name are refused beside a loaded model or an open store. The store is opened first, so
@@ -74,7 +78,9 @@ class BeaconMemory(Repository):
                 model = BeaconModel.from_pretrained(model, config, adapter=adapter, **options)
             if not isinstance(model, BeaconModel):
                 raise ConfigError(f"a model is a name or a BeaconModel, not {model!r:.80}")
-            return cls(model, opened, cache_bytes=cache_bytes, resident_bytes=resident_bytes)
+            return cls(
+                model, opened, cache_bytes=cache_bytes, resident_bytes=resident_bytes, recall_tokens=recall_tokens
+            )
         except BaseException:
             if opened is not store:
                 opened.close()
@@ -133,6 +139,7 @@ class BeaconMemory(Repository):
         *,
         system: str | None = None,
         left: Sequence[Event] | None = None,
+        recall_tokens: int | None = None,
         **sampling: Any,
     ) -> list[str]:
         """Answers to pairs of a session's id and a question, all in one batch; nothing is written.
@@ -148,17 +155,19 @@ class BeaconMemory(Repository):
         """
         if not asked:
             return []
-        prompts = [self.session(name).prompt_for(question, system=system) for name, question in asked]
+        how: dict[str, Any] = {"recall_tokens": recall_tokens, "answer": Sampling.of(sampling).max_new_tokens}
+        prompts = [self.session(name).prompt_for(question, system=system, **how) for name, question in asked]
         return [answer.text for answer in batch_answers(self, prompts, left=left, **sampling)]
 
-    def repair(self, session_id: str) -> int:
-        """Fold a session's lost or damaged segments again from its ids and messages; gives their number.
+    def repair(self, session_id: str, *, places: bool = False) -> int:
+        """Fold a session's lost or damaged segments again from its ids and messages; gives their number. With `places`,
+        those too that an older release wrote without saying which tokens their slots stand for.
 
         What the store keeps beside the head is made again too. Raises SegmentMissing when messages or ids are lost,
         SessionNotFound.
         """
         self.store.mend(session_id)
-        return repair(self, session_id)
+        return repair(self, session_id, places=places)
 
     def refold(self, *, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, int]:
         """Move all that the store keeps, documents and branches too, to this memory's model and adapter; gives the

@@ -6,7 +6,7 @@ Every answer of a session, of a batch and of the frameworks is asked for by a pr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from beacon_memory.errors import BudgetExceeded, InputError
@@ -15,6 +15,7 @@ from beacon_memory.state.state import BeaconState, overlapped
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
+    from beacon_memory.state.source import Origin, Source
     from beacon_memory.state.state import Segment
     from beacon_memory.talk.messages import Message
 
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
 Pieces = list[tuple[str, tuple[int, ...]]]
 
 
+RECALLED = "recalled"  # the part that was read before, stands folded in front, and is read again
+
+
 @dataclass(frozen=True)
 class Part:
     """A range of a prompt's ids."""
 
-    name: str  # what it is: "start", "system", "tail", "asked", "header"; "text" of a bare prompt
+    name: str  # what it is: "start", "system", "tail", "recalled", "asked", "header"; "text" of a bare prompt
     start: int
     end: int
 
@@ -45,6 +49,8 @@ class Prompt:
     parts: tuple[Part, ...]  # they cover `ids`, in order
     resident: tuple[str, ...] = ()  # whose prefix may be on the device still: see `Repository.resident`
     stop: tuple[str, ...] = ()  # what ends the answer, whatever the caller adds
+    origins: tuple[Origin | None, ...] = ()  # what each segment was folded from, where that is known
+    sources: tuple[Source, ...] = ()  # of what is read again
 
     @classmethod
     def of(
@@ -80,7 +86,8 @@ class Prompt:
     @property
     def tokens(self) -> int:
         """Tokens that the answer can see, folded or raw."""
-        return sum(len(segment.ids) for segment in self.segments) + len(self.ids)
+        raw = sum(part.end - part.start for part in self.parts if part.name != RECALLED)
+        return sum(len(segment.ids) for segment in self.segments) + raw
 
     def part(self, name: str) -> tuple[int, ...]:
         """The ids of a part; none where the prompt has no such part."""
@@ -98,6 +105,7 @@ def make_prompt(
     system: str | None = None,
     tools: Sequence[Any] = (),
     resident: Sequence[str] = (),
+    origins: Sequence[Origin | None] = (),
 ) -> Prompt:
     """The prompt for an answer behind a state: its slots, its raw tail, what is `asked` and the answer's header.
 
@@ -111,7 +119,8 @@ def make_prompt(
     tail = memory.model.tail(state, opens=opens)
     how: dict[str, Any] = {"asked": asked, "newest": newest, "system": system, "tools": tools}
     pieces = memory.transcript.pieces(tail, behind=bool(front), opens=opens, **how)
-    return Prompt.of(front, pieces, resident=resident, stop=memory.transcript.stop)
+    prompt = Prompt.of(front, pieces, resident=resident, stop=memory.transcript.stop)
+    return replace(prompt, origins=tuple(origins))
 
 
 def fitted(memory: Repository, prompt: Prompt, *, answer: int) -> Prompt:

@@ -37,14 +37,15 @@ if TYPE_CHECKING:
 LOST = (SegmentMissing, IntegrityError, CodecError)
 
 
-def repair(memory: Repository, session: str) -> int:
-    """Fold a session's lost or damaged segments again; gives their number, 0 when nothing was wrong.
+def repair(memory: Repository, session: str, *, places: bool = False) -> int:
+    """Fold a session's lost or damaged segments again; gives their number, 0 when nothing was wrong. With `places`,
+    fold those again too that an older release wrote without saying which tokens their slots stand for.
 
     Conversation comes from the messages, documents from their ids. Where what stood in front of a segment is
     unchanged, it comes back under its own digest, for every session that names it. Raises SegmentMissing when the
     messages or ids that it takes are lost too.
     """
-    return retrying(lambda: _repair_once(memory, session))
+    return retrying(lambda: _repair_once(memory, session, places=places))
 
 
 def refold(
@@ -146,11 +147,12 @@ def _source(
     return encode_ids([*memory.transcript.start, *model.encode(text)])
 
 
-def _repair_once(memory: Repository, session: str) -> int:
+def _repair_once(memory: Repository, session: str, *, places: bool) -> int:
     head, version = memory.load(session)
     damaged: set[str] = set()
     found = [_segment(memory, entry, damaged) for entry in head.entries]
-    lost = [index for index, segment in enumerate(found) if segment is None]
+    older = [segment if places and segment and segment.placed is None else None for segment in found]
+    lost = [index for index, segment in enumerate(found) if segment is None or older[index]]
     sources, blobs = _sources(memory, head, found, damaged)
     for digest in head.pages:
         read_page(memory.store.read([digest])[0], digest)
@@ -161,7 +163,7 @@ def _repair_once(memory: Repository, session: str) -> int:
     ids = _ids(memory, head, found, sources) if lost else []
     segments, folded = list[Segment](), dict[str, bytes]()
     for index, segment in enumerate(found):
-        if segment is None:
+        if segment is None or older[index]:
             segment = _folded(memory, head, index, ids[index], before=segments)
             folded[segment.digest] = encode_segment(
                 segment, fingerprint=memory.model.fingerprint, config=_config(memory, head)
@@ -229,7 +231,7 @@ def _ids(
         ids = tuple(i for _, i in zip(range(entry.tokens), stream, strict=False)) if stream is not None else ()
         if segment is not None and stream is not None and ids != segment.ids:
             raise TranscriptError("the transcript does not give the ids this session was folded from: it cannot repair")
-        windows.append(ids)
+        windows.append(ids if segment is None else segment.ids)
     return windows
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from beacon_memory.models.generation import Pieces, StopFilter
 from beacon_memory.sessions.turn import Message, Turn, Usage
+from beacon_memory.state.source import Source
 from beacon_memory.talk.tools import Said, Tool, read_said, schema_prompt, tools_grammar, write_said
 
 if TYPE_CHECKING:
@@ -99,6 +100,11 @@ class Reply(Pieces):
         return self._turn.usage
 
     @property
+    def sources(self) -> tuple[Source, ...]:
+        """The passages that were read again for it, the best first."""
+        return self._turn.sources
+
+    @property
     def physical(self) -> dict[str, Any]:
         """What it took beside logical tokens, in the words in which frameworks are told of it."""
         return {
@@ -106,6 +112,7 @@ class Reply(Pieces):
             "beacon_tokens": self.usage.slots,
             "raw_tokens": self.usage.prefill,
             "ratio": self.usage.ratio,
+            "sources": [source.to_dict() for source in self.sources],
         }
 
     def close(self) -> None:

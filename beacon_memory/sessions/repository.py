@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from beacon_memory.config import RECALL_TOKENS, check_recall
 from beacon_memory.errors import (
     BeaconError,
     BlobDiffers,
@@ -24,6 +25,7 @@ from beacon_memory.errors import (
 )
 from beacon_memory.locks import Lock
 from beacon_memory.models.model import BeaconModel
+from beacon_memory.models.passages import Cutter
 from beacon_memory.models.resident import ResidentPrefix
 from beacon_memory.state.codec import decode_segment, require
 from beacon_memory.state.head import Entry, SessionHead, check_entry, read_page
@@ -51,15 +53,20 @@ class Repository:
         *,
         cache_bytes: int = CACHE_BYTES,
         resident_bytes: int = RESIDENT_BYTES,
+        recall_tokens: int = RECALL_TOKENS,
     ) -> None:
         """A loaded model and an open store.
 
+        Before an answer, up to `recall_tokens` of what was folded are read again where the question is about them.
         `cache_bytes` of segments are kept on hand, and `resident_bytes` of sessions as the model reads them, on its
         device: the least recently used leave first.
         """
         self.model = model
         self.store = store
+        self.recall_tokens = check_recall(recall_tokens)
         self.transcript = Transcript(model.tokenizer)
+        self.openings = self._openings()  # the ids that a message begins with
+        self.cutter = Cutter(model.decode, openings=self.openings)
         self._segments = LRUCache[Segment](cache_bytes)
         self._pages = LRUCache[list[dict[str, Any]]](PAGE_BYTES)
         self._residents = LRUCache[ResidentPrefix](resident_bytes)
@@ -275,6 +282,12 @@ class Repository:
         vocabulary = self.model.lm.get_input_embeddings().num_embeddings
         if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
             raise CodecError(f"{what}: an id is not in the vocabulary of {vocabulary}")
+
+    def _openings(self) -> frozenset[int]:
+        """The special tokens that the chat template begins messages with."""
+        said = ({"role": role, "content": "A"} for role in ("user", "assistant"))
+        firsts = {self.transcript.turn(message)[0] for message in said}
+        return frozenset(firsts & set(self.model.tokenizer.all_special_ids))
 
     def read(self, digests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Blobs with their digests."""

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from beacon_memory.config import SLOT_BITS
 from beacon_memory.errors import BeaconError, InputError, SessionConflict, SessionNotFound
+from beacon_memory.models.generation import Sampling
+from beacon_memory.sessions.looking.again import look_again, search
+from beacon_memory.sessions.looking.source import origins_of
 from beacon_memory.sessions.prompt import Prompt, make_prompt
 from beacon_memory.sessions.repair import refold
 from beacon_memory.sessions.rewind import Changed, back, reread
@@ -19,6 +22,7 @@ from beacon_memory.sessions.turn import Turn, stream_answer
 from beacon_memory.state.archive import Exported, write_archive
 from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT, SessionHead
+from beacon_memory.state.source import Source
 from beacon_memory.state.state import BeaconState, chain
 from beacon_memory.stores.base import check_session, retrying
 from beacon_memory.talk.messages import check_message, whole
@@ -121,14 +125,23 @@ class Session(StoredSession):
     ) -> Iterator[str]: ...
 
     def ask(
-        self, question: str, *, system: str | None = None, stream: bool = False, **sampling: Any
+        self,
+        question: str,
+        *,
+        system: str | None = None,
+        stream: bool = False,
+        recall_tokens: int | None = None,
+        **sampling: Any,
     ) -> str | Iterator[str]:
         """An answer from memory; nothing is written. A session that does not exist is an error.
 
+        Passages that the question is about are read again, raw, up to `recall_tokens` of them (default: the memory's).
         `sampling`: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed. Raises SessionNotFound,
         PromptTooLong.
         """
-        pieces = stream_answer(self._memory, self.prompt_for(question, system=system), **sampling)
+        answer = Sampling.of(sampling).max_new_tokens
+        prompt = self.prompt_for(question, system=system, recall_tokens=recall_tokens, answer=answer)
+        pieces = stream_answer(self._memory, prompt, **sampling)
         return pieces if stream else "".join(pieces)
 
     def prompt(self, question: str, *, system: str | None = None) -> tuple[list[int], BeaconState]:
@@ -136,11 +149,25 @@ class Session(StoredSession):
         prompt = self.prompt_for(question, system=system)
         return list(prompt.ids), prompt.state
 
-    def prompt_for(self, question: str, *, system: str | None = None) -> Prompt:
-        """The same, with what each range of the ids is. Raises SessionNotFound, InputError."""
+    def prompt_for(
+        self, question: str, *, system: str | None = None, recall_tokens: int | None = None, answer: int = 256
+    ) -> Prompt:
+        """The same, with what each range of the ids is, and the sources of what is read again; `answer` tokens still
+        fit behind it. Raises SessionNotFound, InputError, ConfigError.
+        """
         state, head, _ = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
-        asked = [{"role": "user", "content": question}]
-        return make_prompt(self._memory, state, opens=head.unfolded, asked=asked, system=system, resident=(self.id,))
+        how: dict[str, Any] = {"asked": [{"role": "user", "content": question}], "system": system}
+        how |= {"resident": (self.id,), "origins": origins_of(self.id, head, len(state.segments))}
+        prompt = make_prompt(self._memory, state, opens=head.unfolded, **how)
+        return look_again(self._memory, prompt, recall_tokens=recall_tokens, answer=answer)
+
+    def search(self, text: str, *, limit: int = 5) -> list[Source]:
+        """The passages of what was folded that a question is about, the best first: those that the memory itself would
+        look at. From `model.finder.threshold` on, it reads them again.
+
+        Raises SessionNotFound, InputError where an older release wrote the session, ConfigError without a finder.
+        """
+        return search(self._memory, self.prompt_for(text, recall_tokens=0), limit=limit)
 
     @overload
     def chat(self, text: str, *, system: str | None = ..., stream: Literal[False] = ..., **sampling: Any) -> str: ...
@@ -152,7 +179,8 @@ class Session(StoredSession):
     ) -> str | Iterator[str]:
         """An answer from memory, and both turns remembered once it is whole.
 
-        A generation that fails, or a stream that is closed before its end, leaves the session where it was.
+        `recall_tokens` and `sampling` as for `ask`. A generation that fails, or a stream that is closed before its end,
+        leaves the session where it was.
         """
         asked = {"role": "user", "content": text}
         pieces = Turn(self._memory, [asked], session=self, history="append", raw=1, system=system, **sampling)

@@ -7,12 +7,16 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from beacon_memory.config import check_recall
 from beacon_memory.errors import InputError, SegmentMissing, SessionConflict, SessionRolledBack
 from beacon_memory.models.generation import Answer, Pieces, Sampling, Stream
+from beacon_memory.sessions.looking.again import look_again
+from beacon_memory.sessions.looking.source import context_origins, origins_of
 from beacon_memory.sessions.prompt import Prompt, context_state, fitted, make_prompt
 from beacon_memory.sessions.rewind import branch
 from beacon_memory.sessions.stored import StoredSession
 from beacon_memory.state.head import DOCUMENT, SessionHead
+from beacon_memory.state.source import Origin, Source
 from beacon_memory.state.state import BeaconState, Segment
 from beacon_memory.talk.history import History, Match, all_new, match
 from beacon_memory.talk.structured import Grammar
@@ -68,6 +72,7 @@ class Turn(Pieces):
         behind: int | None = None,
         close: int = 0,
         remember: Remember | None = None,
+        recall_tokens: int | None = None,
         **sampling: Any,
     ) -> None:
         """Nothing is read before the first piece is asked for.
@@ -78,8 +83,9 @@ class Turn(Pieces):
         once it is whole. With `behind` nothing is remembered at all: `messages` stand behind the session's first so
         many messages, documents counted, whatever it holds later. The first `close` messages are folded to their end,
         however short they are, but for what is asked last. `remember` makes the message of the answer's text, or None.
-        Without a session nothing is remembered; what does not fit raw is folded for this turn alone. `sampling` as
-        `Session.ask` takes it. Raises InputError, ConfigError; when read, PromptTooLong, BudgetExceeded, StoreError.
+        Without a session nothing is remembered; what does not fit raw is folded for this turn alone. `recall_tokens`
+        and `sampling` are as for `Session.ask`. Raises InputError, ConfigError; when read, PromptTooLong,
+        BudgetExceeded, StoreError.
         """
         self._memory = memory
         self._messages = memory.transcript.read(messages)
@@ -89,6 +95,7 @@ class Turn(Pieces):
         self._system, self._tools = system, tuple(tools)
         self._keep, self._raw, self._behind, self._close = keep, raw, behind, close
         self._remember = remember or _plain
+        self._recall = memory.recall_tokens if recall_tokens is None else check_recall(recall_tokens)
         self._sampling = sampling
         Sampling.of(sampling)
         self._found: set[str] = set()  # segments that were folded before, by whomever
@@ -106,6 +113,11 @@ class Turn(Pieces):
     def usage(self) -> Usage | None:
         """What the turn took, once it is over."""
         return self._whole[0][1] if self._whole else None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The passages that were read again for the answer, the best first, once the prompt is made."""
+        return self._begun[0].prompt.sources if self._begun else ()
 
     def begin(self) -> None:
         """Read the session and make the prompt now, not at the first piece. Raises what reading raises."""
@@ -146,9 +158,10 @@ class Turn(Pieces):
         if not before.tokens:
             closed, ids = (transcript.opened(closed), ids) if closed else (closed, transcript.opened(ids))
         context = context_state(self._memory, self._contexts)
-        how: dict[str, Any] = {"asked": asked, "newest": new[-1] if new else None}
-        state, prompt = self._folded(head, before, closed, ids, context=context, **how)
-        prompt = fitted(self._memory, prompt, answer=Sampling.of(self._sampling).max_new_tokens)
+        state, prompt = self._folded(head, before, closed, ids, context=context, asked=asked, new=new)
+        answer = Sampling.of(self._sampling).max_new_tokens
+        prompt = fitted(self._memory, prompt, answer=answer)
+        prompt = look_again(self._memory, prompt, recall_tokens=self._recall, answer=answer)
         stream = stream_answer(self._memory, prompt, **self._sampling)
         later = asked if self._keep is None else []
         return _Begun(opened, head, before, state, version, pages, forked, new, later, context, prompt, stream)
@@ -220,11 +233,12 @@ class Turn(Pieces):
         *,
         context: BeaconState,
         asked: Sequence[Message],
-        newest: Message | None,
+        new: Sequence[Message],
     ) -> tuple[BeaconState, Prompt]:
-        """The session after `closed` and `ids`, and the prompt behind it."""
+        """The session after `closed` and `ids`, which are those of the `new` messages, and the prompt behind it."""
         memory, model = self._memory, self._memory.model
-        about: dict[str, Any] = {"asked": asked, "newest": newest, "system": self._system, "tools": self._tools}
+        about: dict[str, Any] = {"asked": asked, "system": self._system, "tools": self._tools}
+        about["newest"] = new[-1] if new else None
         about["resident"] = self._resident_names()
         state = before
         if closed:
@@ -232,6 +246,7 @@ class Turn(Pieces):
             memory.keep(state.segments)
         if not self._writes:
             whole, segments = replace(state, tail=(*state.tail, *ids)), context.join(state.segments).segments
+            about["origins"] = self._origins(head, whole, new)
             prompt = make_prompt(memory, whole, segments=segments, opens=head.unfolded and not closed, **about)
             room = model.positions - Sampling.of(self._sampling).max_new_tokens
             if prompt.slots + len(prompt.ids) <= room:
@@ -244,7 +259,14 @@ class Turn(Pieces):
             segments = tuple(model.fit(segments, budget=max(model.budget, context.slots), **how))
             memory.keep(segments)
         opens = head.unfolded and len(state.segments) == len(head.entries)
+        about["origins"] = self._origins(head, state, new)
         return state, make_prompt(memory, state, segments=segments, opens=opens, **about)
+
+    def _origins(self, head: SessionHead, state: BeaconState, new: Sequence[Message]) -> list[Origin | None]:
+        """What stands in front was folded from: the contexts, then the session, whose newest messages are not in it."""
+        session = None if self._session is None else self._session.id
+        own = origins_of(session, head, len(state.segments), later=new)
+        return [*context_origins(self._memory, self._contexts), *own]
 
     def _resident_names(self) -> list[str]:
         """What stands in front, by names under which the last turn may have left it on the device."""

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from beacon_memory.config import RATIOS, BeaconConfig, slot_count
 from beacon_memory.errors import BeaconError, CodecError, ModelMismatch
+from beacon_memory.state.places import unpack_places
 from beacon_memory.state.quantise import BITS, SCALES, Packed, pack, shapes
 from beacon_memory.state.state import Fingerprint, Segment, segment_digest
 
-VERSION = 3  # newest that is read
-PLAIN, PACKED, OVERLAPPED = 1, 2, 3  # what is written: a blob names the oldest version that knows its form
+VERSION = 4  # newest that is read
+PLAIN, PACKED, OVERLAPPED, PLACED = 1, 2, 3, 4  # what is written: a blob names the oldest version that knows its form
 MAGIC = b"BCNM"
 SEGMENT, HEAD, PAGE, SOURCE, NOTE = b"SEGM", b"HEAD", b"PAGE", b"TEXT", b"NOTE"
 
@@ -100,11 +101,15 @@ def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: Beacon
         tensors |= packed.tensors
     else:
         tensors |= {"keys": segment.keys.cpu().contiguous(), "values": segment.values.cpu().contiguous()}
+    if segment.placed is not None:
+        tensors |= {"places": segment.placed.cpu().contiguous()}
     _check_finite(tensors)
     # One metadata entry: safetensors writes several in any order, and equal segments must be equal bytes.
     payload = save_tensors(tensors, metadata={"beacon": json.dumps(about, sort_keys=True)})
     version = PACKED if config.slot_dtype in BITS else PLAIN
-    return seal(SEGMENT, payload, version=OVERLAPPED if segment.overlap else version)
+    if segment.placed is not None or segment.overlap:
+        version = OVERLAPPED if segment.placed is None else PLACED
+    return seal(SEGMENT, payload, version=version)
 
 
 def decode_segment(
@@ -131,8 +136,12 @@ def decode_segment(
             raise ValueError(f"{tuple(ids.shape)} ids of {ids.dtype}, ratio {ratio}, sink {sink}, overlap {overlap}")
         slots = sink + slot_count(len(ids) - sink, ratio)
         digest_, parent = str(about["digest"]), str(about["parent"])
+        placed = tensors.pop("places", None)
+        if placed is not None:
+            unpack_places(placed, tokens=len(ids) - sink, ratio=ratio)
         kept = _slots(tensors, slots, sink, config)
-        segment = Segment(digest_, parent, tuple(ids.tolist()), ratio, sink, kept, overlap)
+        segment = Segment(digest_, parent, tuple(ids.tolist()), ratio, sink, kept, overlap, placed=placed)
+        _check_heads(segment)
         address = segment_digest(
             segment.ids,
             ratio=segment.ratio,
@@ -179,6 +188,15 @@ def _slots(
         if not highest.to(torch.bfloat16).isfinite().all():
             raise CodecError(f"segment: {kind}s unpack to numbers that are not finite")
     return Packed(config.slot_dtype, **tensors)
+
+
+def _check_heads(segment: Segment) -> None:
+    """Raises CodecError for places of other layers or heads than those of the slots."""
+    if segment.placed is None:
+        return
+    theirs, ours = segment.placed.shape[:2], (segment.packed.sink_keys if segment.packed else segment.keys).shape[:2]
+    if any(found not in (1, expected) for found, expected in zip(theirs, ours, strict=True)):
+        raise CodecError(f"segment: places of {tuple(theirs)} layers and heads, slots of {tuple(ours)}")
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -51,6 +51,8 @@ class Segment:
     kept: tuple[Tensor, Tensor] | Packed  # keys and values, or their form in 8 or 4 bits, unpacked on each use
     overlap: int = 0  # how many tokens of the segment before it were read again in front of its own
     apart: str = ""  # its name in a store, where that is not its digest (see `head.Entry`)
+    # Which tokens its slots stand for (`places.pack_places`); None where an older release folded it.
+    placed: Tensor | None = None  # (layers, kv_heads, bytes), uint8; layers and heads are 1 where all are the same
 
     @property
     def name(self) -> str:
@@ -79,8 +81,31 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of its keys and values, in the form that is kept."""
+        """The bytes of its keys and values as they are kept; its places take less than a hundredth of that."""
         return sum(t.nbytes for t in self.kept) if isinstance(self.kept, tuple) else self.kept.nbytes
+
+    def places(self, heads: Sequence[tuple[int, int]] | None = None) -> Tensor | None:
+        """The index in `ids` of the token that each slot stands for, those of the sinks first; None where that is not
+        known.
+
+        # (layers, kv_heads, slots), layers and heads 1 where all are the same; (heads, slots) of `heads`, each a layer
+        and a KV head of it
+        """
+        import torch
+
+        from beacon_memory.state.places import unpack_places
+
+        if self.placed is None:
+            return None
+        placed = self.placed
+        if heads is not None:
+            layers, kv_heads = placed.shape[:2]
+            chosen = [placed[min(layer, layers - 1), min(head, kv_heads - 1)] for layer, head in heads]
+            placed = torch.stack(chosen)[None]
+        rest = unpack_places(placed, tokens=len(self.ids) - self.sink, ratio=self.ratio) + self.sink
+        sinks = torch.arange(self.sink).expand(*rest.shape[:2], -1)
+        found = torch.cat([sinks, rest], dim=2)
+        return found if heads is None else found[0]
 
     def equals(self, other: Segment) -> bool:
         """Whether every field is the same, bit for bit."""
@@ -91,6 +116,8 @@ class Segment:
             == (other.digest, other.parent, other.ids, other.ratio, other.sink, other.overlap)
             and torch.equal(self.keys, other.keys)
             and torch.equal(self.values, other.values)
+            and (self.placed is None) == (other.placed is None)
+            and (self.placed is None or other.placed is None or torch.equal(self.placed, other.placed))
         )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from beacon_memory import BeaconConfig, BeaconMemory, BeaconModel
+from beacon_memory import BeaconConfig, BeaconMemory, BeaconModel, BeaconState
 from beacon_memory.errors import CodecError, SegmentMissing, SessionNotFound
+from beacon_memory.state.codec import encode_segment
+from beacon_memory.stores.base import Head
 from beacon_memory.stores.memory import MemoryStore
 from beacon_memory.testing import tiny_model
 
@@ -67,7 +71,8 @@ def test_every_segment_that_is_lost_comes_back_bit_for_bit(memory, store):
 def test_a_damaged_segment_is_folded_again(memory, store, tmp_path):
     state = memory.session("alice").state()
     digest = state.segments[1].digest
-    store._blobs[digest] = store._blobs[digest][:-1] + b"\x55"
+    blob = store._blobs[digest]
+    store._blobs[digest] = blob[:-1] + bytes([blob[-1] ^ 1])
     with pytest.raises(CodecError):
         fresh(memory).session("alice").state()
     assert fresh(memory).repair("alice") == 1
@@ -132,3 +137,27 @@ def test_a_session_goes_through_a_file_with_its_documents_ids(memory, tmp_path):
     entry = next(entry for entry in other.load("alice")[0].entries if entry.document)
     del other.store._blobs[entry.blob]  # an imported segment is kept apart
     assert fresh(other).repair("alice") == 1
+
+
+def test_a_session_of_an_older_release_gets_places_when_it_is_asked_to(memory, store):
+    """Two sessions share the document: the one that is not repaired stays as it is."""
+    memory.session("bob").add_document(LEASE)
+    fingerprint, config = memory.model.fingerprint, memory.model.config
+    read = {name: fresh(memory).session(name).state() for name in ("alice", "bob")}
+    for name, state in read.items():
+        head, version = fresh(memory).load(name)
+        segments = [replace(segment, placed=None) for segment in state.segments]
+        blobs = {s.digest: encode_segment(s, fingerprint=fingerprint, config=config) for s in segments}
+        store._blobs.update(blobs)
+        old = replace(head, entries=tuple(replace(entry, checksum="") for entry in head.entries)).where(head, blobs)
+        store.commit(name, Head(old.to_bytes(), old.digests), {}, expected=version)
+    before, bobs = (fresh(memory).session(name).state() for name in ("alice", "bob"))
+    assert fresh(memory).repair("alice") == 0
+    assert fresh(memory).repair("alice", places=True) == len(before.segments)
+    after = fresh(memory).session("alice").state()
+    assert all(segment.placed is not None for segment in after.segments)
+    assert BeaconState(tuple(replace(s, placed=None) for s in after.segments), after.tail).equals(before)
+    assert fresh(memory).session("bob").state().equals(bobs)
+    assert fresh(memory).repair("alice", places=True) == 0
+    fresh(memory).session("alice").add("And I have a dog. " * 9)
+    assert all(segment.placed is not None for segment in fresh(memory).session("alice").state().segments)

@@ -1,0 +1,149 @@
+"""A finder: KV heads whose attention to slots says which passage of a memory answers a question.
+
+Some heads look at what a question asks for, even where all heads together look elsewhere. The score of a passage is a
+weighted sum, over these heads, of the attention that a row of the question pays to the passage's slots, the highest
+row counting (`levelled`). Weights are fitted to a model and its adapter (training/finder.py) and kept in the adapter's
+folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beacon_memory.errors import AdapterError
+from beacon_memory.fold.fold import embed, read
+from beacon_memory.fold.passes import SeekPass
+from beacon_memory.fold.prefix import Prefix, starts
+from beacon_memory.state.state import Segment
+
+FORMAT, VERSION = "beacon-finder", 1
+FILE = "finder.json"
+
+
+@dataclass(frozen=True)
+class Finder:
+    """Which heads find, how much each counts, and the score from which on a passage counts as found."""
+
+    heads: tuple[tuple[int, int], ...]  # each a layer, and a KV head of it
+    weights: tuple[float, ...]  # one for each head
+    threshold: float
+
+    def scores(
+        self,
+        lm: Any,
+        past: Prefix,
+        segments: Sequence[Segment],
+        passages: Sequence[tuple[int, int]],
+        ids: Sequence[int],
+        *,
+        slots: int | None = None,
+    ) -> Tensor:
+        """The score of each passage for a question, in order.  # (passages,)
+
+        `past` is the segments' prefix, or begins with it and its `slots`; passages are ranges of the segments' ids, one
+        behind another, without a gap; `ids` are the question's, read at the end of the past as if right behind the
+        slots. A passage whose segment has no places has the score 0.
+        """
+        attended = attention(lm, past, segments, passages, ids, heads=self.heads, slots=slots)
+        return levelled(torch.tensor(self.weights) @ attended)
+
+    def write(self, folder: str | Path, *, model: str) -> None:
+        """Write it into an adapter's folder; `model` is the base model's fingerprint."""
+        about = {
+            "format": FORMAT,
+            "version": VERSION,
+            "base_model": model,
+            "heads": [[*head, round(weight, 4)] for head, weight in zip(self.heads, self.weights, strict=True)],
+            "threshold": round(self.threshold, 4),
+        }
+        new = Path(folder) / f".{FILE}.new"
+        new.write_text(json.dumps(about, indent=2) + "\n")
+        os.replace(new, Path(folder) / FILE)
+
+
+def read_finder(folder: str | Path, *, model: str, layers: int, kv_heads: int) -> Finder | None:
+    """The finder of an adapter's folder; None where it has none.
+
+    Raises AdapterError for one of another model, or a file that is no finder.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        return None
+    try:
+        about = json.loads(path.read_text())
+        found = (about["format"], about["version"])
+        if found != (FORMAT, VERSION):
+            raise AdapterError(f"{path}: expected {FORMAT} version {VERSION}, found {found[0]} version {found[1]}")
+        if about["base_model"] != model:
+            raise AdapterError(
+                f"{path} was fitted for base model {about['base_model']}, this one is {model}: fit one for it with "
+                f"beacon-memory fit-finder"
+            )
+        heads = tuple((int(layer), int(head)) for layer, head, _ in about["heads"])
+        weights = tuple(float(weight) for _, _, weight in about["heads"])
+        threshold = float(about["threshold"])
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise AdapterError(f"{path} is not a readable finder: {exc!r}") from exc
+    inside = all(0 <= layer < layers and 0 <= head < kv_heads for layer, head in heads)
+    if not heads or len(set(heads)) < len(heads) or not inside or not all(map(math.isfinite, (*weights, threshold))):
+        raise AdapterError(f"{path}: its heads are not those of a model with {layers} layers of {kv_heads} KV heads")
+    return Finder(heads, weights, threshold)
+
+
+def levelled(paid: Tensor) -> Tensor:
+    """Scores that one threshold suits, from weighted sums of attention: coarse slots are paid less, all of them, and
+    what chance pays one grows as the root of what it pays the mean.  # (…, passages)
+    """
+    return paid / paid.mean(dim=-1, keepdim=True).clamp(min=1e-9).sqrt()
+
+
+def attention(
+    lm: Any,
+    past: Prefix,
+    segments: Sequence[Segment],
+    passages: Sequence[tuple[int, int]],
+    ids: Sequence[int],
+    *,
+    heads: Sequence[tuple[int, int]],
+    slots: int | None = None,
+) -> Tensor:
+    """The attention that heads pay to each passage's slots: of the row of the question that pays it most. Sinks belong
+    to no passage. As `Finder.scores`.  # (heads, passages)
+    """
+    owners = _owners(segments, passages, heads)
+    rows = torch.tensor([list(ids)], device=lm.device)
+    slots = past.slots if slots is None else slots
+    seek = SeekPass(past, len(ids), heads, slots=slots)
+    with torch.inference_mode():
+        read(lm, seek, embed(lm, rows), torch.arange(len(ids)) + slots)
+        seen = seek.seen[:, 0].cpu()
+        paid = torch.zeros(*seen.shape[:2], len(passages) + 1)
+        paid.scatter_add_(2, owners[:, None].expand(-1, seen.shape[1], -1), seen)
+        return paid[..., :-1].amax(dim=1)
+
+
+def _owners(
+    segments: Sequence[Segment], passages: Sequence[tuple[int, int]], heads: Sequence[tuple[int, int]]
+) -> Tensor:
+    """The passage that each slot of a prefix belongs to, `len(passages)` for none.  # (heads, slots)"""
+    ends = torch.tensor([end for _, end in passages])
+    found, before = [], 0
+    for segment, start in zip(segments, starts(segments, behind=False), strict=True):
+        places = segment.places(heads)
+        if places is None:
+            owners = torch.full((len(heads), segment.slots), len(passages))
+        else:
+            owners = torch.bucketize(places + before, ends, right=True)
+        owners[:, : segment.sink] = len(passages)
+        found.append(owners[:, start:])
+        before += len(segment.ids)
+    return torch.cat(found, dim=1)

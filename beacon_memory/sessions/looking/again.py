@@ -1,0 +1,162 @@
+"""Looking again: the passages that a question is about are found by its attention, and read raw in front of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from beacon_memory.config import check_recall
+from beacon_memory.errors import ConfigError, InputError
+from beacon_memory.models.resident import ResidentPrefix
+from beacon_memory.sessions.looking.source import sources_of
+from beacon_memory.sessions.prompt import RECALLED, Prompt
+from beacon_memory.state.source import Found, Origin, Source
+
+if TYPE_CHECKING:
+    from beacon_memory.sessions.repository import Repository
+
+logger = logging.getLogger(__name__)
+
+QUESTION = 256  # newest tokens of a question that are looked with
+OLD = "its segments were written before places were: fold them again with repair(…, places=True)"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Segments of one origin, one behind another."""
+
+    origin: Origin | None
+    start: int  # of its ids among all of the origin's
+    ids: tuple[int, ...]
+
+
+def look_again(memory: Repository, prompt: Prompt, *, recall_tokens: int | None = None, answer: int = 256) -> Prompt:
+    """The prompt with the passages that its question is about, raw in front of the question, and their sources.
+
+    At most `recall_tokens` of them (default: the memory's), and no more than leave room for `answer` tokens. The prompt
+    as it is where nothing is found, no question is asked, or the model has no finder. Raises ConfigError.
+    """
+    limit = check_recall(memory.recall_tokens if recall_tokens is None else recall_tokens)
+    finder, start = memory.model.finder, _question(memory, prompt)
+    if not limit or finder is None or start is None or not prompt.segments:
+        return prompt
+    if all(segment.placed is None for segment in prompt.segments):
+        logger.warning("a memory cannot look again: %s", OLD)
+        return prompt
+    left = min(limit, memory.model.positions - prompt.slots - len(prompt.ids) - answer)
+    chosen: list[tuple[int, Found]] = []
+    for place, found in _ranked(memory, prompt, prompt.ids[start:]):
+        if found.score < finder.threshold:
+            break
+        if len(found.ids) <= left:
+            chosen.append((place, found))
+            left -= len(found.ids)
+    if not chosen:
+        return prompt
+    again = [i for _, found in sorted(chosen, key=lambda one: one[0]) for i in found.ids]
+    sources = sources_of(memory, [found for _, found in chosen])
+    return replace(_inserted(prompt, start, again), sources=tuple(sources))
+
+
+def search(memory: Repository, prompt: Prompt, *, limit: int) -> list[Source]:
+    """The sources of the passages that a prompt's question is about, the best first, those below the threshold too.
+
+    Raises ConfigError where the model has no finder, InputError where no segment has places.
+    """
+    if memory.model.finder is None:
+        raise ConfigError("this model has no finder: fit one with beacon-memory fit-finder, and load its adapter")
+    start = _question(memory, prompt)
+    if not prompt.segments or start is None:
+        return []
+    if all(segment.placed is None for segment in prompt.segments):
+        raise InputError(f"this session cannot be searched: {OLD}")
+    ranked = [found for _, found in _ranked(memory, prompt, prompt.ids[start:])]
+    return sources_of(memory, [found for found in ranked if found.score > 0][:limit])
+
+
+def _ranked(memory: Repository, prompt: Prompt, question: Sequence[int]) -> list[tuple[int, Found]]:
+    """All passages with their place in what was read, the best first; of equals the newest."""
+    model, finder = memory.model, memory.model.finder
+    assert finder is not None
+    spans: list[tuple[int, int]] = []
+    passages: list[tuple[int, Found]] = []
+    before = 0
+    for run in _runs(prompt):
+        for begin, end in memory.cutter.spans(run.ids):
+            spans.append((before + begin, before + end))
+            passages.append((spans[-1][0], Found(run.ids[begin:end], run.start + begin, 0.0, run.origin)))
+        before += len(run.ids)
+    rows = list(question[-QUESTION:])
+    resident = memory.resident(*prompt.resident) if prompt.resident else None
+    standing = resident or ResidentPrefix(model.empty)
+    # What is raw in front of the question stays where it stands; the question is read behind it, and does not see it.
+    standing.stand(prompt.segments, prompt.ids, room=len(prompt.ids) + len(rows))
+    slots = standing.segments[-1][1]
+    scores = finder.scores(model.lm, standing.past, prompt.segments, spans, rows, slots=slots).tolist()
+    if resident is not None:
+        resident.release(resident)
+    again = _overlap(memory, prompt)
+    found = []
+    for (place, passage), score in zip(passages, scores, strict=True):
+        ids = passage.ids[: max(before - again - place, 0)]  # the newest tokens may stand in the raw tail too
+        if ids:
+            found.append((place, replace(passage, ids=ids, score=float(score))))
+    return sorted(found, key=lambda one: (one[1].score, one[0]), reverse=True)
+
+
+def _runs(prompt: Prompt) -> Iterator[_Run]:
+    """The prompt's segments by origin; one whose origin is not known stands alone."""
+    known = prompt.origins if len(prompt.origins) == len(prompt.segments) else (None,) * len(prompt.segments)
+    read: dict[Origin | None, int] = {}
+    run: _Run | None = None
+    for segment, origin in zip(prompt.segments, known, strict=True):
+        if run is not None and origin is not None and origin == run.origin:
+            run = replace(run, ids=run.ids + segment.ids)
+        else:
+            if run is not None:
+                yield run
+            run = _Run(origin, 0 if origin is None else read.get(origin, 0), segment.ids)
+        read[origin] = read.get(origin, 0) + len(segment.ids)
+    if run is not None:
+        yield run
+
+
+def _overlap(memory: Repository, prompt: Prompt) -> int:
+    """How many of the newest segment's tokens are read again in front of the raw tail."""
+    size = memory.model.config.overlap
+    tail, newest = prompt.part("tail"), prompt.segments[-1].ids
+    return size if size and tail[:size] == newest[-size:] else 0
+
+
+def _question(memory: Repository, prompt: Prompt) -> int | None:
+    """Where the newest message of a prompt begins; None where nothing is asked."""
+    parts = {part.name: part for part in prompt.parts}
+    asked = parts.get("asked") or parts.get("text")
+    if "header" not in parts:
+        return None
+    end = parts["header"].start
+    first = min((part.start for part in prompt.parts if part.name in ("tail", "asked")), default=end)
+    openings = memory.openings
+    for at in range(end - 1, first - 1, -1):
+        if prompt.ids[at] in openings:
+            return at
+    # A template whose messages have no opening of their own.
+    if openings or asked is None or asked.start == asked.end:
+        return None
+    return asked.start
+
+
+def _inserted(prompt: Prompt, at: int, ids: Sequence[int]) -> Prompt:
+    """The prompt with more ids in front of one of its own, as a part of their own."""
+    pieces: list[tuple[str, Sequence[int]]] = []
+    for part in prompt.parts:
+        own, cut = prompt.ids[part.start : part.end], at - part.start
+        if part.start <= at < part.end:
+            pieces += [(part.name, own[:cut])] * bool(cut)
+            pieces += [(RECALLED, ids), (part.name, own[cut:])]
+        else:
+            pieces.append((part.name, own))
+    made = Prompt.of(prompt.segments, pieces)
+    return replace(prompt, ids=made.ids, parts=made.parts)

@@ -1,0 +1,128 @@
+"""Finders: where heads look, the file they are kept in, and files that are none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import AdapterError
+from beacon_memory.models.adapter import save_adapter
+from beacon_memory.models.batch import CACHE
+from beacon_memory.models.finder import FILE, Finder, attention, levelled, read_finder
+from beacon_memory.models.model import BeaconModel
+from beacon_memory.models.resident import ResidentPrefix
+from beacon_memory.testing import tiny_checkpoint, tiny_model
+
+CONFIG = BeaconConfig(window=16, sink=2, keep_last=4, anchors="reconstruct")
+FINDER = Finder(((1, 0), (0, 1)), (2.5, 0.5), 0.25)
+SHAPE = {"layers": 2, "kv_heads": 2}
+
+
+def paid_by_hand(model: BeaconModel, keys: torch.Tensor, ids: list[int], layer: int, head: int) -> torch.Tensor:
+    """The attention of a question's rows to slots, as eager attention gives it.  # (rows, slots)"""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    past = ResidentPrefix(model.empty)
+    past.stand(model_state.segments, room=0)
+    assert past.past.keys is not None
+    assert past.past.values is not None
+    for index in range(2):
+        cache.update(past.past.keys[index], past.past.values[index], index)
+    lm = tiny_model(config=CONFIG, attn_implementation="eager").detach()
+    with torch.inference_mode():
+        output = lm(input_ids=torch.tensor([ids]), **{CACHE: cache}, use_cache=True, output_attentions=True)
+    own = output.attentions[layer][0, 2 * head : 2 * head + 2, :, : keys.shape[2]]
+    return own.mean(dim=0)
+
+
+model_state = tiny_model(config=CONFIG).compress([n % 97 + 3 for n in range(70)], close=True)
+
+
+def test_attention_is_what_the_model_pays_its_slots_summed_over_passages():
+    model = tiny_model(config=CONFIG)
+    segments, question = model_state.segments, [5, 6, 7, 8]
+    resident = ResidentPrefix(model.empty)
+    resident.stand(segments, room=0)
+    passages = [(0, 10), (10, 33), (33, 70)]
+    heads = [(0, 0), (1, 1), (1, 0)]
+    found = attention(model.lm, resident.past, segments, passages, question, heads=heads)
+    keys = torch.cat([segment.keys for segment in segments], dim=2)
+    for row, (layer, head) in enumerate(heads):
+        paid = paid_by_hand(model, keys, question, layer, head)
+        before, places = 0, []
+        for segment in segments:
+            own = segment.places()
+            assert own is not None
+            places += [-1 if n < segment.sink else before + int(p) for n, p in enumerate(own[layer, head])]
+            before += len(segment.ids)
+        for column, (start, end) in enumerate(passages):
+            expected = paid[:, [start <= place < end for place in places]].sum(dim=1).max()
+            assert torch.allclose(found[row, column], expected, atol=1e-5)
+    assert torch.allclose(
+        Finder(tuple(heads), (1.0, 2.0, 0.5), 0.0).scores(model.lm, resident.past, segments, passages, question),
+        levelled(found[0] + 2 * found[1] + 0.5 * found[2]),
+    )
+
+
+def test_slots_of_joined_documents_belong_to_their_own_passages():
+    """The first sink of a document that stands behind another is left out of the prefix."""
+    model = tiny_model(config=CONFIG)
+    first, second = (model.compress(range(start, start + 40), document=True) for start in (3, 60))
+    segments = first.join(second.segments).segments
+    resident = ResidentPrefix(model.empty)
+    resident.stand(segments, room=0)
+    heads = [(0, 0), (1, 1)]
+    whole = attention(model.lm, resident.past, segments, [(0, 40), (40, 80)], [5, 6], heads=heads)
+    parts = attention(model.lm, resident.past, segments, [(0, 40), (40, 60), (60, 80)], [5, 6], heads=heads)
+    assert torch.allclose(whole[:, 0], parts[:, 0])
+    assert (parts[:, 1:].sum(dim=1) >= whole[:, 1] - 1e-6).all()
+
+
+def test_a_finder_comes_back_with_its_adapter(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "model")
+    model = BeaconModel.from_pretrained(str(checkpoint), CONFIG, adapter=None)
+    assert model.finder is None
+    save_adapter(model.beacons, tmp_path / "adapter", config=model.config, model=model.fingerprint.model)
+    assert BeaconModel.from_pretrained(str(checkpoint), adapter=tmp_path / "adapter").finder is None
+    FINDER.write(tmp_path / "adapter", model=model.fingerprint.model)
+    again = BeaconModel.from_pretrained(str(checkpoint), adapter=tmp_path / "adapter")
+    assert again.finder == FINDER
+    assert again.fingerprint == model.fingerprint
+
+
+def test_a_finder_of_another_model_is_refused(tmp_path):
+    FINDER.write(tmp_path, model="another")
+    with pytest.raises(AdapterError, match=r"fitted for base model another.*fit-finder"):
+        read_finder(tmp_path, model="ours", **SHAPE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "other"},
+        {"version": 2},
+        {"heads": []},
+        {"heads": [[2, 0, 1.0]]},
+        {"heads": [[0, -1, 1.0]]},
+        {"heads": [[0, 1]]},
+        {"heads": [[0, 1, 1.0], [0, 1, 2.0]]},
+        {"heads": 3},
+        {"threshold": "NaN"},
+        {"threshold": None},
+    ],
+)
+def test_a_file_that_is_no_finder_is_refused(tmp_path, change):
+    FINDER.write(tmp_path, model="ours")
+    assert read_finder(tmp_path, model="ours", **SHAPE) == FINDER
+    about = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps(about | change))
+    with pytest.raises(AdapterError):
+        read_finder(tmp_path, model="ours", **SHAPE)
+    for text in (b"", b"{", b"[]", b"\xff\xfe", b"null"):
+        (tmp_path / FILE).write_bytes(text)
+        with pytest.raises(AdapterError):
+            read_finder(tmp_path, model="ours", **SHAPE)
