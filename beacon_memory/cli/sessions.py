@@ -345,8 +345,8 @@ def stored(url: str, *, trust: bool = False) -> StateStore:
     if url.startswith("memory:"):
         return open_store(url)
     keys = {"key": os.environ.get(KEY_VARIABLE), "old_key": os.environ.get(OLD_KEY_VARIABLE)}
-    sealing: dict[str, Any] = {name: key.encode() for name, key in keys.items() if key}
-    return open_store(url, **sealing, encrypt=switched_on(ENCRYPT_VARIABLE), trust=trust)
+    signing: dict[str, Any] = {name: key.encode() for name, key in keys.items() if key}
+    return open_store(url, **signing, encrypt=switched_on(ENCRYPT_VARIABLE), trust=trust)
 
 
 def switched_on(variable: str) -> bool:

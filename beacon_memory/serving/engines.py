@@ -101,7 +101,7 @@ def named_store(
 
 
 class _Place(NamedTuple):
-    """The names of a store: equal ones mean the same place, of which an engine opens one store."""
+    """The names of a store. Equal names mean the same place, and an engine opens one store for each place."""
 
     store: Any
     redis_url: str | None
@@ -115,11 +115,11 @@ class _Place(NamedTuple):
 
 
 def named_engine(names: Names, model: str | None, *, environ: Mapping[str, str]) -> BeaconEngine:
-    """The engine of these settings; made from their names where there is none.
+    """The settings' engine. If the settings have none, it is made from their names.
 
-    One that is given keeps its store unless another one is named beside it, and its model unless that is another. Where
-    no model is named, `environ`'s BEACON_MODEL, else "smollm2". Raises ConfigError for two places at once, and for a
-    prefix or time to live of no place.
+    A given engine keeps its store unless another is named beside it, and its model unless `model` is another. If no
+    model is named: `environ`'s BEACON_MODEL, else "smollm2". Raises ConfigError for two places at once, and for a
+    prefix or time to live without a place.
     """
     url: Secret | None = names.redis_url
     place = _Place(
@@ -154,10 +154,10 @@ _NOWHERE = _Place(None, None, None, "beacon", None)
 
 
 class ReadsDocuments:
-    """What both integrations' models do with their engine: open it, and put documents in front of every prompt.
+    """What the models of both integrations share: opening the engine, and documents in front of every prompt.
 
-    A model carries its own store. A copy that names another store is over that one; a copy with another engine is over
-    that engine's.
+    A model carries its own store. A copy that names another store uses that one; a copy with another engine uses the
+    engine's store.
     """
 
     engine: BeaconEngine | None
@@ -169,31 +169,31 @@ class ReadsDocuments:
     @property
     def opened(self) -> BeaconEngine:
         """The engine, which every instance has."""
-        if self.engine is None:  # a copy that came without, as pickle makes it
+        if self.engine is None:  # pickle makes copies without an engine
             self._settle()
         assert self.engine is not None
         return self.engine
 
     def _settle(self) -> None:
-        """Have the engine that the names mean."""
+        """Set the engine that the settings name."""
         names: Any = self
         engine = named_engine(names, self.__dict__[self._model_field], environ=self._environ)
         self.__dict__.update({"engine": engine, self._model_field: engine.name})
 
     def _changed(self, fields: Container[str]) -> None:
-        """Have the engine that the names mean once these were given anew: an engine brings its own store and model."""
+        """Set the engine again after these settings have changed. A new engine brings its own store and model."""
         if "engine" in fields and self.engine is None:
-            return  # it is made when it is used
+            return  # it is made at its first use
         if "engine" in fields:
             given = {**_NOWHERE._asdict(), self._model_field: None}
             self.__dict__.update({name: value for name, value in given.items() if name not in fields})
         elif "store" in fields and str(self.__dict__["store"]).startswith("memory:") and self.engine is not None:
-            self.__dict__["engine"] = self.engine.with_store("memory://")  # it names no place: each is another
+            self.__dict__["engine"] = self.engine.with_store("memory://")  # each memory:// is a new store
         if any(name in fields for name in ("engine", self._model_field, *_Place._fields)):
             self._settle()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy, over the store that `update` names, or the same one."""
+        """A copy, with the store that `update` names, or the same one."""
         copied: Self = super().model_copy(update=update, deep=deep)  # type: ignore[misc]
         copied._changed(update or ())
         return copied
@@ -210,7 +210,7 @@ class ReadsDocuments:
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo
         for shared in (self.__dict__.get("store"), self.__dict__.get("redis_client")):
-            memo[id(shared)] = shared  # a connection has no copy
+            memo[id(shared)] = shared  # a connection cannot be copied
         copied: Self = super().__deepcopy__(memo)  # type: ignore[misc]
         return copied
 

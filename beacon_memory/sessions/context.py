@@ -1,4 +1,4 @@
-"""Documents by name, read once, that stand in front of whatever is asked: sessions that hold documents alone."""
+"""Documents that are read once, get a name, and stand in front of any question: sessions that hold only documents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def read_context(
     memory: Repository, texts: Iterable[tuple[str, str]], *, context_id: str | None = None, ratio: int | None = None
 ) -> str:
-    """The id under which these texts, each with its name, are kept folded; made of the texts when none is given."""
+    """The id under which these texts, each with a name, are kept folded. It is made from the texts if none is given."""
     named = list(texts)
     if context_id is None:
         context_id = hashlib.sha256("\0".join(text for _, text in named).encode()).hexdigest()[:16]
@@ -30,7 +30,7 @@ def read_context(
 
 
 def read_apart(memory: Repository, texts: Iterable[str], *, ratio: int | None = None) -> BeaconState:
-    """The state of these texts, each folded by itself; what is on hand is not folded again, and nothing is written.
+    """The state of these texts, each folded by itself. What was folded before is not folded again; nothing is written.
 
     Raises InputError for an empty text, BudgetExceeded.
     """

@@ -66,7 +66,7 @@ class BeaconMemory(Repository):
         Passages of up to `recall_tokens` tokens that a question is about are read again, raw, in front of it, where the
         model has a finder; with 0, none is.
         Stores: memory://, sqlite:///path, redis://, rediss://, unix://, redis+cluster://, redis+sentinel://; `key`
-        seals what a SQLite or Redis store keeps, `encrypt` hides it too, and `old_key` is read while a key is changed.
+        signs what a SQLite or Redis store keeps, `encrypt` encrypts it too, and `old_key` is for changing the key.
         Options that go with a name are refused beside a loaded model or an open store. The store is opened first, so
         that a wrong URL does not cost a model. Raises ModelError, StoreUnavailable, ConfigError.
         """

@@ -37,10 +37,10 @@ from beacon_memory.talk.transcript import Transcript
 
 T = TypeVar("T")
 
-CACHE_BYTES = 1 << 30  # segments kept on hand
-RESIDENT_BYTES = 1 << 30  # and what turns have left on the device
-SEEN, SEEN_BYTES = 100_000, 256  # sessions whose newest version is remembered, and about what each takes
-PAGE_BYTES = 64 << 20  # pages of messages, as stored, and as many bytes of heads
+CACHE_BYTES = 1 << 30  # of segments
+RESIDENT_BYTES = 1 << 30  # of what turns have left on the device
+SEEN, SEEN_BYTES = 100_000, 256  # sessions whose newest version is remembered, and about how many bytes each takes
+PAGE_BYTES = 64 << 20  # of pages of messages, as stored, and as many of heads
 
 
 class Repository:
@@ -127,8 +127,8 @@ class Repository:
 
     @contextmanager
     def writing(self, session_id: str) -> Iterator[None]:
-        """One writer of a session at a time in this process: what they fold is not folded in vain. Writers of other
-        processes are met by compare-and-set.
+        """A lock: one writer of a session at a time in this process, so that no one folds in vain. Against writers of
+        other processes there is compare-and-set.
         """
         with self._lock:
             lock = self._writing.setdefault(session_id, Lock(recursive=True))
@@ -153,7 +153,7 @@ class Repository:
         SessionNotFound.
         """
         with suppress(BeaconError):
-            self.load(session_id)  # so that what it names is let go too
+            self.load(session_id)  # so that the caches drop what it names too
         try:
             self.store.delete(session_id)
         finally:
@@ -217,7 +217,7 @@ class Repository:
                 blobs = {**blobs, moved[0].checksum: blobs[exc.digest]}
 
     def state(self, head: SessionHead) -> BeaconState:
-        """The state a head names; segments on hand are not read again. Raises SegmentMissing, CodecError."""
+        """The state that a head names; cached segments are not read again. Raises SegmentMissing, CodecError."""
         entries = {entry.blob: entry for entry in head.entries}
         found = {name: segment for name in entries if (segment := self._segments.get(name)) is not None}
         cold = [entry for name, entry in entries.items() if name not in found]
@@ -258,7 +258,7 @@ class Repository:
         return resident
 
     def keep(self, segments: Sequence[Segment]) -> None:
-        """Have these segments on hand, as far as memory goes."""
+        """Cache these segments, while there is room."""
         for segment in segments:
             self._segments.put(segment.name, segment, segment.nbytes)
 
@@ -269,7 +269,7 @@ class Repository:
         return replace(segment, apart=entry.checksum) if entry.apart else segment
 
     def _shaped(self, segment: Segment) -> Segment:
-        """The segment, when this model can read it. Raises CodecError."""
+        """The segment, if this model can read it. Raises CodecError."""
         layers, heads, _, width = (segment.packed.sink_keys if segment.packed else segment.keys).shape
         ours, theirs = _slot_shape(self.model), (layers, heads, width)
         if ours != theirs:
@@ -278,7 +278,7 @@ class Repository:
         return segment
 
     def check_ids(self, ids: Sequence[int], *, what: str) -> None:
-        """Raises CodecError when there is an id that stands for nothing in this model's vocabulary."""
+        """Raises CodecError for an id that is not in this model's vocabulary."""
         vocabulary = self.model.lm.get_input_embeddings().num_embeddings
         if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
             raise CodecError(f"{what}: an id is not in the vocabulary of {vocabulary}")
@@ -302,7 +302,7 @@ def _slot_shape(model: BeaconModel) -> tuple[int, int, int]:
 
 
 class LRUCache(Generic[T]):
-    """Values that are equal where their digests are, kept while there is room; any thread may use it.
+    """A cache of values by digest, bounded in bytes; the least recently used leave first. Any thread may use it.
 
     >>> hot = LRUCache[str](limit=2)
     >>> hot.put("a", "one", 1); hot.put("b", "two", 2)
@@ -318,7 +318,7 @@ class LRUCache(Generic[T]):
         self._lock = Lock()
 
     def get(self, digest: str) -> T | None:
-        """The value, when it is on hand."""
+        """The value, if it is cached."""
         with self._lock:
             if digest not in self._values:
                 return None
@@ -333,12 +333,12 @@ class LRUCache(Generic[T]):
             return value
 
     def names(self) -> list[str]:
-        """What is on hand."""
+        """The digests of all cached values."""
         with self._lock:
             return list(self._values)
 
     def put(self, digest: str, value: T, nbytes: int) -> None:
-        """Have a value on hand, as far as there is room."""
+        """Cache a value, while there is room."""
         with self._lock:
             self._bytes += nbytes - self._values.pop(digest, (value, 0))[1]
             self._values[digest] = value, nbytes

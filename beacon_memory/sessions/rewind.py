@@ -19,9 +19,9 @@ Extend = Callable[[SessionHead, BeaconState, Past], Changed]
 
 
 def back(memory: Repository, head: SessionHead, state: BeaconState, past: Past, messages: int) -> Changed:
-    """Head and state as they were after the first `messages` of `past`, and the pages of these.
+    """Head and state as they were after the first `messages` of `past`, and the pages of those messages.
 
-    Raises TranscriptError when the chat template has changed meanwhile.
+    Raises TranscriptError when the chat template has changed since then.
     """
     state = _rewound(memory, head, state, past, messages)
     entries = head.entries[: len(state.segments)]
@@ -53,8 +53,8 @@ def branch(memory: Repository, head: SessionHead, state: BeaconState, past: Past
 def reread(
     memory: Repository, head: SessionHead, state: BeaconState, past: Past, place: int, later: Past, extend: Extend
 ) -> Changed:
-    """Head and state as if `later` had followed the first `place` messages of `past`: what was folded behind them is
-    folded again, documents by themselves stay folded. Raises TranscriptError.
+    """Head and state as if `later` had followed the first `place` messages of `past`. What was folded after those is
+    folded again; documents were folded by themselves and stay folded. Raises TranscriptError.
     """
     entries = list(zip(head.entries, state.segments, strict=True))
     sources, notes, budget = head.sources, head.notes, head.budget

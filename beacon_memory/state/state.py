@@ -175,7 +175,7 @@ def chain(digests: Iterable[str]) -> str:
 def overlapped(before: Sequence[Segment], *, config: BeaconConfig) -> tuple[int, ...]:
     """The newest ids of these segments, which are read once more in front of what follows.
 
-    None where the newest segment ends its stream: then it is shorter than a window.
+    They are empty when the newest segment ends its stream, as one shorter than a window does.
     """
     if not before or not config.overlap or len(before[-1].ids) - before[-1].sink < config.window:
         return ()

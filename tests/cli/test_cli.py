@@ -149,13 +149,15 @@ def test_an_empty_variable_is_unset(run, monkeypatch, tmp_path):
     assert run("sessions")[1] == "alice\n"
 
 
-@pytest.mark.parametrize(("said", "sealed"), [("1", True), ("true", True), ("YES", True), ("0", False), ("off", False)])
-def test_a_switch_in_the_environment_says_yes_or_no(run, monkeypatch, tmp_path, said, sealed):
+@pytest.mark.parametrize(
+    ("said", "encrypted"), [("1", True), ("true", True), ("YES", True), ("0", False), ("off", False)]
+)
+def test_a_switch_in_the_environment_says_yes_or_no(run, monkeypatch, tmp_path, said, encrypted):
     """All but "1" was no: BEACON_STORE_ENCRYPT=true wrote plain text."""
     monkeypatch.setenv("BEACON_STORE_KEY", "a key of this deployment")
     monkeypatch.setenv("BEACON_STORE_ENCRYPT", said)
     assert run("add", "alice", "--role", "user", "I live in Lyon.")[0] == 0
-    assert (b"I live in Lyon." not in b"".join(path.read_bytes() for path in tmp_path.glob("memory.db*"))) == sealed
+    assert (b"I live in Lyon." not in b"".join(path.read_bytes() for path in tmp_path.glob("memory.db*"))) == encrypted
 
 
 def test_a_switch_that_says_neither_is_refused(run, monkeypatch):

@@ -126,9 +126,9 @@ def test_a_wait_that_is_no_number_of_seconds_is_refused(timeout: object, tmp_pat
 
 def test_a_key_beside_a_store_that_is_open_is_refused() -> None:
     """It was left aside without a word, and the store stayed unsealed."""
-    for sealing in ({"key": b"a key of 16 bytes"}, {"encrypt": True}, {"trust": True}):
+    for signing in ({"key": b"a key of 16 bytes"}, {"encrypt": True}, {"trust": True}):
         with pytest.raises(ConfigError, match="open already"):
-            open_store(MemoryStore(), **sealing)
+            open_store(MemoryStore(), **signing)
 
 
 @pytest.mark.parametrize(
