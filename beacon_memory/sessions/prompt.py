@@ -49,6 +49,7 @@ class Prompt:
     parts: tuple[Part, ...]  # they cover `ids`, in order
     resident: tuple[str, ...] = ()  # whose prefix may be on the device still: see `Repository.resident`
     stop: tuple[str, ...] = ()  # what ends the answer, whatever the caller adds
+    foldable: bool = False  # whether what is asked may be folded to make room: a question by itself is read as it is
     origins: tuple[Origin | None, ...] = ()  # what each segment was folded from, where that is known
     sources: tuple[Source, ...] = ()  # of what is read again
 
@@ -120,23 +121,28 @@ def make_prompt(
     how: dict[str, Any] = {"asked": asked, "newest": newest, "system": system, "tools": tools}
     pieces = memory.transcript.pieces(tail, behind=bool(front), opens=opens, **how)
     prompt = Prompt.of(front, pieces, resident=resident, stop=memory.transcript.stop)
-    return replace(prompt, origins=tuple(origins))
+    question = len(asked) == 1 and asked[0]["role"] == "user"
+    return replace(prompt, origins=tuple(origins), foldable=not question)
 
 
 def fitted(memory: Repository, prompt: Prompt, *, answer: int) -> Prompt:
     """The prompt with room for an answer of so many tokens; what it takes is done for this answer alone.
 
-    Where what is raw takes more than half of the room, all of it but the newest tokens is folded; then old segments are
-    folded again, coarser, until all fit. What fits as it is, or cannot be made to fit, is given back as it is.
+    Where what is raw takes more than half of the room, all of it but the newest tokens is folded, a question by itself
+    left out; then old segments are folded again, coarser, until all fit. What fits as it is, or cannot be made to fit,
+    is given back as it is.
     """
     model = memory.model
     room = model.positions - answer
     if prompt.slots + len(prompt.ids) <= room:
         return prompt
     segments, pieces = list(prompt.segments), [(part.name, prompt.part(part.name)) for part in prompt.parts]
+    tail = 0 if prompt.foldable else len(prompt.part("start")) + len(prompt.part("tail"))
+    if not prompt.foldable and len(prompt.ids) - tail > room:
+        return prompt
     try:
-        if len(prompt.ids) > room // 2:
-            pieces, segments = _folded(memory, pieces, segments)
+        if len(prompt.ids) > room // 2 and (prompt.foldable or tail):
+            pieces, segments = _folded(memory, pieces, segments, asked=prompt.foldable)
         left = room - sum(len(ids) for _, ids in pieces)
         segments = model.fit(segments, budget=max(0, left), known=memory.known)
     except BudgetExceeded:
@@ -145,15 +151,18 @@ def fitted(memory: Repository, prompt: Prompt, *, answer: int) -> Prompt:
     return Prompt.of(segments, pieces, resident=prompt.resident, stop=prompt.stop)
 
 
-def _folded(memory: Repository, pieces: Pieces, segments: Sequence[Segment]) -> tuple[Pieces, list[Segment]]:
-    """The pieces without what was said before the newest tokens, which stands in segments."""
+def _folded(
+    memory: Repository, pieces: Pieces, segments: Sequence[Segment], *, asked: bool
+) -> tuple[Pieces, list[Segment]]:
+    """The pieces without what was said before the newest tokens, which stands in segments; what is `asked` may be."""
     model, named = memory.model, dict(pieces)
     tail, before = named.get("tail", ()), tuple(overlapped(segments, config=model.config))
     if before and tail[: len(before)] == before:
         tail = tail[len(before) :]  # the fold reads it itself
-    said = [*named.get("start", ()), *tail, *named.get("asked", ())]
+    said = [*named.get("start", ()), *tail, *(named.get("asked", ()) if asked else ())]
     state = model.compress(said, BeaconState(tuple(segments)), budget=model.positions, known=memory.known)
-    named |= {"start": (), "tail": (), "asked": tuple(model.tail(state))}
+    left = tuple(model.tail(state))
+    named |= {"start": (), "tail": (), "asked": left} if asked else {"start": (), "tail": left}
     return list(named.items()), list(state.segments)
 
 

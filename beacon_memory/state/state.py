@@ -108,7 +108,7 @@ class Segment:
         return found if heads is None else found[0]
 
     def equals(self, other: Segment) -> bool:
-        """Whether every field is the same, bit for bit."""
+        """Whether every field is the same, bit for bit; places that an older release did not keep count for none."""
         import torch
 
         return (
@@ -116,7 +116,6 @@ class Segment:
             == (other.digest, other.parent, other.ids, other.ratio, other.sink, other.overlap)
             and torch.equal(self.keys, other.keys)
             and torch.equal(self.values, other.values)
-            and (self.placed is None) == (other.placed is None)
             and (self.placed is None or other.placed is None or torch.equal(self.placed, other.placed))
         )
 

@@ -44,7 +44,8 @@ def test_a_full_session_answers_whatever_the_answer_may_take(memory, seed):
         session.add(text(rng, 300))
     slots = session.info().slots
     for _ in range(3):
-        asked = [{"role": rng.choice(["user", "tool"]), "content": text(rng, rng.choice([1, 30, 120]))}]
+        role = rng.choice(["user", "tool"])  # a result may be longer than there is room for, a question may not
+        asked = [{"role": role, "content": text(rng, rng.choice([1, 30, 120] if role == "tool" else [1, 30]))}]
         turn = Turn(
             memory,
             asked,

@@ -127,7 +127,7 @@ def test_a_callers_stop_strings_are_added_to_the_models_own():
     assert prompt.stops() == prompt.stops(None) == ("\nUser:",)
     assert prompt.stops("END") == prompt.stops(["END"]) == prompt.stops(["END", "\nUser:"]) == ("END", "\nUser:")
     assert Prompt.of((), [("text", [1])]).stops("END") == ("END",)
-    with pytest.raises(ConfigError, match="stop is a string"):
+    with pytest.raises(ConfigError, match="stop is a text"):
         prompt.stops(5)
 
 

@@ -339,9 +339,9 @@ def test_another_models_session_and_a_store_that_is_gone_say_so(llm):
     memory.put(ChatMessage("Hello"))
     other = BeaconEngine(tiny_model(seed=1), llm.engine.memory.store)
     stranger = BeaconMemory.from_defaults(session_id="ada", llm=BeaconLLM(engine=other))
-    for act in (stranger.get, stranger.get_all, lambda: stranger.put(ChatMessage("More"))):
-        with pytest.raises(ModelMismatch, match="'ada'"):
-            act()
+    assert told(stranger) == ["Hello"]  # words are read whatever model folded them
+    with pytest.raises(ModelMismatch, match="'ada'"):
+        stranger.put(ChatMessage("More"))
     assert told(memory) == ["Hello"]
     with redis_server("valkey") as url:
         gone = BeaconMemory.from_defaults(session_id="ada", llm=llm, redis_url=url)
