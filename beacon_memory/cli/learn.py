@@ -110,11 +110,13 @@ def train(
     near: Annotated[float, typer.Option(help="share of examples read behind a text of something else (English)")] = 0.0,
     again: Annotated[bool, typer.Option(help="read folded text again (auto-encoding)")] = True,
     next_token: Annotated[float, typer.Option(help="weight of the next-token loss")] = 0.2,
+    answers: Annotated[float, typer.Option(help="weight of the next-token loss of answers, on top")] = 0.0,
     teacher: Annotated[float, typer.Option(help="weight of the KL from the full context")] = 1.0,
     hidden: Annotated[float, typer.Option(help="weight of the states' cosine to the full context's")] = 0.0,
     context: Annotated[float, typer.Option(help="weight of the tokens of later windows; tails have 1")] = 0.25,
     save_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 50,
     checkpointing: Annotated[bool, typer.Option(help="less memory, more time")] = False,
+    workers: Annotated[int, typer.Option(help="processes that make examples; a GPU wants some")] = 0,
     seed: Annotated[int, typer.Option(help="which examples, in which order")] = 0,
 ) -> None:
     """Train beacons on local files; interrupt it when you like and --resume."""
@@ -160,9 +162,10 @@ def train(
         accumulate=accumulate,
         save_every=save_every,
         checkpointing=checkpointing,
+        workers=workers,
         seed=seed,
     )
-    weights = Weights(next_token=next_token, teacher=teacher, hidden=hidden, context=context)
+    weights = Weights(next_token=next_token, teacher=teacher, hidden=hidden, context=context, answers=answers)
     say(f"training on {corpus}")
     with steps_bar(steps) as moved:
         try:

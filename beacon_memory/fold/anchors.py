@@ -34,17 +34,19 @@ def pick(
     slots = slot_count(tokens, ratio)
     shape = [max([1, *(score.shape[i] for score in scores.values())]) for i in (0, 1)]
     taken = torch.zeros(*shape, tokens, dtype=torch.bool, device=device)
+    found: list[Tensor] = []
     ordered = sorted(zip(shares, _quotas(shares, slots), strict=True), key=lambda item: item[0][0] != "last")
     for (rule, _), quota in ordered:
         if rule == "last":
             positions = unit_ends(tokens, ratio) if quota == slots else evenly(tokens, quota)
-            taken[..., positions.to(device)] = True
+            best = positions.to(device).expand(*shape, -1)
         else:
             left = scores[rule].expand(*shape, tokens).masked_fill(taken, float("-inf"))
             # A stable sort: equal scores must give equal anchors on every machine.
             best = left.argsort(dim=-1, descending=True, stable=True)[..., :quota]
-            taken.scatter_(-1, best, True)
-    return taken.nonzero()[:, -1].view(*shape, slots)
+        taken.scatter_(-1, best, True)
+        found.append(best)
+    return torch.cat(found, dim=-1).sort(dim=-1).values  # nothing here waits for a GPU
 
 
 class Spread:

@@ -6,10 +6,10 @@ Each comes as the messages that tell it, a question in free words, and an answer
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from beacon_memory.training.facts import draw_own
+from beacon_memory.training.facts import draw_own, invented
 
 Message = Mapping[str, str]
 
@@ -58,6 +58,13 @@ _IDEAS = {
     "name for a boat": ("Albatross", "Blue Lady", "Daydream", "Morning Star", "Sea Breeze", "Wanderer"),
 }
 _OPENINGS = ("", "", "", "By the way, ", "Oh, and ", "You know, ", "Just so you know, ", "As I said, ")
+_BRIEFLY = (
+    "Answer briefly.",
+    "In a word, please.",
+    "Just the answer, please.",
+    "Keep it short.",
+    "In few words.",
+)
 _REPLIES = (
     *("That sounds nice.", "I see, thank you for telling me.", "Good to know!", "How interesting!", "Understood."),
     *("Thanks for sharing that with me.", "Oh, really?", "Great! What else is new?", "I hope it goes well."),
@@ -76,6 +83,13 @@ class Told:
     parts: tuple[tuple[Message, ...], ...]
     ask: str
     answer: str  # a full sentence
+    value: str  # what counts in it
+
+    def asked(self, draw: random.Random) -> tuple[str, str]:
+        """A question, and an answer as long as the question wants it."""
+        if draw.random() < 0.5:
+            return self.ask, self.answer
+        return f"{self.ask} {draw.choice(_BRIEFLY)}", f"{_capital(self.value)}."
 
 
 def draw_told(draw: random.Random) -> Told:
@@ -85,53 +99,45 @@ def draw_told(draw: random.Random) -> Told:
 
 def _own(draw: random.Random) -> Told:
     fact = draw_own(draw, 1, sentences=True)[0]
-    return Told((_said(draw, fact.told),), fact.ask, fact.answer)
+    return Told((_said(draw, fact.told),), fact.ask, fact.answer, fact.value)
 
 
 def _other(draw: random.Random) -> Told:
-    who, name = draw.choice(_PEOPLE), draw.choice(_FIRST)
-    yours = who.replace("my ", "your ")
-    told, ask, answer = draw.choice(
+    who, name, town = draw.choice(_PEOPLE), _name(draw, _FIRST), _name(draw, _TOWNS)
+    trade, taste = draw.choice(_TRADES), draw.choice(_TASTES)
+    an = "an" if trade[0] in "aeiou" else "a"
+    told, ask, answer, value = draw.choice(
         [
-            (f"{who}'s name is {name}.", f"What is {who}'s name?", f"{yours}'s name is {name}."),
-            (f"{who} is called {name}.", f"What is {who} called?", f"{yours} is called {name}."),
-            _place(draw, who, yours),
-            _trade(draw, who, yours),
-            _taste(draw, who, yours),
+            ("{who}'s name is {v}.", "What is {who}'s name?", "{who}'s name is {v}.", name),
+            ("{who} is called {v}.", "What is {who} called?", "{who} is called {v}.", name),
+            ("{who} lives in {v}.", "Where does {who} live?", "{who} lives in {v}.", town),
+            (
+                f"{{who}} works as {an} {{v}}.",
+                "What does {who} do for a living?",
+                f"{{who}} works as {an} {{v}}.",
+                trade,
+            ),
+            ("{who} is very fond of {v}.", "What is {who} fond of?", "{who} is fond of {v}.", taste),
         ]
     )
-    return Told((_said(draw, told),), ask, _capital(answer))
-
-
-def _place(draw: random.Random, who: str, yours: str) -> tuple[str, str, str]:
-    town = draw.choice(_TOWNS)
-    return f"{who} lives in {town}.", f"Where does {who} live?", f"{yours} lives in {town}."
-
-
-def _trade(draw: random.Random, who: str, yours: str) -> tuple[str, str, str]:
-    trade = draw.choice(_TRADES)
-    an = "an" if trade[0] in "aeiou" else "a"
-    return f"{who} works as {an} {trade}.", f"What does {who} do for a living?", f"{yours} works as {an} {trade}."
-
-
-def _taste(draw: random.Random, who: str, yours: str) -> tuple[str, str, str]:
-    taste = draw.choice(_TASTES)
-    return f"{who} is very fond of {taste}.", f"What is {who} fond of?", f"{yours} is fond of {taste}."
+    return Told(
+        (_said(draw, told.format(who=who, v=value)),),
+        ask.format(who=who),
+        _capital(answer.format(who=_yours(who), v=value)),
+        value,
+    )
 
 
 def _date(draw: random.Random) -> Told:
     event = draw.choice(_EVENTS)
-    when = (
-        f"on the {draw.randint(4, 20)}th of {draw.choice(_MONTHS)}"
-        if draw.random() < 0.6
-        else f"at {draw.choice(_HOURS)}"
-    )
-    return Told((_said(draw, f"my {event} is {when}."),), f"When is my {event}?", f"Your {event} is {when}.")
+    dated = f"on the {draw.randint(4, 20)}th of {draw.choice(_MONTHS)}"
+    when = dated if draw.random() < 0.6 else f"at {draw.choice(_HOURS)}"
+    return Told((_said(draw, f"my {event} is {when}."),), f"When is my {event}?", f"Your {event} is {when}.", when)
 
 
 def _moved(draw: random.Random) -> Told:
     """Something that was so, and is otherwise now: the newest counts."""
-    old, new = draw.sample(_TOWNS, 2)
+    old, new = _name(draw, _TOWNS), _name(draw, _TOWNS)
     first, second = draw.sample(_TRADES, 2)
     event, (noon, later) = draw.choice(_EVENTS), draw.sample(_HOURS, 2)
     changes = [
@@ -140,42 +146,43 @@ def _moved(draw: random.Random) -> Told:
             f"I have moved, I live in {new} now.",
             "Where do I live now?",
             f"You live in {new} now.",
+            new,
         ),
         (
             f"I am a {first}.",
             f"I have a new job, I am a {second} now.",
             "What is my job now?",
             f"You are a {second} now.",
+            second,
         ),
         (
             f"my {event} is at {noon}.",
             f"my {event} was put off, it is at {later} now.",
             f"When is my {event}?",
             f"Your {event} is at {later}.",
+            f"at {later}",
         ),
     ]
-    before, now, ask, answer = draw.choice(changes)
-    return Told((_said(draw, before), _said(draw, now)), ask, answer)
+    before, now, ask, answer, value = draw.choice(changes)
+    return Told((_said(draw, before), _said(draw, now)), ask, answer, value)
 
 
 def _corrected(draw: random.Random) -> Told:
-    who, (wrong, right) = draw.choice(_PEOPLE), draw.sample(_FIRST, 2)
+    who, wrong, right = draw.choice(_PEOPLE), _name(draw, _FIRST), _name(draw, _FIRST)
     sorry = draw.choice(("Sorry, I meant", "No, wait, it is", "I was wrong, it is", "Correction:"))
     told = {"role": "user", "content": f"{_capital(who)} is called {wrong}. {sorry} {right}."}
-    return Told(
-        ((told, _reply(draw)),), f"What is {who} called?", f"{_capital(who.replace('my ', 'your '))} is called {right}."
-    )
+    return Told(((told, _reply(draw)),), f"What is {who} called?", f"{_capital(_yours(who))} is called {right}.", right)
 
 
 def _advised(draw: random.Random) -> Told:
     what = draw.choice(list(_IDEAS))
-    idea = draw.choice(_IDEAS[what])
+    idea = _name(draw, _IDEAS[what]) if what != "present" else draw.choice(_IDEAS[what])
     asked = {"role": "user", "content": draw.choice((f"Can you suggest a {what}?", f"I am looking for a {what}."))}
     said = {
         "role": "assistant",
         "content": draw.choice((f"How about {idea}?", f"I would suggest {idea}.", f"You could try {idea}.")),
     }
-    return Told(((asked, said),), f"Which {what} did you suggest?", f"I suggested {idea}.")
+    return Told(((asked, said),), f"Which {what} did you suggest?", f"I suggested {idea}.", idea)
 
 
 _KINDS: tuple[Callable[[random.Random], Told], ...] = (
@@ -188,6 +195,18 @@ def _said(draw: random.Random, told: str) -> tuple[Message, Message]:
     opening = draw.choice(_OPENINGS)
     text = opening + told if not opening or told.startswith(("I ", "I'm")) else opening + told[:1].lower() + told[1:]
     return {"role": "user", "content": _capital(text)}, _reply(draw)
+
+
+def _name(draw: random.Random, names: Sequence[str]) -> str:
+    return invented(draw) if draw.random() < 0.5 else draw.choice(names)
+
+
+def _yours(who: str) -> str:
+    """
+    >>> _yours("my boss")
+    'your boss'
+    """
+    return who.replace("my ", "your ")
 
 
 def _reply(draw: random.Random) -> Message:

@@ -24,6 +24,7 @@ APART = 64  # tokens of text for each fact that is put into it, at least
 ASKED = 4  # questions of a context, at most
 CHATTED = 48  # tokens of a talk for each fact in it, at least
 TALKS = 2  # short talks that are read behind a text of something else
+UNSCORED, SCORED, ANSWER = range(3)  # how a token of a tail counts
 RECALLED = 12  # made-up facts that are asked for, at most: short answers, so many of them for one context
 
 
@@ -117,9 +118,9 @@ class Examples(Dataset[Example]):
         rows = [getattr(self, f"_{kind}")(draw, window * depth + self._sink) for _ in range(mixture.batch)]
         contexts = torch.tensor([context for context, _ in rows])
         windows = torch.split(contexts, [window + self._sink] + [window] * (depth - 1), dim=1)
-        tails, scored = self._padded([tails for _, tails in rows])
+        tails, counts = self._padded([tails for _, tails in rows])
         ratios = tuple(draw.choice(mixture.ratios) for _ in windows)
-        return Example(windows, ratios, tails, scored)
+        return Example(windows, ratios, tails, counts > UNSCORED, counts == ANSWER)
 
     def _text(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
         run = self._run(draw, length + self._mixture.tail)
@@ -166,11 +167,11 @@ class Examples(Dataset[Example]):
             if number >= 0 and len(context) <= length:
                 whole[number] -= 1
         known = [one for one, left in zip(told, whole, strict=True) if not left]
-        tails = [self._asked(Question(one.ask, one.answer)) for one in draw.sample(known, min(RECALLED, len(known)))]
+        tails = [self._asked(Question(*one.asked(draw))) for one in draw.sample(known, min(RECALLED, len(known)))]
         return context[:length], tails or [self._repeat(draw, context[:length])]
 
     def _near(self, draw: random.Random, length: int) -> tuple[list[int], list[Tail]]:
-        """Prose, and behind it what has nothing to do with it: short talks asked about, and other prose."""
+        """Prose or dialogues; behind them, what has nothing to do with them: short talks asked about, other prose"""
         tails: list[Tail] = []
         for _ in range(TALKS):
             told = [draw_told(draw) for _ in range(draw.randint(1, 3))]
@@ -179,10 +180,19 @@ class Examples(Dataset[Example]):
             first = draw.random() < 0.5  # the system prompt may stand in front of the talk, or of the question
             if first:
                 said = [*self._transcript.system(None), *said]
-            ids, scored = self._asked(Question(asked.ask, asked.answer), system=not first)
-            tails.append(([*said, *ids], [False] + [True] * (len(said) - 1) + scored))
+            ids, scored = self._asked(Question(*asked.asked(draw)), system=not first)
+            tails.append(([*said, *ids], [UNSCORED] + [SCORED] * (len(said) - 1) + scored))
         tails.append(_all(self._run(draw, self._mixture.tail), first=False))
+        if self._corpus.dialogues and draw.random() < 0.5:
+            return self._small_talk(draw, length), tails
         return self._run(draw, length), tails
+
+    def _small_talk(self, draw: random.Random, length: int) -> list[int]:
+        """So many tokens of dialogues, one after another."""
+        found: list[int] = []
+        while len(found) < length:
+            found += [i for turn in self._turns(draw.choice(self._corpus.dialogues)) for i in turn]
+        return found[:length]
 
     def _said(self, part: Sequence[Mapping[str, str]]) -> list[int]:
         return [i for message in part for i in self._transcript.turn(message)]
@@ -266,13 +276,13 @@ class Examples(Dataset[Example]):
         header = talk.header()
         answer = answer[len(header) :] if answer[: len(header)] == header else self._model.encode(question.answer)
         ids = [*before, *answer]
-        return ids, [False] * len(before) + [True] * len(answer)
+        return ids, [UNSCORED] * len(before) + [ANSWER] * len(answer)
 
     def _padded(self, rows: Sequence[list[Tail]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tails of one length and number; the padding is not scored."""
+        """Tails of one length and number, and how each token counts; the padding is not scored."""
         count, size = max(map(len, rows)), max(len(ids) for tails in rows for ids, _ in tails)
         ids = torch.zeros(len(rows), count, size, dtype=torch.long)
-        scored = torch.zeros(len(rows), count, size, dtype=torch.bool)
+        scored = torch.full((len(rows), count, size), UNSCORED)
         for row, tails in enumerate(rows):
             for column, (tail, mask) in enumerate(tails):
                 ids[row, column, : len(tail)] = torch.tensor(tail)
@@ -280,11 +290,11 @@ class Examples(Dataset[Example]):
         return ids, scored
 
 
-Tail = tuple[list[int], list[bool]]
+Tail = tuple[list[int], list[int]]  # ids, and how each counts
 
 
 def _all(ids: list[int], *, first: bool) -> Tail:
-    return ids, [first] + [True] * (len(ids) - 1)
+    return ids, [SCORED if first else UNSCORED] + [SCORED] * (len(ids) - 1)
 
 
 def _inside(part: int, parts: Sequence[Sequence[int]], ends: Sequence[int], start: int, end: int) -> bool:

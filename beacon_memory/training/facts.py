@@ -149,6 +149,9 @@ _OWN = {
     ),
     "flat": _Kind(("I live in flat {}.",), ("Which flat do I live in?",), "You live in flat {}.", 2),
 }
+_ONSETS = ("b", "br", "c", "d", "dr", "f", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "r", "s", "st", "t", "v", "z")
+_VOWELS = ("a", "e", "i", "o", "u", "ia", "ee", "ou")
+_ENDS = ("", "l", "n", "r", "s", "th", "x", "sh", "nd", "ck")
 # Two ways to say whose something is.
 _WHOSE = ("{owner}'s {thing}", "the {thing} of {owner}")
 _ASKED = ("What is {what}?", "Tell me {what}.", "Do you remember {what}?")
@@ -167,6 +170,7 @@ class Fact:
     told: str
     ask: str
     answer: str
+    value: str  # the answer in as few words as can be
 
 
 def draw_facts(draw: random.Random, count: int) -> list[Fact]:
@@ -189,13 +193,26 @@ def draw_own(draw: random.Random, count: int, *, sentences: bool = False) -> lis
         kind = _OWN[thing]
         value = _value(draw, kind.values or people)
         said = kind.answer if sentences or draw.random() < 0.5 else "{}."
-        found.append(Fact(draw.choice(kind.told).format(value), draw.choice(kind.asked), _capital(said.format(value))))
+        told = draw.choice(kind.told).format(value)
+        found.append(Fact(told, draw.choice(kind.asked), _capital(said.format(value)), value))
     return found
 
 
 def _value(draw: random.Random, values: Sequence[str] | int) -> str:
-    """One of the words, or a number of so many digits."""
-    return str(draw.randrange(10 ** (values - 1), 10**values)) if isinstance(values, int) else draw.choice(values)
+    """One of the words, or a number of so many digits. A name is half of the time one that nobody has."""
+    if isinstance(values, int):
+        return str(draw.randrange(10 ** (values - 1), 10**values))
+    named = values[0][0].isupper() and values is not _DAYS
+    return invented(draw) if named and draw.random() < 0.5 else draw.choice(values)
+
+
+def invented(draw: random.Random) -> str:
+    """A name that nobody has, so that no list of names can be learnt by heart.
+
+    >>> invented(random.Random(1))
+    'Corosh'
+    """
+    return "".join(draw.choice(_ONSETS) + draw.choice(_VOWELS) for _ in range(2)).capitalize() + draw.choice(_ENDS)
 
 
 def _capital(text: str) -> str:
@@ -208,4 +225,4 @@ def _fact(draw: random.Random, owner: str, thing: str) -> Fact:
     told = _capital(f"{what} is {value}.")
     # Said again in full, or in a word, as people answer.
     answer = told if draw.random() < 0.5 else _capital(f"{value}.")
-    return Fact(told, draw.choice(_ASKED).format(what=what), answer)
+    return Fact(told, draw.choice(_ASKED).format(what=what), answer, value)

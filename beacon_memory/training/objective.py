@@ -34,13 +34,16 @@ class Weights:
     next_token: float = 0.2  # cross entropy of the tokens that follow (paper, section 3.3)
     teacher: float = 1.0  # KL divergence from what the model predicts with the full context
     hidden: float = 0.0  # one minus the cosine of each layer's states and those it has with the full context
+    # Cross entropy of the tokens that answer questions, on top. The teacher answers no better than the model does with
+    # everything in sight, which for a small model is not well; other tokens it tells best.
+    answers: float = 0.0
     # What tokens of later windows count together, those of tails being 1: the few of an answer would drown among
     # hundreds. None: every token counts alike (the paper).
     context: float | None = 0.25
     first_window: bool = False  # its own tokens count too: so in the authors' code, not in the paper
 
     def __post_init__(self) -> None:
-        values = (self.next_token, self.teacher, self.hidden)
+        values = (self.next_token, self.teacher, self.hidden, self.answers)
         if min(values) < 0 or max(values) <= 0:
             raise ConfigError(f"loss weights are 0 or more and one is above, not {values}")
         if self.context is not None and self.context < 0:
@@ -60,6 +63,7 @@ class Example:
     ratios: tuple[int, ...]  # one per window
     tails: Tensor  # (batch, tails, tokens)
     scored: Tensor  # (batch, tails, tokens), bool: the tokens whose prediction counts
+    answers: Tensor | None = None  # (batch, tails, tokens), bool: those of them that answer a question
 
     @property
     def tokens(self) -> int:
@@ -69,7 +73,8 @@ class Example:
     def to(self, device: torch.device | str) -> Example:
         """The same example on a device."""
         windows = tuple(window.to(device) for window in self.windows)
-        return Example(windows, self.ratios, self.tails.to(device), self.scored.to(device))
+        answers = None if self.answers is None else self.answers.to(device)
+        return Example(windows, self.ratios, self.tails.to(device), self.scored.to(device), answers)
 
 
 class Objective(nn.Module):
@@ -120,9 +125,10 @@ class Objective(nn.Module):
         states = self._read(gated or past, example.tails)
         logits: Tensor = self.lm.lm_head(self._predicting(example, hidden, states[-1])).float()
         loss = logits.new_zeros(())
-        if self._weights.next_token:
+        if self._weights.next_token or self._weights.answers:
             missed = nn.functional.cross_entropy(logits, self._targets(example), reduction="none")
             loss = loss + self._weights.next_token * self._mean(missed, example)
+            loss = loss + self._weights.answers * self._answered(missed, example)
         if not self._weights.taught:
             return loss
         with torch.no_grad():
@@ -162,6 +168,13 @@ class Objective(nn.Module):
         if self._weights.context is None or not len(context) or len(context) == len(losses):
             return losses.mean()
         return losses[len(context) :].mean() + self._weights.context * context.mean()
+
+    def _answered(self, losses: Tensor, example: Example) -> Tensor:
+        """The mean loss of the tokens that answer; 0 where nothing is asked."""
+        if example.answers is None or not bool(example.answers.any()):
+            return losses.new_zeros(())
+        tails = losses[len(losses) - int(example.scored.sum()) :]
+        return tails[example.answers[example.scored]].mean()
 
     def _unscored(self, example: Example) -> int:
         """How many tokens at the beginning of the context are not scored."""

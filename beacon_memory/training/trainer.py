@@ -54,6 +54,7 @@ class Plan:
     accumulate: int = 1  # examples a step
     save_every: int = 50  # steps between checkpoints
     checkpointing: bool = False  # recompute activations: less memory, more time
+    workers: int = 0  # processes that make the examples; 0: the one that trains
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,8 +63,8 @@ class Plan:
                 raise ConfigError(f"{name} is 1 or more, not {getattr(self, name)}")
         if self.learn not in LEARNED:
             raise ConfigError(f"what is learned is one of {', '.join(LEARNED)}, not {self.learn!r}")
-        if self.rank < 0 or self.reach < 0 or self.warmup < 0 or self.learning_rate <= 0:
-            raise ConfigError("rank, reach and warmup are 0 or more, the learning rate is above 0")
+        if min(self.rank, self.reach, self.warmup, self.workers) < 0 or self.learning_rate <= 0:
+            raise ConfigError("rank, reach, warmup and workers are 0 or more, the learning rate is above 0")
         if self.schedule not in (known := [kind.value for kind in SchedulerType]):
             raise ConfigError(f"schedule is one of {', '.join(known)}, not {self.schedule!r}")
         if self.through is not None and self.through < 0:
@@ -130,6 +131,7 @@ def train(
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        dataloader_num_workers=plan.workers,
     )
     first = arguments.process_index == 0
     with _alone(out, first=first):

@@ -7,7 +7,6 @@ python -m benchmarks.speed.gpu --device cpu --model tiny --lengths 256 --slots 3
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import statistics
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_4_available, logging
 
 from beacon_memory import BeaconConfig, BeaconModel
 from beacon_memory.models.generation import end_ids
@@ -47,12 +46,13 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def opened(name: str, *, device: torch.device, attention: str) -> BeaconModel:
+def opened(name: str, *, device: torch.device, attention: str, adapter: str) -> BeaconModel:
     """The model where it is measured, in bfloat16 on a GPU."""
     if name == "tiny":
         return tiny_model(config=BeaconConfig(ratio=RATIO, window=32, keep_last=16, anchors="last"))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = BeaconModel.from_pretrained(name, dtype=dtype, device_map=str(device), attn_implementation=attention)
+    how: dict[str, Any] = {"dtype": dtype, "device_map": str(device), "attn_implementation": attention}
+    model = BeaconModel.from_pretrained(name, adapter=None if adapter == "none" else adapter, **how)
     model.adapted(model.config.replace(ratio=RATIO))
     return model
 
@@ -96,6 +96,7 @@ def rows(model: BeaconModel, lengths: list[int], slots: list[int], *, new: int, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--adapter", default="auto", help="an adapter's folder, auto or none")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--lengths", default="1024,8192,32768")
     parser.add_argument("--slots", default="512,4096")
@@ -106,14 +107,15 @@ def main() -> None:
     logging.disable_progress_bar()
     device = torch.device(args.device)
     kinds = ["sdpa"]
-    if device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
-        kinds.append("flash_attention_2")
+    if device.type == "cuda":
+        kinds += ["flash_attention_2"] if is_flash_attn_2_available() else []
+        kinds += ["flash_attention_4"] if is_flash_attn_4_available() else []
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     args.out.mkdir(parents=True, exist_ok=True)
     table = ["| | attention | ours, s | baseline, s | ours / baseline |", "|---|---|---|---|---|"]
     with (args.out / "gpu.jsonl").open("w", encoding="utf-8") as file:
         for kind in kinds:
-            model = opened(args.model, device=device, attention=kind)
+            model = opened(args.model, device=device, attention=kind, adapter=args.adapter)
             lengths, slots = ([int(n) for n in part.split(",")] for part in (args.lengths, args.slots))
             for row in rows(model, lengths, slots, new=args.new, many=args.sessions):
                 file.write(json.dumps({"device": name, "torch": torch.__version__, "attention": kind, **row}) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -146,24 +145,6 @@ def test_flash_attention_is_called_as_transformers_would_call_it(
     for expected, found in zip(one.segments, other.segments, strict=True):
         torch.testing.assert_close(found.keys, expected.keys, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(flash.logits(ids[80:90], one), sdpa.logits(ids[80:90], one), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or importlib.util.find_spec("flash_attn") is None, reason="needs CUDA and flash-attn"
-)
-@pytest.mark.parametrize("layout", ["select", "shadow"])
-def test_flash_attention_folds_and_answers_as_sdpa_does(layout: str, config: BeaconConfig, ids: list[int]) -> None:
-    config = config.replace(layout=layout, slot_dtype="bfloat16")
-    states, logits = [], []
-    for attention in ("sdpa", "flash_attention_2"):
-        lm = tiny_lm(attn_implementation=attention).to("cuda", torch.bfloat16)
-        model = BeaconModel(lm, tiny_tokenizer(), config)
-        states.append(model.compress(ids))
-        logits.append(model.logits(ids[:8], states[0]))
-    for one, other in zip(states[0].segments, states[1].segments, strict=True):
-        torch.testing.assert_close(one.keys, other.keys, rtol=0.05, atol=0.05)
-    torch.testing.assert_close(logits[0], logits[1], rtol=0.1, atol=0.1)
 
 
 def test_a_model_that_carries_beacons_is_not_given_a_second_set(
