@@ -20,13 +20,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from beacon_memory.errors import AdapterError, BeaconError, ConfigError, ModelError, UnsupportedModel
+from beacon_memory.errors import AdapterError, BeaconError, ConfigError, ModelError
+from beacon_memory.fold.family import family_of
 from beacon_memory.models.encoding import encoder
+from beacon_memory.models.families import check_supported
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-ROPES = ("default", "linear", "llama3", "yarn")
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -80,8 +80,6 @@ def load(
     try:
         if extra:
             return _load_gguf(Path(where) / extra["gguf_file"], how, options)
-        # Refused before gigabytes are read; a GGUF file has no config apart from its weights.
-        check_supported(AutoConfig.from_pretrained(where, **options))
         return _load(where, how, options)
     except BeaconError:
         raise
@@ -108,12 +106,15 @@ def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 def _load(
     where: str, how: dict[str, Any], options: dict[str, Any], **extra: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
+    about = AutoConfig.from_pretrained(where, **extra, **options)
+    check_supported(about)
+    if not family_of(about).sdpa and how["attn_implementation"] == "sdpa":
+        how = how | {"attn_implementation": "eager"}  # transformers has no other way without a GPU
     tokenizer = AutoTokenizer.from_pretrained(where, **extra, **options)
     lm, report = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **extra, **how)
     if missing := sorted(report["missing_keys"]):
         # transformers would go on with random numbers for them.
         raise ModelError(f"{where}: {len(missing)} weights are missing, first {missing[0]!r}")
-    check_supported(lm.config)
     return lm.eval(), tokenizer
 
 
@@ -154,27 +155,6 @@ def checkpoint_files(where: str, options: dict[str, Any]) -> list[str]:
         raise AdapterError(f"{where}: a published checkpoint is read from safetensors files: {exc}") from exc
 
 
-def check_supported(config: Any) -> None:
-    """Raises UnsupportedModel, with the reason, for a model that would give wrong answers in silence."""
-    kind = getattr(config, "model_type", None)
-    if kind not in FAMILIES:
-        raise UnsupportedModel(f"model type {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope not in ROPES:
-        raise UnsupportedModel(
-            f"RoPE type {rope!r} depends on the text's length, stored slots do not; supported: {', '.join(ROPES)}"
-        )
-    sliding = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) and sliding and sliding < config.max_position_embeddings:
-        raise UnsupportedModel(
-            f"sliding-window attention ({sliding} of {config.max_position_embeddings} positions) would miss old slots: "
-            f"load the model with sliding_window=None"
-        )
-    attention = getattr(config, "_attn_implementation", None)
-    if attention not in (None, "sdpa", "eager") and "flash" not in attention:
-        raise UnsupportedModel(f"attention {attention!r} is not supported: choose sdpa, eager or flash_attention_2")
-
-
 def model_fingerprint(lm: nn.Module) -> str:
     """A hash of the architecture and of samples of every weight, the same whatever dtype it was loaded in."""
     config: Any = lm.config
@@ -187,6 +167,11 @@ def model_fingerprint(lm: nn.Module) -> str:
         "vocab_size",
     )
     shape = {field: getattr(config, field) for field in fields} | {"rope": getattr(config, "rope_parameters", None)}
+    layers = family_of(config).layers(config)
+    if windows := [layer.window for layer in layers if layer.window]:
+        shape["windows"] = windows
+    if any(layer.rope is None for layer in layers):
+        shape["ropeless"] = [index for index, layer in enumerate(layers) if layer.rope is None]
     sampled = hash_tensors(dict(lm.named_parameters()), samples=64)
     return _short(json.dumps(shape, sort_keys=True, default=float).encode() + sampled.encode())
 
