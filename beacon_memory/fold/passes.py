@@ -121,9 +121,9 @@ class SeekPass(TailPass):
         positions = torch.arange(rows)
 
         def made(window: int | None) -> Tensor:
-            mask = causal(positions, positions, past=past.slots, dtype=past.dtype, window=window)
-            mask[..., self._slots : past.slots] = float("-inf")
-            return mask
+            mask = causal(positions, positions, past=self._slots, dtype=past.dtype, window=window)
+            left_out = mask.new_full((1, 1, rows, past.slots - self._slots), float("-inf"))
+            return torch.cat([mask[..., : self._slots], left_out, mask[..., self._slots :]], dim=-1)
 
         self._sight = Sight(made, past, plain=False)
         self._seen: dict[tuple[int, int], Tensor] = {}

@@ -10,7 +10,7 @@ from beacon_memory.fold.family import FAMILIES
 
 ROPES = ("default", "linear", "llama3", "yarn")
 
-_RECURRENT = "most of its layers hold a recurrent state, which no slot keeps and without which answers are garbled"
+_RECURRENT = "layers of it hold a recurrent state, which no slot keeps and without which answers are garbled"
 _LATENT = "its attention keeps latents that all heads share, not keys and values by head"
 _SHARED = "some of its layers read the keys and values of others, and tokens enter each layer anew"
 _CHUNKED = "some of its layers attend in chunks of positions, which joined slots would move"

@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
@@ -76,11 +83,12 @@ def load(
     """A causal LM of a supported family and its tokenizer. Raises ModelError, UnsupportedModel, and ConfigError for
     an option that is none."""
     where, extra = resolve(name)
-    how = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation, **options}
+    given = {"trust_remote_code": False, **options}
+    how = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation, **given}
     try:
         if extra:
-            return _load_gguf(Path(where) / extra["gguf_file"], how, options)
-        return _load(where, how, options)
+            return _load_gguf(Path(where) / extra["gguf_file"], how, given)
+        return _load(where, how, given)
     except BeaconError:
         raise
     except TypeError as exc:
@@ -94,9 +102,34 @@ def load(
         raise ModelError(f"model {str(name)!r} cannot be loaded: {exc}") from exc
 
 
+def read_config(name: str | os.PathLike[str], **options: Any) -> Any:
+    """A model's configuration, without its weights. Raises ModelError, and UnsupportedModel for an architecture that
+    this transformers has not.
+    """
+    where, extra = _read_from(name)
+    try:
+        return _config(where, **extra, **options)
+    except BeaconError:
+        raise
+    except Exception as exc:  # as in `load`
+        raise ModelError(f"the configuration of {str(name)!r} cannot be read: {exc}") from exc
+
+
+def _config(where: str, **options: Any) -> Any:
+    try:
+        # Unless it is said, nobody is asked on the terminal whether a repository's code may run: it may not.
+        return AutoConfig.from_pretrained(where, **{"trust_remote_code": False, **options})
+    except (ValueError, KeyError):
+        if "gguf_file" not in options:
+            kind = PretrainedConfig.get_config_dict(where, **options)[0].get("model_type")
+            if kind is not None and kind not in CONFIG_MAPPING:
+                check_supported(PretrainedConfig.from_dict({"model_type": kind}))
+        raise
+
+
 def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, without its weights. Raises ModelError."""
-    where, extra = resolve(name)
+    where, extra = _read_from(name)
     try:
         return AutoTokenizer.from_pretrained(where, **extra)
     except Exception as exc:  # as in `load`
@@ -106,7 +139,7 @@ def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 def _load(
     where: str, how: dict[str, Any], options: dict[str, Any], **extra: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    about = AutoConfig.from_pretrained(where, **extra, **options)
+    about = _config(where, **extra, **options)
     check_supported(about)
     if not family_of(about).sdpa and how["attn_implementation"] == "sdpa":
         how = how | {"attn_implementation": "eager"}  # transformers has no other way without a GPU
@@ -121,9 +154,7 @@ def _load(
 def _load_gguf(file: Path, how: dict[str, Any], options: dict[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
     """A GGUF model. Its weights are unpacked once into the hub's cache folder, because reading the file takes half a
     minute. Where that folder cannot be written, the file is read each time."""
-    status = file.stat()
-    identity = hashlib.sha256(f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()[:16]
-    unpacked = Path(HF_HOME) / "beacon-memory" / f"{file.stem}-{identity}"
+    unpacked = _unpacked(file)
     if not unpacked.is_dir():
         lm, tokenizer = _load(str(file.parent), how | {"dtype": torch.float32}, options, gguf_file=file.name)
         lm.hf_quantizer = None  # the unpacked weights are not quantised
@@ -140,6 +171,21 @@ def _load_gguf(file: Path, how: dict[str, Any], options: dict[str, Any]) -> tupl
                 logger.warning("the unpacked GGUF weights cannot be cached, so each start will be slow: %s", exc)
                 return lm if how["dtype"] in (torch.float32, "auto") else lm.to(how["dtype"]), tokenizer
     return _load(str(unpacked), how, options)
+
+
+def _unpacked(file: Path) -> Path:
+    """Where the weights of a GGUF file are kept, once they have been unpacked."""
+    status = file.stat()
+    identity = hashlib.sha256(f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()[:16]
+    return Path(HF_HOME) / "beacon-memory" / f"{file.stem}-{identity}"
+
+
+def _read_from(name: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+    """As `resolve`, or the folder of what was unpacked: a GGUF file takes long to read."""
+    where, extra = resolve(name)
+    if extra and (unpacked := _unpacked(Path(where) / extra["gguf_file"])).is_dir():
+        return str(unpacked), {}
+    return where, extra
 
 
 def checkpoint_files(where: str, options: dict[str, Any]) -> list[str]:

@@ -11,10 +11,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from beacon_memory.config import BeaconConfig, check_ratio
-from beacon_memory.errors import InputError, PromptTooLong
+from beacon_memory.errors import InputError, ModelError, PromptTooLong
 from beacon_memory.fold.attention import Beacons
 from beacon_memory.fold.family import family_of, positions_of, slot_shape
 from beacon_memory.fold.fold import fold
@@ -38,6 +38,7 @@ from beacon_memory.models.loading import (
     model_fingerprint,
     one_thread_after_fork,
     plain_ids,
+    read_config,
     resolve,
     tokenizer_fingerprint,
 )
@@ -119,8 +120,8 @@ class BeaconModel:
         published = None
         if not extra:
             try:
-                about = AutoConfig.from_pretrained(where, **options)
-            except (OSError, ValueError):
+                about = read_config(where, **options)
+            except ModelError:
                 about = None  # `load` says what is wrong
             found = published_config(about) if about is not None else None
             if found is not None and adapter in (None, "auto"):

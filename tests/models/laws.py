@@ -6,10 +6,10 @@ A law fails by an AssertionError. Each compares with transformers alone, on anot
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,14 +22,18 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.fold.family import FAMILIES, Family
+from beacon_memory.fold.family import FAMILIES, Family, slot_shape
+from beacon_memory.fold.fold import embed, read
+from beacon_memory.fold.passes import SeekPass
 from beacon_memory.models.batch import CACHE
+from beacon_memory.models.families import REFUSED
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.resident import ResidentPrefix
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.state.state import BeaconState
 from beacon_memory.testing.models import tiny_lm, tiny_tokenizer
 from beacon_memory.training.fit import fit_anchors
+from beacon_memory.training.objective import Example, Objective, Weights
 
 CONFIG = BeaconConfig(ratio=4, window=16, anchors="last", sink=2, keep_last=5, slot_dtype="float32")
 IDS = random.Random(7).choices(range(3, 300), k=200)
@@ -271,6 +275,40 @@ def fitted(case: Case) -> None:
     assert torch.equal(plain_logits(model.lm, IDS), logits)
 
 
+def seek(case: Case) -> None:
+    """Where a question looks in a memory is where it looks in transformers' own attention."""
+    model = case.model
+    past, asked = model.empty.extend(model.compress(IDS[:40], ratio=1, close=True).segments), IDS[40:46]
+    heads = [(layer, head) for layer in range(3) for head in range(slot_shape(model.lm.config)[1])]
+    with torch.inference_mode():
+        looking = SeekPass(past, len(asked), heads)
+        read(model.lm, looking, embed(model.lm, torch.tensor([asked])), torch.arange(6) + past.slots)
+        told = case.plain(attn_implementation="eager")(torch.tensor([IDS[:46]]), output_attentions=True)
+    for (layer, head), seen in zip(heads, looking.seen, strict=True):
+        attention = told.attentions[layer][0, :, 40:, :40]
+        of_group = attention.view(slot_shape(model.lm.config)[1], -1, *attention.shape[1:])[head]
+        close(seen[0], of_group.mean(dim=0))
+
+
+def learned(case: Case) -> None:
+    """Training has nothing to learn where nothing was folded, and gradients for the beacons where something was."""
+    model = case.made()
+    train(model, kind="low-rank", far=False)
+    draw = torch.Generator().manual_seed(3)
+    windows, tails = torch.randint(3, 200, (2, 34), generator=draw), torch.randint(3, 200, (2, 2, 9), generator=draw)
+    scored = torch.ones_like(tails, dtype=torch.bool)
+    objective = Objective(model.beacons, config=CONFIG, weights=Weights(next_token=0, teacher=1, hidden=1))
+    for parameter in model.beacons.parameters().values():
+        parameter.requires_grad_(True)
+    same, folded = (objective(Example((windows[:, :18], windows[:, 18:]), (n, n), tails, scored)) for n in (1, 4))
+    assert abs(float(same.detach())) < 1e-4
+    assert float(folded.detach()) > 0.01
+    folded.backward()
+    grown = [parameter.grad for name, parameter in model.beacons.parameters().items() if ".q." not in name]
+    assert any(grad is not None and float(grad.abs().max()) > 0 for grad in grown)
+    assert all(grad.isfinite().all() for grad in grown if grad is not None)
+
+
 def train(model: BeaconModel, *, kind: str, far: bool = True) -> None:
     """Give the model beacon weights: where training starts, or far from there."""
     random = torch.Generator().manual_seed(5)
@@ -295,4 +333,64 @@ LAWS: dict[str, Callable[[Case], None]] = {
     "stored": stored,
     "adapter": adapter,
     "fit": fitted,
+    "seek": seek,
+    "learn": learned,
 }
+
+
+# What docs/models.md says
+
+
+@cache
+def failure(case: str, law: str) -> AssertionError | None:
+    """What a law says against a case, or None: it holds."""
+    try:
+        LAWS[law](next(one for one in CASES if one.name == case))
+    except AssertionError as exc:
+        return exc
+    return None
+
+
+def of_its_own(case: Case) -> str:
+    """What an architecture has that Llama has not."""
+    family, layers = case.family, case.family.layers(case.plain().config)
+    told = {
+        "one fused projection": family.fused,
+        "keys normed by head": family.norm == "head",
+        "keys normed by token": family.norm == "row",
+        "layers without RoPE": any(layer.rope is None for layer in layers),
+        "RoPE by layer type": family.typed_rope,
+        "a soft limit of attention": family.softcap,
+        "sinks": family.sinks,
+        "experts": family.experts,
+        "sliding and full layers": 0 < sum(bool(layer.window) for layer in layers) < len(layers),
+    }
+    words = [word for word, true in told.items() if true and not case.note]
+    return ", ".join([*words, *([case.note] if case.note else [])]) or "–"
+
+
+def table() -> Iterator[str]:
+    """The cases, and what came of the laws."""
+    yield "| model | `model_type` | of its own | laws | a batch's prompts |"
+    yield "|---|---|---|---|---|"
+    for case in CASES:
+        broken = [law for law in LAWS if failure(case.name, law)]
+        laws = f"all {len(LAWS)}" if not broken else f"all but {', '.join(broken)}"
+        windowed = any(layer.window for layer in case.family.layers(case.plain().config))
+        model = case.family.models if not case.note else ""
+        answered = "one by one" if windowed else "together"
+        yield f"| {model} | `{case.family.name}` | {of_its_own(case)} | {laws} | {answered} |"
+
+
+def refused() -> Iterator[str]:
+    """Well-known architectures that are not supported."""
+    yield "| why | `model_type`, and the nearest supported one |"
+    yield "|---|---|"
+    for reason in dict.fromkeys(why for why, _ in REFUSED.values()):
+        named = [f"`{name}` ({nearest})" for name, (why, nearest) in REFUSED.items() if why == reason]
+        yield f"| {reason} | {', '.join(named)} |"
+
+
+if __name__ == "__main__":
+    print("\n".join(table()), end="\n\n")
+    print("\n".join(refused()))

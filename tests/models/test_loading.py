@@ -251,7 +251,7 @@ def test_longrope_is_used_within_its_short_factors_positions(
     with pytest.raises(PromptTooLong, match="the model has 128 positions"):
         model.generate([ids[:80]], [state], max_new_tokens=4)
     folder = tiny_checkpoint(tmp_path, "phi3", rope_parameters=rope, original_max_position_embeddings=128)
-    assert BeaconEngine(str(folder), "memory://").positions() == 128  # before anything is loaded
+    assert BeaconEngine(str(folder), "memory://").positions == 128  # before anything is loaded
 
 
 def test_a_sliding_window_as_wide_as_the_model_loses_nothing(
