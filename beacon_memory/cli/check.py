@@ -57,7 +57,8 @@ def about(model: str) -> dict[str, Any]:
     numbers = 2 * prod((count, kv_heads, width))
     positions, longest = positions_of(config), int(config.max_position_embeddings)
     within = "" if positions == longest else f" of {longest}: those within which LongRoPE's short factors hold"
-    kept = f"keys (before RoPE) and values of {kv_heads} KV heads of {width} in each layer"
+    heads = f"{kv_heads} KV head{'s' if kv_heads > 1 else ''} of {width}"
+    kept = f"keys (before RoPE) and values of {heads} in each layer"
     return {
         "model": model,
         "family": f"{family.name} ({family.models})",
@@ -82,8 +83,8 @@ def _not_kept(layers: Sequence[Layer]) -> str:
     if not windows:
         return ""
     return (
-        f"; a sliding layer sees the newest {max(windows)} slots and tokens: with keep_last={max(windows)} an answer's "
-        "see raw tokens alone"
+        f"; a sliding layer sees the newest {max(windows)} slots and tokens: raw tokens alone, "
+        f"with keep_last={max(windows)}"
     )
 
 

@@ -139,16 +139,25 @@ def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 def _load(
     where: str, how: dict[str, Any], options: dict[str, Any], **extra: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    about = _config(where, **extra, **options)
-    check_supported(about)
-    if not family_of(about).sdpa and how["attn_implementation"] == "sdpa":
-        how = how | {"attn_implementation": "eager"}  # transformers has no other way without a GPU
+    if extra:  # a GGUF file's configuration takes as long to read as its weights; any family has eager attention
+        how = how | {"attn_implementation": "eager"}
+    else:
+        about = _config(where, **options)
+        check_supported(about)
+        how = how | {"attn_implementation": _attention(about, how)}
     tokenizer = AutoTokenizer.from_pretrained(where, **extra, **options)
     lm, report = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **extra, **how)
     if missing := sorted(report["missing_keys"]):
         # transformers would go on with random numbers for them.
         raise ModelError(f"{where}: {len(missing)} weights are missing, first {missing[0]!r}")
+    check_supported(lm.config)
     return lm.eval(), tokenizer
+
+
+def _attention(config: Any, how: Mapping[str, Any]) -> str:
+    """The attention that was asked for, or the one that transformers has for this family instead of sdpa."""
+    asked: str = how["attn_implementation"]
+    return "eager" if asked == "sdpa" and not family_of(config).sdpa else asked
 
 
 def _load_gguf(file: Path, how: dict[str, Any], options: dict[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -169,6 +178,7 @@ def _load_gguf(file: Path, how: dict[str, Any], options: dict[str, Any]) -> tupl
         except OSError as exc:
             if not unpacked.is_dir():  # else another process was faster
                 logger.warning("the unpacked GGUF weights cannot be cached, so each start will be slow: %s", exc)
+                lm.set_attn_implementation(_attention(lm.config, how))
                 return lm if how["dtype"] in (torch.float32, "auto") else lm.to(how["dtype"]), tokenizer
     return _load(str(unpacked), how, options)
 
