@@ -92,7 +92,8 @@ def evaluate(
     with waiting(f"loading {model}"):
         import torch
 
-        from beacon_memory.models.model import BeaconModel, packaged_adapter
+        from beacon_memory.models.adapter import packaged_adapter
+        from beacon_memory.models.model import BeaconModel
 
         quiet()
         torch.manual_seed(seed)

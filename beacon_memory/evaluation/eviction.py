@@ -57,19 +57,20 @@ class ExpectedAttentionPass(RawPass):
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = int(module.layer_idx)
         queries = self._queries.pop(layer)
+        norm = module.beacon_layer.norm
+        queries = module.q_norm(queries) if norm == "row" else queries
         queries = queries.view(*queries.shape[:2], -1, key.shape[-1])
-        norm = getattr(module, "q_norm", None)  # Qwen3 norms each head
-        queries = (queries if norm is None else norm(queries)).transpose(1, 2).float()
-        self.expected[layer] = self._score(queries, key.float(), value.float(), scale=float(module.scaling))
+        queries = (module.q_norm(queries) if norm == "head" else queries).transpose(1, 2).float()
+        turn = self._turn(key, layer=layer)
+        self.expected[layer] = self._score(queries, key.float(), value.float(), turn, scale=float(module.scaling))
         return super().attend(module, query, key, value, attend)
 
-    def _score(self, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float) -> Tensor:
+    def _score(self, queries: Tensor, keys: Tensor, values: Tensor, turn: Tensor, *, scale: float) -> Tensor:
         skipped = 0 if self.past.slots or self.rows <= 2 * OUTLIERS else OUTLIERS
         queries = queries[:, :, skipped:]
         mean = queries.mean(dim=2)
         centred = queries - mean[:, :, None]
         spread = centred.transpose(2, 3) @ centred / queries.shape[2]
-        turn = self._turn(keys)
         mean, spread = mean @ turn.T, turn @ spread @ turn.T
         batch, _, width = mean.shape
         kv_heads, rows = keys.shape[1:3]
@@ -85,12 +86,13 @@ class ExpectedAttentionPass(RawPass):
         scored: Tensor = expected * values.norm(dim=-1)
         return scored
 
-    def _turn(self, like: Tensor) -> Tensor:
+    def _turn(self, like: Tensor, *, layer: int) -> Tensor:
         """The mean rotation to the positions that follow.  # (head_dim, head_dim)"""
         start = self.past.slots + self.rows
-        cos, sin = (t.float().mean(dim=0) for t in self.past.rope.at(start, start + FUTURE, like))
-        half = like.shape[-1] // 2
-        turn = torch.diag(cos)
+        cos, sin = (t.float().mean(dim=0) for t in self.past.rope.at(start, start + FUTURE, like, layer=layer))
+        half = len(cos) // 2  # channels beyond the rotated ones stay as they are
+        turn = torch.eye(like.shape[-1], device=like.device)
+        turn[: len(cos), : len(cos)] = torch.diag(cos)
         index = torch.arange(half, device=like.device)
         turn[index, index + half] = -sin[:half]
         turn[index + half, index] = sin[half:]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from beacon_memory.evaluation.items import Item, Question
 from beacon_memory.fold.attention import Attend, BeaconProjection
-from beacon_memory.fold.fold import embed, read
+from beacon_memory.fold.fold import embed, predicted, read
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.models.generation import end_ids
 from beacon_memory.models.model import BeaconModel
@@ -57,7 +57,7 @@ def answer_losses(model: BeaconModel, memory: Prefix, item: Item, question: Ques
         for answer, head in zip(question.answers, heads, strict=True):
             predicting = torch.cat([hidden[len(prompt) - 1 : len(prompt)], hidden[start : start + len(head)]])
             start += len(head)
-            logits = model.lm.lm_head(predicting).float()
+            logits = predicted(model.lm, predicting).float()
             target = torch.tensor(answer, device=logits.device)
             losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none").cpu())
     return losses

@@ -1,16 +1,17 @@
 """Beacons on a transformers model: wrapped projections, and an attention function that a pass can take over.
 
-Nothing is forked. `q_proj`, `k_proj` and `v_proj` of each layer are wrapped, and the attention modules look up their
-attention function under the name "beacon". A forward without a `beacon_pass` does exactly what the model did before.
-`detach` puts everything back.
+Nothing is forked. `q_proj`, `k_proj` and `v_proj` of each layer are wrapped, or the `qkv_proj` that stands for them,
+and the attention modules look up their attention function under the name "beacon". A forward without a `beacon_pass`
+does exactly what the model did before. `detach` puts everything back.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from beacon_memory.errors import ModelError
+from beacon_memory.fold.family import Layer, family_of, slot_shape
 
 NAME = "beacon"
 PROJECTIONS = ("q", "k", "v")
@@ -43,6 +45,38 @@ class Pass(Protocol):
 
 # Projections are called with the hidden rows alone; their attention module tells them which pass they are in.
 _current: ContextVar[Pass | None] = ContextVar("beacon_pass", default=None)
+# The rows that a fused projection is called with, and all that it makes of them: each of its parts is cut out of it.
+_whole: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("beacon_whole", default=None)
+
+
+class Part(nn.Module):
+    """The q, k or v share of a fused projection."""
+
+    def __init__(self, fused: nn.Linear, start: int, end: int) -> None:
+        super().__init__()
+        self._fused = (fused,)  # in a tuple: it is no submodule, its weights are named once
+        self._share = slice(start, end)
+        self.in_features, self.out_features = fused.in_features, end - start
+
+    @property
+    def weight(self) -> Tensor:
+        """Its rows of the fused weight."""
+        return self._fused[0].weight[self._share]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Its rows of the fused bias."""
+        bias: Tensor | None = self._fused[0].bias
+        return None if bias is None else bias[self._share]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        known, fused = _whole.get(), self._fused[0]
+        if known is not None and known[0] is hidden:
+            return known[1][..., self._share]
+        if type(fused) is nn.Linear:
+            return nn.functional.linear(hidden, self.weight, self.bias)
+        made: Tensor = fused(hidden)[..., self._share]
+        return made
 
 
 class BeaconProjection(nn.Module):
@@ -51,7 +85,7 @@ class BeaconProjection(nn.Module):
     A delta may reach to a row's neighbours, so that a slot carries what stands around its anchor.
     """
 
-    def __init__(self, base: nn.Linear, *, layer: int, name: str) -> None:
+    def __init__(self, base: nn.Linear | Part, *, layer: int, name: str) -> None:
         super().__init__()
         self.base = base
         self.layer = layer
@@ -69,7 +103,10 @@ class BeaconProjection(nn.Module):
     def make_full(self) -> None:
         """Give beacons a full projection, a copy of the base's (paper, section 3.2)."""
         self.full = self._linear(self.base.in_features, self.base.out_features, bias=self.base.bias is not None)
-        self.full.load_state_dict(self.base.state_dict())
+        with torch.no_grad():
+            for own, base in ((self.full.weight, self.base.weight), (self.full.bias, self.base.bias)):
+                if base is not None:
+                    own.copy_(base)
 
     def make_low_rank(self, rank: int, *, reach: int = 0) -> None:
         """Give beacons the base's projection plus a delta of this rank, zero at the start.
@@ -140,6 +177,27 @@ class BeaconProjection(nn.Module):
         return nn.Linear(features_in, features_out, bias=bias, device=weight.device, dtype=weight.dtype)
 
 
+class FusedProjection(nn.Module):
+    """A `qkv_proj` whose q, k and v are projections of their own in a pass; without one it is the base's."""
+
+    def __init__(self, base: nn.Linear, *, layer: int, sizes: Sequence[int]) -> None:
+        """`sizes`: the features of q, k and v, in the order they are in `base`."""
+        super().__init__()
+        self.base = base
+        for name, (start, end) in zip(PROJECTIONS, pairwise(accumulate(sizes, initial=0)), strict=True):
+            self.add_module(name, BeaconProjection(Part(base, start, end), layer=layer, name=name))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        made: Tensor = self.base(hidden)
+        if _current.get() is None:
+            return made
+        token = _whole.set((hidden, made))
+        try:
+            return torch.cat([getattr(self, name)(hidden) for name in PROJECTIONS], dim=-1)
+        finally:
+            _whole.reset(token)
+
+
 class Beacons:
     """The beacon parts of one attached model: projections by layer, and the embeddings that beacon rows start from."""
 
@@ -156,14 +214,11 @@ class Beacons:
         self.embedding: nn.Parameter | None = None  # (hidden,): every interleaved beacon starts from it
         self.offset: nn.Parameter | None = None  # (hidden,): added to a shadow beacon's anchor embedding
         self._hooks: list[Any] = []
-        for index, attention in enumerate(self._attentions()):
-            wrapped = {
-                name: BeaconProjection(getattr(attention, f"{name}_proj"), layer=index, name=name)
-                for name in PROJECTIONS
-            }
-            for name, projection in wrapped.items():
-                setattr(attention, f"{name}_proj", projection)
-            self.layers.append(wrapped)
+        self._replaced: list[tuple[Any, str, nn.Module]] = []  # attention, its attribute, what it held
+        described = family_of(lm.config).layers(lm.config)
+        for index, (attention, layer) in enumerate(zip(self._attentions(), described, strict=True)):
+            self.layers.append(self._wrapped(attention, layer, index=index))
+            attention.beacon_layer = layer
             attention.beacon_base_config = attention.config
             # A copy: masks and generate() go on reading the model's own config, and see the base's attention.
             attention.config = copy.copy(attention.config)
@@ -175,12 +230,12 @@ class Beacons:
         """Give the base model back as it was, bit for bit. A second time does nothing."""
         for hook in self._hooks:
             hook.remove()
-        for attention, wrapped in zip(self._attentions() if self.layers else [], self.layers, strict=True):
+        for attention in self._attentions() if self.layers else []:
             attention.config = attention.beacon_base_config
-            del attention.beacon_base_config
-            for name, projection in wrapped.items():
-                setattr(attention, f"{name}_proj", projection.base)
-        self.layers = []
+            del attention.beacon_base_config, attention.beacon_layer
+        for attention, name, module in self._replaced:
+            setattr(attention, name, module)
+        self.layers, self._replaced = [], []
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every beacon weight by its name in an adapter file."""
@@ -199,6 +254,24 @@ class Beacons:
     def attention(self, layer: int) -> Any:
         """A layer's attention module."""
         return self.lm.model.layers[layer].self_attn
+
+    def _wrapped(self, attention: Any, layer: Layer, *, index: int) -> dict[str, BeaconProjection]:
+        """The layer's projections by name, now in their bases' places."""
+        if not layer.fused:
+            bases = {name: getattr(attention, f"{name}_proj") for name in PROJECTIONS}
+            wrapped = {name: BeaconProjection(base, layer=index, name=name) for name, base in bases.items()}
+            for name, projection in wrapped.items():
+                self._replace(attention, f"{name}_proj", projection)
+            return wrapped
+        _, kv_heads, width = slot_shape(self.lm.config)
+        sizes = [self.lm.config.num_attention_heads * width, kv_heads * width, kv_heads * width]
+        fused = FusedProjection(attention.qkv_proj, layer=index, sizes=sizes)
+        self._replace(attention, "qkv_proj", fused)
+        return {name: getattr(fused, name) for name in PROJECTIONS}
+
+    def _replace(self, attention: Any, name: str, module: nn.Module) -> None:
+        self._replaced.append((attention, name, getattr(attention, name)))
+        setattr(attention, name, module)
 
     def _attentions(self) -> list[Any]:
         return [layer.self_attn for layer in self.lm.model.layers]
@@ -282,12 +355,13 @@ def heads(rows: Tensor, module: Any) -> Tensor:
 
 
 def normed(keys: Tensor, module: Any) -> Tensor:
-    """Keys by head, as the model's attention sees them before RoPE.  # (…, head_dim)"""
-    norm = getattr(module, "k_norm", None)  # Qwen3 norms each head
-    seen: Tensor = keys if norm is None else norm(keys)
+    """Keys by head, as an attention that norms each head sees them before RoPE.  # (…, head_dim)"""
+    seen: Tensor = module.k_norm(keys) if module.beacon_layer.norm == "head" else keys
     return seen
 
 
 def heads_last(rows: Tensor, module: Any) -> Tensor:
     """Projected key rows as the model's attention sees them before RoPE.  # (batch, kv_heads, rows, head_dim)"""
+    if module.beacon_layer.norm == "row":
+        rows = module.k_norm(rows)
     return normed(rows.view(*rows.shape[:2], -1, module.head_dim), module).transpose(1, 2)

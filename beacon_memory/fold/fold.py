@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
 from beacon_memory.fold.anchors import Spread, pick, shared, surprise
-from beacon_memory.fold.attention import Beacons, Pass, normed, rows_at
+from beacon_memory.fold.attention import Beacons, Pass, heads_last, normed, rows_at
 from beacon_memory.fold.layout import interleaved, unit_ends
 from beacon_memory.fold.passes import Enough, InterleavePass, LookBackPass, RawPass, ShadowPass
 from beacon_memory.fold.prefix import Prefix
@@ -80,12 +81,21 @@ def _select(
         for name, all_rows, out in (("k", raw.keys[layer], keys), ("v", raw.values[layer], values)):
             positions = anchors.to(all_rows.device).expand(*all_rows.shape[:2], -1)
             if projections[name].trained:
-                own = projections[name].beacon_at(raw.hidden[layer], positions, based=raw.based[layer, name])
-                own = normed(own, beacons.attention(layer)) if name == "k" else own
+                own = _own(beacons, raw, layer, name, anchors=positions)
             else:
                 own = rows_at(all_rows, positions)
             out.append(torch.cat([all_rows[:, :, :sink], own], dim=2))
     return Folded(torch.stack(keys), torch.stack(values), hidden, raw, torch.stack(places))
+
+
+def _own(beacons: Beacons, raw: RawPass, layer: int, name: str, *, anchors: Tensor) -> Tensor:
+    """The trained keys or values at each head's anchors.  # (batch, kv_heads, anchors, head_dim)"""
+    projection, attention = beacons.layers[layer][name], beacons.attention(layer)
+    hidden, based = raw.hidden[layer], raw.based[layer, name]
+    if name == "k" and attention.beacon_layer.norm == "row":  # a head's norm depends on the others at its anchor
+        return rows_at(heads_last(projection.beacon(hidden, based=based), attention), anchors)
+    own = projection.beacon_at(hidden, anchors, based=based)
+    return normed(own, attention) if name == "k" else own
 
 
 def _shadow(
@@ -146,7 +156,7 @@ def scored(
     scores: dict[str, list[Tensor]] = {}
     if "surprise" in rules:
         with torch.no_grad():
-            scores["surprise"] = [surprise(lm.lm_head, hidden, ids)] * layers
+            scores["surprise"] = [surprise(partial(predicted, lm), hidden, ids)] * layers
     if "reconstruct" in rules:
         scores["reconstruct"] = look_back(lm, raw, embedded)
     for rule in sorted(rules & {"learned", "spread"}):
@@ -195,14 +205,22 @@ def embed(lm: Any, ids: Tensor) -> Tensor:
     return embedded
 
 
+def predicted(lm: Any, hidden: Tensor) -> Tensor:
+    """The next-token logits of last hidden states, scaled and limited as the model does it.  # (…, vocabulary)"""
+    logits: Tensor = lm.lm_head(hidden)
+    if (scale := getattr(lm.config, "logits_scaling", 1)) != 1:
+        logits = logits / scale
+    cap = getattr(lm.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 def beacon_start(beacons: Beacons) -> Tensor:
     """Where an interleaved beacon starts: its own embedding; untrained, that of the first EOS id, as in the paper."""
     if beacons.embedding is not None:
         return beacons.embedding
-    table: Tensor = beacons.lm.get_input_embeddings().weight
     end: Any = beacons.lm.config.eos_token_id
     first = end[0] if isinstance(end, list) else end
-    return table[first or 0]
+    return embed(beacons.lm, torch.tensor(first or 0, device=beacons.lm.device))
 
 
 def stacked(by_layer: dict[int, Tensor]) -> Tensor:

@@ -45,11 +45,16 @@ def interleaved(tokens: int, ratio: int, *, sink: int) -> tuple[Tensor, Tensor]:
     return torch.cat([torch.arange(sink), sink + raw + raw // ratio]), beacons
 
 
-def causal(queries: Tensor, keys: Tensor, *, past: int, dtype: torch.dtype) -> Tensor:
+def causal(queries: Tensor, keys: Tensor, *, past: int, dtype: torch.dtype, window: int | None = None) -> Tensor:
     """An additive mask by position: a row sees all of the past, and every row at its own position or before.
 
+    With a `window` it sees only the newest so many positions, its own among them.
     queries: (rows,) and keys: (columns,), positions counted from the end of the past.  # (1, 1, rows, past + columns)
     """
     hidden = keys[None, :] > queries[:, None]
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
-    return torch.nn.functional.pad(mask, (past, 0))[None, None]
+    if window is None:
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+        return torch.nn.functional.pad(mask, (past, 0))[None, None]
+    seen = torch.cat([torch.arange(-past, 0, device=keys.device), keys])
+    hidden = torch.nn.functional.pad(hidden, (past, 0)) | (seen[None, :] <= queries[:, None] - window)
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))[None, None]

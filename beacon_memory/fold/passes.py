@@ -6,8 +6,8 @@ recorded as they leave the projections, before RoPE: nothing has to be un-rotate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,35 @@ LEADING = 16  # slots of the past that the repeat pass sees
 
 class Enough(Exception):
     """A pass has all it was made for: ends a forward whose last states are not wanted."""
+
+
+class Sight:
+    """What the rows of a pass see in each layer, by how far the layer sees: a mask for each window, made once."""
+
+    def __init__(self, made: Callable[[int | None], Tensor], past: Prefix, *, plain: bool) -> None:
+        """`made`: the mask of a window. `plain`: without a past and a window, what rows see is plain causal."""
+        self._made = made
+        self._past = past
+        self._plain = plain and not past.slots
+        self._masks: dict[int | None, Tensor | None] = {}
+
+    @classmethod
+    def of_rows(cls, past: Prefix, rows: int) -> Self:
+        """That of consecutive rows behind a past."""
+        positions = torch.arange(rows)
+
+        def made(window: int | None) -> Tensor:
+            return causal(positions, positions, past=past.slots, dtype=past.dtype, window=window)
+
+        return cls(made, past, plain=True)
+
+    def of(self, module: Any) -> Tensor | None:
+        """The mask in a layer, None where it is plain causal."""
+        window = module.beacon_layer.window
+        if window not in self._masks:
+            plain = self._plain and window is None
+            self._masks[window] = None if plain else self._made(window).to(self._past.device)
+        return self._masks[window]
 
 
 class RawPass:
@@ -41,10 +70,7 @@ class RawPass:
         self.based: dict[tuple[int, str], Tensor] = {}  # layer, "k" or "v" -> (batch, rows, features)
         self.scores: dict[int, Tensor] = {}  # layer -> (batch, kv_heads, rows), where a scorer is attached
         self.rotated: dict[int, tuple[Tensor, Tensor]] | None = {} if rotated else None
-        positions = torch.arange(rows)
-        self._mask = (
-            causal(positions, positions, past=past.slots, dtype=past.dtype).to(past.device) if past.slots else None
-        )
+        self._sight = Sight.of_rows(past, rows)
 
     def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
         projected: Tensor = projection.base(hidden)
@@ -66,7 +92,7 @@ class RawPass:
             self.rotated[layer] = (key, value)
         if layer == self._last:
             raise Enough
-        return attend(query, *self.past.join(layer, key, value), self._mask)
+        return attend(query, *self.past.join(layer, key, value), self._sight.of(module))
 
 
 class TailPass:
@@ -74,17 +100,14 @@ class TailPass:
 
     def __init__(self, past: Prefix, rows: int) -> None:
         self.past = past
-        positions = torch.arange(rows)
-        self._mask = (
-            causal(positions, positions, past=past.slots, dtype=past.dtype).to(past.device) if past.slots else None
-        )
+        self._sight = Sight.of_rows(past, rows)
 
     def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
         projected: Tensor = projection.base(hidden)
         return projected
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-        return attend(query, *self.past.join(int(module.layer_idx), key, value), self._mask)
+        return attend(query, *self.past.join(int(module.layer_idx), key, value), self._sight.of(module))
 
 
 class SeekPass(TailPass):
@@ -95,8 +118,14 @@ class SeekPass(TailPass):
         super().__init__(past, rows)
         self._heads = heads
         self._slots = past.slots if slots is None else slots
-        assert self._mask is not None
-        self._mask[..., self._slots : past.slots] = float("-inf")
+        positions = torch.arange(rows)
+
+        def made(window: int | None) -> Tensor:
+            mask = causal(positions, positions, past=self._slots, dtype=past.dtype, window=window)
+            left_out = mask.new_full((1, 1, rows, past.slots - self._slots), float("-inf"))
+            return torch.cat([mask[..., : self._slots], left_out, mask[..., self._slots :]], dim=-1)
+
+        self._sight = Sight(made, past, plain=False)
         self._seen: dict[tuple[int, int], Tensor] = {}
 
     @property
@@ -110,16 +139,18 @@ class SeekPass(TailPass):
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = int(module.layer_idx)
         keys, values = self.past.join(layer, key, value)
+        mask = self._sight.of(module)
+        assert mask is not None
         group = query.shape[1] // keys.shape[1]
         for own in sorted({head for at, head in self._heads if at == layer}):
             queries = query[:, own * group : (own + 1) * group] * module.scaling
-            weights = queries @ keys[:, own : own + 1].transpose(2, 3)
-            weights = weights if self._mask is None else weights + self._mask.to(query.device)
-            weights = weights.softmax(dim=-1, dtype=torch.float32)[..., : self._slots]
-            self._seen[layer, own] = weights.mean(dim=1)
+            logits = queries @ keys[:, own : own + 1].transpose(2, 3)
+            logits = capped(logits, module) + mask.to(query.device)
+            of_group = slice(own * group, (own + 1) * group)
+            self._seen[layer, own] = shares(logits, module, of_group)[..., : self._slots].mean(dim=1)
         if layer == max(at for at, _ in self._heads):
             raise Enough
-        return attend(query, keys, values, self._mask)
+        return attend(query, keys, values, mask)
 
 
 class LookBackPass:
@@ -135,8 +166,19 @@ class LookBackPass:
         self.mean = mean
         self.past = first.past.leading(LEADING)
         self.scores: dict[int, Tensor] = {}  # layer -> (batch, kv_heads, rows of the window)
-        positions = torch.arange(rows)
-        self._mask = causal(positions, positions, past=0, dtype=first.past.dtype).to(first.past.device)[0, 0]
+        self._sight = Sight(self._behind, first.past, plain=False)
+        self._rows = rows
+
+    def _behind(self, window: int | None) -> Tensor:
+        """The mask of the last columns: the repeated tokens; where a layer has a window, all of them."""
+        positions = torch.arange(self._rows)
+        if window is None:
+            return causal(positions, positions, past=0, dtype=self.past.dtype)[0, 0]
+        # Slots of the past stand where they stand for the repeated tokens too: only the first of them are looked at.
+        assert self.first.rotated is not None
+        tokens, slots = self.first.rotated[0][0].shape[2], self.first.past.slots
+        whole = causal(positions, positions, past=slots + tokens, dtype=self.past.dtype, window=window)[0, 0]
+        return torch.cat([whole[:, : self.past.slots], whole[:, slots:]], dim=1)
 
     def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
         projected: Tensor = projection.base(hidden)
@@ -152,14 +194,18 @@ class LookBackPass:
         before = leading + first_key.shape[2]
         scores = query.new_zeros(batch, kv_heads, first_key.shape[2], dtype=torch.float32)
         outputs = []
+        mask = self._sight.of(module)
+        assert mask is not None
         for start in range(0, rows, QUERY_BLOCK):
             end = min(start + QUERY_BLOCK, rows)
             # The group's queries of a KV head side by side; keys after the block's last query are seen by none.
             grouped = (query[:, :, start:end] * module.scaling).reshape(batch, kv_heads, -1, width)
             seen = before + end
             weights = (grouped @ keys[:, :, :seen].transpose(2, 3)).view(batch, kv_heads, -1, end - start, seen)
-            weights[..., before:] += self._mask[start:end, :end]
-            weights = weights.softmax(dim=-1, dtype=torch.float32)
+            weights = capped(weights, module)
+            masked = mask.shape[1] - rows + end  # columns of the mask, up to the block's last query
+            weights[..., seen - masked :] += mask[start:end, :masked]
+            weights = shares(weights, module)
             paid = weights[..., leading:before]
             if self.mean:
                 scores += paid.mean(dim=2).sum(dim=2) / rows
@@ -210,10 +256,13 @@ class ShadowPass(BeaconPass):
         super().__init__(past, raw, last=last)
         self.anchors = anchors  # (batch, beacons): rows of the raw block
         positions = torch.arange(raw, device=anchors.device)
-        slots, dtype = past.slots, past.dtype
-        self._raw_mask = causal(positions, positions, past=slots, dtype=dtype).to(past.device) if slots else None
-        masks = [causal(row, positions, past=slots, dtype=dtype) for row in anchors]
-        self._beacon_mask = torch.cat(masks).to(past.device)
+
+        def made(window: int | None) -> Tensor:
+            of_rows = [causal(r, positions, past=past.slots, dtype=past.dtype, window=window) for r in anchors]
+            return torch.cat(of_rows)
+
+        self._sight = Sight.of_rows(past, raw)
+        self._beacon_sight = Sight(made, past, plain=False)
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = self.record(module, value)
@@ -221,9 +270,9 @@ class ShadowPass(BeaconPass):
         positions = self.anchors[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])
         seen_key = raw_key.scatter(2, positions, key[:, :, self.raw :])
         seen_value = raw_value.scatter(2, positions, value[:, :, self.raw :])
-        raw = attend(query[:, :, : self.raw], *self.past.join(layer, raw_key, raw_value), self._raw_mask)
+        raw = attend(query[:, :, : self.raw], *self.past.join(layer, raw_key, raw_value), self._sight.of(module))
         keys, values = self.past.join(layer, seen_key, seen_value)
-        beacons = scaled_attention(query[:, :, self.raw :], keys, values, self._beacon_mask, module)
+        beacons = scaled_attention(query[:, :, self.raw :], keys, values, self._beacon_sight.of(module), module)
         return torch.cat([raw, beacons], dim=1)
 
 
@@ -232,21 +281,44 @@ class InterleavePass(BeaconPass):
 
     def __init__(self, past: Prefix, raw: int, positions: Tensor, *, last: int | None) -> None:
         super().__init__(past, raw, last=last)
-        self._mask = causal(positions, positions, past=past.slots, dtype=past.dtype).to(past.device)
+
+        def made(window: int | None) -> Tensor:
+            return causal(positions, positions, past=past.slots, dtype=past.dtype, window=window)
+
+        self._sight = Sight(made, past, plain=False)
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = self.record(module, value)
-        return scaled_attention(query, *self.past.join(layer, key, value), self._mask, module)
+        return scaled_attention(query, *self.past.join(layer, key, value), self._sight.of(module), module)
 
 
-def scaled_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, module: Any) -> Tensor:
+def scaled_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, module: Any) -> Tensor:
     """Attention under an arbitrary mask, for rows that no causal kernel fits.  # (batch, rows, heads, head_dim)"""
+    assert mask is not None
     groups = query.shape[1] // keys.shape[1]
-    attended = nn.functional.scaled_dot_product_attention(
-        query,
-        keys.repeat_interleave(groups, dim=1),
-        values.repeat_interleave(groups, dim=1),
-        attn_mask=mask,
-        scale=float(module.scaling),
-    )
+    keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
+    if module.beacon_layer.softcap is None and not module.beacon_layer.sinks:
+        attended = nn.functional.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, scale=float(module.scaling)
+        )
+    else:
+        logits = capped(query @ keys.transpose(2, 3) * module.scaling, module) + mask
+        attended = shares(logits, module).to(values.dtype) @ values
     return attended.transpose(1, 2)
+
+
+def capped(logits: Tensor, module: Any) -> Tensor:
+    """Attention logits as a model with a soft limit has them."""
+    cap = module.beacon_layer.softcap
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def shares(logits: Tensor, module: Any, heads: slice = slice(None)) -> Tensor:
+    """The attention that masked logits give to each key; a head's sink may take some of it.
+
+    logits: (batch, heads, rows, keys) or (batch, kv_heads, group, rows, keys).  # the same, float32
+    """
+    if not module.beacon_layer.sinks:
+        return logits.softmax(dim=-1, dtype=torch.float32)
+    sinks = module.sinks[heads].view(1, *logits.shape[1:-2], 1, 1).expand(*logits.shape[:-1], 1)
+    return torch.cat([logits, sinks.to(logits.dtype)], dim=-1).softmax(dim=-1, dtype=torch.float32)[..., :-1]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from beacon_memory.fold.family import family_of, short_positions
+
 if TYPE_CHECKING:
     from beacon_memory.state.state import Segment
 
@@ -18,43 +20,85 @@ BLOCK = 1024  # positions whose angles are computed together
 class Rope:
     """The model's rotary embedding at any position, the same bits however many positions are asked for."""
 
-    def __init__(self, rotary: nn.Module) -> None:
-        self._rotary = rotary
-        # By index, not a list: two threads that make the same block write the same thing.
-        self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
+    def __init__(
+        self,
+        rotary: nn.Module,
+        kinds: Sequence[str | None] = ("",),
+        *,
+        short: int | None = None,
+        half_angles: bool = False,
+    ) -> None:
+        """`kinds`: for each layer what the rotary embedding is asked for, or one kind for all (family.Layer.rope).
 
-    def at(self, start: int, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions start..end-1, scaling included.  # (end - start, head_dim) each"""
+        `short`: how many positions are used at most, where longer texts would be rotated otherwise. With `half_angles`
+        the embedding gives each angle once.
+        """
+        self._rotary = rotary
+        self._kinds = tuple(kinds) if len(set(kinds)) > 1 else tuple(kinds[:1])
+        self._short = short
+        self._half_angles = half_angles
+        # By kind and index, not a list: two threads that make the same block write the same thing.
+        self._blocks: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def of(cls, lm: Any) -> Self:
+        """A language model's."""
+        family = family_of(lm.config)
+        kinds = [layer.rope for layer in family.layers(lm.config)]
+        return cls(lm.model.rotary_emb, kinds, short=short_positions(lm.config), half_angles=family.half_angles)
+
+    def at(self, start: int, end: int, like: Tensor, *, layer: int = 0) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions start..end-1 in a layer, scaling included.
+
+        # (end - start, rotated channels) each; a layer without RoPE has none to rotate
+        """
+        kind = self._kind(layer)
+        if kind is None:
+            return like.new_empty(end - start, 0), like.new_empty(end - start, 0)
         first, last = start // BLOCK, -(-end // BLOCK)
-        blocks = [self._block(index, like.device) for index in range(first, last)]
+        blocks = [self._block(kind, index, like.device) for index in range(first, last)]
         shift = start - first * BLOCK
         cos, sin = (torch.cat([block[i] for block in blocks])[shift : shift + end - start] for i in (0, 1))
         return cos.to(like.device), sin.to(like.device)
 
-    def _block(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _kind(self, layer: int) -> str | None:
+        return self._kinds[layer if len(self._kinds) > 1 else 0]
+
+    def _block(self, kind: str, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
         # Whole blocks only: a vectorised cosine differs in the last bit from the same one at a shorter row's end.
-        if index not in self._blocks:
+        if (kind, index) not in self._blocks:
             positions = torch.arange(index * BLOCK, (index + 1) * BLOCK, device=device)[None]
-            cos, sin = self._rotary(torch.empty(0, device=device), position_ids=positions)
-            self._blocks[index] = (cos[0], sin[0])
-        return self._blocks[index]
+            if self._short is not None:
+                positions = positions.clamp(max=self._short - 1)
+            typed = {"layer_type": kind} if kind else {}
+            cos, sin = self._rotary(torch.empty(0, device=device), position_ids=positions, **typed)
+            halves = 2 if self._half_angles else 1
+            self._blocks[kind, index] = (cos[0].repeat(1, halves), sin[0].repeat(1, halves))
+        return self._blocks[kind, index]
 
     def rotate(self, keys: Tensor, *, start: int) -> Tensor:
-        """Keys rotated at consecutive positions.  # (..., slots, head_dim)"""
-        if keys.shape[-2] == 0:
+        """Keys of all layers rotated at consecutive positions.  # (layers, ..., slots, head_dim)"""
+        if (slots := keys.shape[-2]) == 0:
             return keys
-        return _turned(keys, *self.at(start, start + keys.shape[-2], keys))
+        if len(self._kinds) == 1:
+            return _turned(keys, *self.at(start, start + slots, keys))
+        angles = {kind: self.at(start, start + slots, keys, layer=self._kinds.index(kind)) for kind in self._kinds}
+        return torch.stack([_turned(own, *angles[kind]) for own, kind in zip(keys, self._kinds, strict=True)])
 
-    def rotate_at(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """Keys rotated each at its own position.  # (..., slots, head_dim), (..., slots)"""
-        cos, sin = self.at(0, int(positions.max()) + 1, keys)
+    def rotate_at(self, keys: Tensor, positions: Tensor, *, layer: int = 0) -> Tensor:
+        """A layer's keys rotated each at its own position.  # (..., slots, head_dim), (..., slots)"""
+        cos, sin = self.at(0, int(positions.max()) + 1, keys, layer=layer)
         return _turned(keys, cos[positions], sin[positions])
 
 
 def _turned(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    wide = keys.float()
+    """Keys with their first channels rotated, as many as there are angles."""
+    if (rotated := cos.shape[-1]) == 0:
+        return keys
+    wide = keys[..., :rotated].float()
     a, b = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat((-b, a), dim=-1) * sin).to(keys.dtype)
+    turned = (wide * cos + torch.cat((-b, a), dim=-1) * sin).to(keys.dtype)
+    return turned if rotated == keys.shape[-1] else torch.cat([turned, keys[..., rotated:]], dim=-1)
 
 
 @dataclass(eq=False)
@@ -114,7 +158,7 @@ class Prefix:
     @classmethod
     def empty(cls, lm: Any) -> Self:
         """The past of a language model that has read nothing."""
-        return cls(Rope(lm.model.rotary_emb), lm.dtype, lm.device)
+        return cls(Rope.of(lm), lm.dtype, lm.device)
 
     @property
     def slots(self) -> int:

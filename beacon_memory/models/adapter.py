@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError, ConfigError, UnsupportedModel
 from beacon_memory.fold.attention import Beacons
+from beacon_memory.models.loading import model_fingerprint
 
 FORMAT = "beacon-adapter"
 VERSION = 1
@@ -148,6 +149,22 @@ def fill(beacons: Beacons, tensors: dict[str, Tensor], *, origin: str) -> None:
                 expected, found = tuple(parameter.shape), tuple(tensors[name].shape)
                 raise AdapterError(f"{origin}: {name} should have shape {expected}, has {found}")
             parameter.copy_(tensors[name])
+
+
+def packaged_adapter(name: str, lm: Any) -> Path | None:
+    """The adapter that this package has for a model, if it was made for exactly these weights."""
+    folder = Path(__file__).parents[1] / "adapters" / name
+    made_for_it = name == "smollm2" and adapter_config(folder)[1] == model_fingerprint(lm)
+    return folder if made_for_it else None
+
+
+def settings_for(stored: BeaconConfig, asked: BeaconConfig | None) -> BeaconConfig:
+    """The settings that were asked for, if an adapter made with `stored` can do them. Raises AdapterError."""
+    if asked is None:
+        return stored
+    if asked.layout != stored.layout:
+        raise AdapterError(f"these beacons were trained for layout {stored.layout!r}, not {asked.layout!r}")
+    return asked
 
 
 def published_config(config: Any, **changes: Any) -> BeaconConfig | None:

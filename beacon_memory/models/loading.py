@@ -16,17 +16,24 @@ from typing import Any
 import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from beacon_memory.errors import AdapterError, BeaconError, ConfigError, ModelError, UnsupportedModel
+from beacon_memory.errors import AdapterError, BeaconError, ConfigError, ModelError
+from beacon_memory.fold.family import family_of
 from beacon_memory.models.encoding import encoder
+from beacon_memory.models.families import check_supported
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-ROPES = ("default", "linear", "llama3", "yarn")
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -76,13 +83,12 @@ def load(
     """A causal LM of a supported family and its tokenizer. Raises ModelError, UnsupportedModel, and ConfigError for
     an option that is none."""
     where, extra = resolve(name)
-    how = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation, **options}
+    given = {"trust_remote_code": False, **options}
+    how = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation, **given}
     try:
         if extra:
-            return _load_gguf(Path(where) / extra["gguf_file"], how, options)
-        # Refused before gigabytes are read; a GGUF file has no config apart from its weights.
-        check_supported(AutoConfig.from_pretrained(where, **options))
-        return _load(where, how, options)
+            return _load_gguf(Path(where) / extra["gguf_file"], how, given)
+        return _load(where, how, given)
     except BeaconError:
         raise
     except TypeError as exc:
@@ -96,9 +102,34 @@ def load(
         raise ModelError(f"model {str(name)!r} cannot be loaded: {exc}") from exc
 
 
+def read_config(name: str | os.PathLike[str], **options: Any) -> Any:
+    """A model's configuration, without its weights. Raises ModelError, and UnsupportedModel for an architecture that
+    this transformers has not.
+    """
+    where, extra = _read_from(name)
+    try:
+        return _config(where, **extra, **options)
+    except BeaconError:
+        raise
+    except Exception as exc:  # as in `load`
+        raise ModelError(f"the configuration of {str(name)!r} cannot be read: {exc}") from exc
+
+
+def _config(where: str, **options: Any) -> Any:
+    try:
+        # Unless it is said, nobody is asked on the terminal whether a repository's code may run: it may not.
+        return AutoConfig.from_pretrained(where, **{"trust_remote_code": False, **options})
+    except (ValueError, KeyError):
+        if "gguf_file" not in options:
+            kind = PretrainedConfig.get_config_dict(where, **options)[0].get("model_type")
+            if kind is not None and kind not in CONFIG_MAPPING:
+                check_supported(PretrainedConfig.from_dict({"model_type": kind}))
+        raise
+
+
 def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, without its weights. Raises ModelError."""
-    where, extra = resolve(name)
+    where, extra = _read_from(name)
     try:
         return AutoTokenizer.from_pretrained(where, **extra)
     except Exception as exc:  # as in `load`
@@ -108,6 +139,12 @@ def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 def _load(
     where: str, how: dict[str, Any], options: dict[str, Any], **extra: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
+    if extra:  # a GGUF file's configuration takes as long to read as its weights; any family has eager attention
+        how = how | {"attn_implementation": "eager"}
+    else:
+        about = _config(where, **options)
+        check_supported(about)
+        how = how | {"attn_implementation": _attention(about, how)}
     tokenizer = AutoTokenizer.from_pretrained(where, **extra, **options)
     lm, report = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **extra, **how)
     if missing := sorted(report["missing_keys"]):
@@ -117,12 +154,16 @@ def _load(
     return lm.eval(), tokenizer
 
 
+def _attention(config: Any, how: Mapping[str, Any]) -> str:
+    """The attention that was asked for, or the one that transformers has for this family instead of sdpa."""
+    asked: str = how["attn_implementation"]
+    return "eager" if asked == "sdpa" and not family_of(config).sdpa else asked
+
+
 def _load_gguf(file: Path, how: dict[str, Any], options: dict[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
     """A GGUF model. Its weights are unpacked once into the hub's cache folder, because reading the file takes half a
     minute. Where that folder cannot be written, the file is read each time."""
-    status = file.stat()
-    identity = hashlib.sha256(f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()[:16]
-    unpacked = Path(HF_HOME) / "beacon-memory" / f"{file.stem}-{identity}"
+    unpacked = _unpacked(file)
     if not unpacked.is_dir():
         lm, tokenizer = _load(str(file.parent), how | {"dtype": torch.float32}, options, gguf_file=file.name)
         lm.hf_quantizer = None  # the unpacked weights are not quantised
@@ -137,8 +178,24 @@ def _load_gguf(file: Path, how: dict[str, Any], options: dict[str, Any]) -> tupl
         except OSError as exc:
             if not unpacked.is_dir():  # else another process was faster
                 logger.warning("the unpacked GGUF weights cannot be cached, so each start will be slow: %s", exc)
+                lm.set_attn_implementation(_attention(lm.config, how))
                 return lm if how["dtype"] in (torch.float32, "auto") else lm.to(how["dtype"]), tokenizer
     return _load(str(unpacked), how, options)
+
+
+def _unpacked(file: Path) -> Path:
+    """Where the weights of a GGUF file are kept, once they have been unpacked."""
+    status = file.stat()
+    identity = hashlib.sha256(f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()[:16]
+    return Path(HF_HOME) / "beacon-memory" / f"{file.stem}-{identity}"
+
+
+def _read_from(name: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+    """As `resolve`, or the folder of what was unpacked: a GGUF file takes long to read."""
+    where, extra = resolve(name)
+    if extra and (unpacked := _unpacked(Path(where) / extra["gguf_file"])).is_dir():
+        return str(unpacked), {}
+    return where, extra
 
 
 def checkpoint_files(where: str, options: dict[str, Any]) -> list[str]:
@@ -154,27 +211,6 @@ def checkpoint_files(where: str, options: dict[str, Any]) -> list[str]:
         raise AdapterError(f"{where}: a published checkpoint is read from safetensors files: {exc}") from exc
 
 
-def check_supported(config: Any) -> None:
-    """Raises UnsupportedModel, with the reason, for a model that would give wrong answers in silence."""
-    kind = getattr(config, "model_type", None)
-    if kind not in FAMILIES:
-        raise UnsupportedModel(f"model type {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope not in ROPES:
-        raise UnsupportedModel(
-            f"RoPE type {rope!r} depends on the text's length, stored slots do not; supported: {', '.join(ROPES)}"
-        )
-    sliding = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) and sliding and sliding < config.max_position_embeddings:
-        raise UnsupportedModel(
-            f"sliding-window attention ({sliding} of {config.max_position_embeddings} positions) would miss old slots: "
-            f"load the model with sliding_window=None"
-        )
-    attention = getattr(config, "_attn_implementation", None)
-    if attention not in (None, "sdpa", "eager") and "flash" not in attention:
-        raise UnsupportedModel(f"attention {attention!r} is not supported: choose sdpa, eager or flash_attention_2")
-
-
 def model_fingerprint(lm: nn.Module) -> str:
     """A hash of the architecture and of samples of every weight, the same whatever dtype it was loaded in."""
     config: Any = lm.config
@@ -187,6 +223,11 @@ def model_fingerprint(lm: nn.Module) -> str:
         "vocab_size",
     )
     shape = {field: getattr(config, field) for field in fields} | {"rope": getattr(config, "rope_parameters", None)}
+    layers = family_of(config).layers(config)
+    if windows := [layer.window for layer in layers if layer.window]:
+        shape["windows"] = windows
+    if any(layer.rope is None for layer in layers):
+        shape["ropeless"] = [index for index, layer in enumerate(layers) if layer.rope is None]
     sampled = hash_tensors(dict(lm.named_parameters()), samples=64)
     return _short(json.dumps(shape, sort_keys=True, default=float).encode() + sampled.encode())
 

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from threading import Event
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from beacon_memory.config import BeaconConfig, check_ratio
-from beacon_memory.errors import AdapterError, InputError, PromptTooLong
+from beacon_memory.errors import InputError, ModelError, PromptTooLong
 from beacon_memory.fold.attention import Beacons
+from beacon_memory.fold.family import family_of, positions_of, slot_shape
 from beacon_memory.fold.fold import fold
 from beacon_memory.fold.prefix import Prefix
-from beacon_memory.models.adapter import adapter_config, load_adapter, load_published, published_config
+from beacon_memory.models.adapter import (
+    adapter_config,
+    load_adapter,
+    load_published,
+    packaged_adapter,
+    published_config,
+    settings_for,
+)
 from beacon_memory.models.batch import Batch, batch
+from beacon_memory.models.families import check_supported
 from beacon_memory.models.finder import read_finder
 from beacon_memory.models.generation import Answer, Left, Sampling, Stream, end_ids
 from beacon_memory.models.loading import (
-    check_supported,
     checkpoint_files,
     hash_tensors,
     load,
     model_fingerprint,
     one_thread_after_fork,
     plain_ids,
+    read_config,
     resolve,
     tokenizer_fingerprint,
 )
@@ -71,12 +81,12 @@ class BeaconModel:
         try:
             settings = config or BeaconConfig()
             if adapter is not None:
-                settings = _settings(load_adapter(self.beacons, adapter, model=model), config)
+                settings = settings_for(load_adapter(self.beacons, adapter, model=model), config)
             if published is not None:
                 load_published(self.beacons, published)
             self.fingerprint = Fingerprint(model, "none", tokenizer_fingerprint(tokenizer), settings.layout)
             self.adapted(settings)
-            layers, heads = lm.config.num_hidden_layers, lm.config.num_key_value_heads
+            layers, heads, _ = slot_shape(lm.config)
             shape: dict[str, Any] = {"layers": layers, "kv_heads": heads}
             # What finds the passages that a question is about, where the adapter has such a thing.
             self.finder = read_finder(adapter, model=model, **shape) if adapter is not None else None
@@ -110,12 +120,12 @@ class BeaconModel:
         published = None
         if not extra:
             try:
-                about = AutoConfig.from_pretrained(where, **options)
-            except (OSError, ValueError):
+                about = read_config(where, **options)
+            except ModelError:
                 about = None  # `load` says what is wrong
             found = published_config(about) if about is not None else None
             if found is not None and adapter in (None, "auto"):
-                config = _settings(found, config)
+                config = settings_for(found, config)
                 published = checkpoint_files(where, options)
         if dtype == "auto" and device_map is None:
             dtype = torch.float32
@@ -137,14 +147,17 @@ class BeaconModel:
     @property
     def positions(self) -> int:
         """The number of positions of the model: memory, prompt and answer must fit."""
-        return int(self.lm.config.max_position_embeddings)
+        return positions_of(self.lm.config)
+
+    @property
+    def _windowed(self) -> bool:
+        # A window counts columns, and between the slots and the prompt of a batch's shorter rows some are padding.
+        return any(layer.window for layer in family_of(self.lm.config).layers(self.lm.config))
 
     @property
     def raw_bytes_per_token(self) -> int:
         """The bytes of one token's raw keys and values in bfloat16: what a plain KV cache keeps."""
-        config = self.lm.config
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * 2 * config.num_hidden_layers * config.num_key_value_heads * width)
+        return 2 * 2 * prod(slot_shape(self.lm.config))
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text: no special token is added, and one that the text spells out is read as letters."""
@@ -272,7 +285,13 @@ class BeaconModel:
         Raises PromptTooLong.
         """
         how = Sampling.of(sampling)
-        one = self._batch(prompts, states or [BeaconState()] * len(prompts), how, residents)
+        states = states or [BeaconState()] * len(prompts)
+        if len(prompts) > 1 and self._windowed and len(prompts) == len(states):
+            kept, left = residents or [None] * len(prompts), left or [Event() for _ in prompts]
+            each = zip(prompts, states, kept, left, strict=True)
+            alone = (self.answers([p], [s], residents=[r], left=[gone], **sampling) for p, s, r, gone in each)
+            return [answer for answers in alone for answer in answers]
+        one = self._batch(prompts, states, how, residents)
         options = how.options(self.tokenizer, self.lm, batch=one)
         if left:
             options["stopping_criteria"].append(Left(left))
@@ -376,19 +395,3 @@ class BeaconModel:
         if found and not 0 <= min(found) <= max(found) < size:
             raise InputError(f"token ids are 0 to {size - 1}, found {min(found)} to {max(found)}: another tokenizer's?")
         return found
-
-
-def packaged_adapter(name: str, lm: Any) -> Path | None:
-    """The adapter that this package has for a model, if it was made for exactly these weights."""
-    folder = Path(__file__).parents[1] / "adapters" / name
-    made_for_it = name == "smollm2" and adapter_config(folder)[1] == model_fingerprint(lm)
-    return folder if made_for_it else None
-
-
-def _settings(stored: BeaconConfig, asked: BeaconConfig | None) -> BeaconConfig:
-    """The settings that were asked for, if an adapter made with `stored` can do them. Raises AdapterError."""
-    if asked is None:
-        return stored
-    if asked.layout != stored.layout:
-        raise AdapterError(f"these beacons were trained for layout {stored.layout!r}, not {asked.layout!r}")
-    return asked

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from beacon_memory.fold.family import slot_shape
 from beacon_memory.fold.prefix import Prefix, Room
 
 if TYPE_CHECKING:
@@ -123,9 +124,8 @@ class RoomLayer(DynamicLayer):  # type: ignore[misc]
 
 def room_for(lm: Any, rows: int, *, batch: int, like: Prefix) -> Room:
     """Room for `rows` rows of a language model, in the dtype and on the device of `like`."""
-    config = lm.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    shape = torch.empty(config.num_hidden_layers, batch, config.num_key_value_heads, 0, width)
+    layers, kv_heads, width = slot_shape(lm.config)
+    shape = torch.empty(layers, batch, kv_heads, 0, width)
     return Room.like(shape, capacity=rows, dtype=like.dtype, device=like.device)
 
 

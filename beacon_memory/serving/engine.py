@@ -236,10 +236,14 @@ class _Weights:
         if self.name == "smollm2":
             return 8192
         try:
-            found = json.loads((Path(self.name).expanduser() / "config.json").read_text())["max_position_embeddings"]
-        except (OSError, ValueError, KeyError, TypeError):
+            about = json.loads((Path(self.name).expanduser() / "config.json").read_text())
+            longest = int(about["max_position_embeddings"])
+            rope = about.get("rope_parameters", about.get("rope_scaling")) or {}
+            # As family.positions_of says it of a loaded configuration.
+            long = rope.get("rope_type", rope.get("type")) in ("longrope", "su")
+            return min(longest, int(about["original_max_position_embeddings"])) if long else longest
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return int(found)
 
 
 _SHARED: weakref.WeakValueDictionary[str, _Weights] = weakref.WeakValueDictionary()

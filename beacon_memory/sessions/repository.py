@@ -23,6 +23,7 @@ from beacon_memory.errors import (
     SessionNotFound,
     SessionRolledBack,
 )
+from beacon_memory.fold.family import slot_shape
 from beacon_memory.locks import Lock
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.passages import Cutter
@@ -271,7 +272,7 @@ class Repository:
     def _shaped(self, segment: Segment) -> Segment:
         """The segment, if this model can read it. Raises CodecError."""
         layers, heads, _, width = (segment.packed.sink_keys if segment.packed else segment.keys).shape
-        ours, theirs = _slot_shape(self.model), (layers, heads, width)
+        ours, theirs = slot_shape(self.model.lm.config), (layers, heads, width)
         if ours != theirs:
             raise CodecError(f"segment {segment.digest[:12]}: slots of {theirs}, this model's are of {ours}")
         self.check_ids(segment.ids, what=f"segment {segment.digest[:12]}")
@@ -292,13 +293,6 @@ class Repository:
     def read(self, digests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Blobs with their digests."""
         return zip(digests, self.store.read(digests) if digests else [], strict=True)
-
-
-def _slot_shape(model: BeaconModel) -> tuple[int, int, int]:
-    """Layers, KV heads and head size of a model: the shape of a slot's keys, and of its values."""
-    config = model.lm.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(config.num_hidden_layers), int(config.num_key_value_heads), int(width)
 
 
 class LRUCache(Generic[T]):

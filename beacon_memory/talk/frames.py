@@ -40,6 +40,16 @@ class Frames:
         self._result_end: Dicts = []
         self._tools()
 
+    @property
+    def takes_calls(self) -> bool:
+        """Whether the template shows calls of tools."""
+        return bool(self._shape)
+
+    @property
+    def takes_results(self) -> bool:
+        """Whether the template shows what tools gave."""
+        return self._results
+
     def _find(self) -> None:
         """What stands around a question and an answer, in front of the first question, and at an answer's beginning."""
         render = self._template.render

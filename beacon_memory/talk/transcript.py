@@ -47,6 +47,21 @@ class Transcript:
             self.start = [bos]  # the template's, where the tokenizer adds none
         self.stop: tuple[str, ...] = () if tokenizer.chat_template is not None else ("\nUser:",)
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What becomes of each kind of message with this template (docs/templates.md)."""
+        frames = self._frames
+        places = {"front": "in front", "first": "within a question", "last": "within the newest question"}
+        own, ours = "as the template writes them", "in our words"
+        return {
+            "a talk": "lines of text, there is no template" if self.stop else "as the template writes it",
+            "a system prompt": places.get(frames.place, "as text in front, the template has none"),
+            "tools": own if frames.tells_calls else ours,
+            "calls": own if frames.takes_calls else ours,
+            "results": own if frames.takes_results else ours,
+            "an answer": "begins with a thought" if self._thinks else "begins with its words",
+        }
+
     def system(self, text: str | None, *, tools: Tools = ()) -> list[int]:
         """The ids of a system prompt; without text, what the template says by default, today.
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import UnsupportedModel
-from beacon_memory.models.loading import FAMILIES
+from beacon_memory.fold.family import FAMILIES, FULL, SLIDING
 from beacon_memory.models.model import BeaconModel
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -20,6 +20,33 @@ MERGES = (
     "t h,th e,Ġ the,i n,Ġ a,e r,o n,r e,Ġ s,a n,an d,Ġ and,Ġ t,Ġ w,o r,Ġ h,e n,o u,i t,Ġ b,e d,Ġ o,Ġo f,in g,i s,Ġ m,"
     "a t,Ġ l,a r,Ġ p,e s,Ġ f,Ġ in,l l,o m,Ġt o,Ġ I,Ġ y,Ġy ou,v e,Ġ c"
 )
+# What a tiny model of a family needs beyond what all have: few experts, every kind of layer in two layers.
+OF_FAMILY: dict[str, dict[str, Any]] = {
+    "smollm3": {"no_rope_layer_interval": 2},
+    "granite": {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
+    "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 24},
+    "gemma3_text": {"query_pre_attn_scalar": 8, "sliding_window": 24},
+    "olmo3": {"sliding_window": 24},
+    "gpt_oss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 24,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 512,
+        },
+    },
+}
 # SmolLM2's: without a system message, a default one is put in front.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -85,7 +112,13 @@ def tiny_lm(family: str = "llama", *, seed: int = 0, attn_implementation: str = 
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    config = AutoConfig.for_model(family, **{**settings, **changes})
+    settings = {**settings, **OF_FAMILY.get(family, {}), **changes}
+    if family in ("gemma3_text", "olmo3"):  # by default, their first full layer is the fourth or sixth
+        layers = range(settings["num_hidden_layers"])
+        settings.setdefault("layer_types", [FULL if layer % 2 else SLIDING for layer in layers])
+    config = AutoConfig.for_model(family, **settings)
+    if attn_implementation == "sdpa" and not FAMILIES[family].sdpa:
+        attn_implementation = "eager"
     lm = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():

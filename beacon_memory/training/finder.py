@@ -18,6 +18,7 @@ from torch import Tensor
 
 from beacon_memory.config import RATIOS
 from beacon_memory.errors import InputError
+from beacon_memory.fold.family import slot_shape
 from beacon_memory.models.finder import Finder, attention, levelled
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.passages import Cutter
@@ -79,7 +80,7 @@ def fit_finder(
         looked += found
         if progress:
             progress(1)
-    return fitted(looked, kv_heads=model.lm.config.num_key_value_heads)
+    return fitted(looked, kv_heads=slot_shape(model.lm.config)[1])
 
 
 def look(
@@ -87,8 +88,8 @@ def look(
 ) -> Iterator[list[Looked]]:
     """What all heads look at, memory by memory. Raises InputError."""
     maker = _Maker(model, corpus, max(lengths))
-    config = model.lm.config
-    heads = [(layer, head) for layer in range(config.num_hidden_layers) for head in range(config.num_key_value_heads)]
+    layers, kv_heads, _ = slot_shape(model.lm.config)
+    heads = [(layer, head) for layer in range(layers) for head in range(kv_heads)]
     ratios = [ratio for ratio in RATIOS[1:] if not model.config.window % ratio]
     draw = random.Random(seed)
     before: list[Asked] = []

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from beacon_memory.errors import InputError
 from beacon_memory.fold.attention import BeaconProjection
+from beacon_memory.fold.family import slot_shape
 from beacon_memory.fold.fold import embed, look_back, read
 from beacon_memory.fold.passes import RawPass
 from beacon_memory.fold.prefix import Prefix
@@ -92,7 +93,7 @@ def fit_anchors(
         raise InputError(f"fitting needs texts of at least {size} tokens; none of the {len(texts)} given has them")
     lm: Any = model.lm
     config = lm.config
-    sums = [_Regression(config.hidden_size, config.num_key_value_heads) for _ in model.beacons.layers]
+    sums = [_Regression(config.hidden_size, slot_shape(config)[1]) for _ in model.beacons.layers]
     draw = random.Random(seed)
     empty = Prefix.empty(lm)
     for _ in range(max(tokens // size, 1)):
@@ -113,7 +114,7 @@ def fit_anchors(
             progress(size)
     for wrapped, layer_sums in zip(model.beacons.layers, sums, strict=True):
         projection = wrapped["k"]
-        projection.make_scorer(config.num_key_value_heads)
+        projection.make_scorer(slot_shape(config)[1])
         weight, bias = layer_sums.solve()
         assert projection.scorer is not None
         with torch.no_grad():

@@ -47,6 +47,12 @@ def gate(
     rule = config.anchors
     if rule not in ("learned", "spread") or config.layout != "select":
         raise ConfigError(f"only anchors 'learned' and 'spread' of layout 'select' can be trained, not {rule!r}")
+    described = [beacons.attention(layer).beacon_layer for layer in range(len(beacons.layers))]
+    if any(layer.window or layer.softcap or layer.sinks for layer in described):
+        raise ConfigError(
+            "anchors are trained only where every layer attends fully, without a soft limit and without sinks: "
+            "beacon-memory fit-anchors fits them for any model"
+        )
     raw, hidden, scores = scored(beacons, past, ids, config=config)
     lead, tokens, spread = overlap + sink, ids.shape[1] - overlap - sink, Spread()
     choose = spread.pick if rule == "spread" else pick
@@ -61,7 +67,8 @@ def gate(
         positions = kept.long().cumsum(-1) - kept.long() + sink
         sinks = torch.arange(sink, device=positions.device).expand(*positions.shape[:2], -1)
         positions = torch.cat([sinks, positions], dim=-1) + past.slots
-        keys.append(past.rope.rotate_at(_all_rows(beacons, raw, layer, "k", sink=lead)[:, :, overlap:], positions))
+        own_keys = _all_rows(beacons, raw, layer, "k", sink=lead)[:, :, overlap:]
+        keys.append(past.rope.rotate_at(own_keys, positions, layer=layer))
         values.append(_all_rows(beacons, raw, layer, "v", sink=lead)[:, :, overlap:])
     slots = past.slots + sink + slot_count(tokens, ratio)
     whole = Folded(stacked(raw.keys), stacked(raw.values), hidden[:, overlap:], None if overlap else raw)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.fold.attention import Beacons, Pass
-from beacon_memory.fold.fold import Folded, embed, fold, read, stacked
+from beacon_memory.fold.fold import Folded, embed, fold, predicted, read, stacked
 from beacon_memory.fold.passes import TailPass
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.training.gates import Gated, GatedPass, gate
@@ -123,7 +123,7 @@ class Objective(nn.Module):
             folds.append(folded)
         hidden = torch.cat([folded.hidden for folded in folds], dim=1)
         states = self._read(gated or past, example.tails)
-        logits: Tensor = self.lm.lm_head(self._predicting(example, hidden, states[-1])).float()
+        logits: Tensor = predicted(self.lm, self._predicting(example, hidden, states[-1])).float()
         loss = logits.new_zeros(())
         if self._weights.next_token or self._weights.answers:
             missed = nn.functional.cross_entropy(logits, self._targets(example), reduction="none")
@@ -134,7 +134,7 @@ class Objective(nn.Module):
         with torch.no_grad():
             whole, hidden = self._whole(example, folds)
             full = self._read(whole, example.tails)
-            told = self.lm.lm_head(self._predicting(example, hidden, full[-1])).float().log_softmax(dim=-1)
+            told = predicted(self.lm, self._predicting(example, hidden, full[-1])).float().log_softmax(dim=-1)
         if self._weights.teacher:
             apart = nn.functional.kl_div(logits.log_softmax(dim=-1), told, reduction="none", log_target=True)
             loss = loss + self._weights.teacher * self._mean(apart.sum(dim=-1), example)

@@ -181,6 +181,20 @@ def test_eviction_block_by_block_in_one_block_is_eviction_at_once():
     assert torch.allclose(blocks.keys, once.keys)
 
 
+@pytest.mark.parametrize("family", ["phi3", "smollm3", "olmo2", "gemma3_text"])
+def test_eviction_expects_attention_in_any_family(family):
+    """Fused projections, layers without RoPE, norms over all heads, angles by layer type."""
+    from beacon_memory.evaluation.eviction import Kept, most_expected
+
+    model = tiny_model(family, config=CONFIG)
+    asked = item(drawn(6, 58))
+    kept = Kept.read(model, model.empty, asked.context)
+    queries = model.compress(asked.context, ratio=1, close=True)
+    assert torch.allclose(kept.values[:, 0], torch.cat([s.values for s in queries.segments], dim=2), atol=1e-4)
+    assert kept.scores.isfinite().all()
+    assert kept.keep(model.empty, 20, most_expected, sink=2, tail=7).slots == 27
+
+
 def test_retrieval_finds_the_chunk_that_is_asked_for(model):
     filler = "Nothing of note was said that day. " * 30
     text = f"{filler}The red door opens in May. {filler}"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.errors import AdapterError, ConfigError, ModelError, UnsupportedModel
+from beacon_memory.errors import AdapterError, ConfigError, ModelError, PromptTooLong, UnsupportedModel
 from beacon_memory.models.adapter import save_adapter
-from beacon_memory.models.loading import check_supported, model_fingerprint, resolve, tokenizer_fingerprint
+from beacon_memory.models.families import check_supported
+from beacon_memory.models.loading import model_fingerprint, resolve, tokenizer_fingerprint
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.sessions.memory import BeaconMemory
+from beacon_memory.state.state import BeaconState
 from beacon_memory.testing import tiny_checkpoint, tiny_model
 from beacon_memory.testing.models import tiny_lm, tiny_tokenizer
 
@@ -214,13 +217,41 @@ def test_rope_that_changes_with_length_is_refused_by_name() -> None:
             check_supported(lm.config)
 
 
-def test_a_sliding_window_that_would_lose_slots_is_refused_and_can_be_switched_off(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match="64 of 2048 positions"):
-        tiny_model("mistral", sliding_window=64)
-    folder = tiny_checkpoint(tmp_path, "mistral", sliding_window=64)
-    with pytest.raises(UnsupportedModel, match="sliding_window=None"):
-        load(folder)
-    assert load(folder, sliding_window=None).lm.config.sliding_window is None
+def test_a_sliding_window_is_kept_and_can_be_switched_off(config: BeaconConfig, ids: list[int], tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "mistral", sliding_window=24)
+    sliding, full = load(folder, config), load(folder, config, sliding_window=None)
+    assert (sliding.lm.config.sliding_window, full.lm.config.sliding_window) == (24, None)
+    # Slots of one are none of the other's: it would have made them otherwise.
+    assert sliding.fingerprint.differences(full.fingerprint) == ["model"]
+    assert full.fingerprint == tiny_model("mistral", config=config).fingerprint
+    assert not sliding.compress(ids).equals(full.compress(ids))
+
+
+def test_a_sliding_layer_sees_the_newest_entries_be_they_slots_or_tokens(config: BeaconConfig, ids: list[int]) -> None:
+    """What stands in front of the window's newest 24 entries makes no difference to a model of sliding layers alone."""
+    model = tiny_model("mistral", config=config.replace(sink=0), sliding_window=24, num_hidden_layers=1)
+    state = model.compress(ids)
+    first = state.segments[0]
+    keys, values = first.keys.clone(), first.values.clone()
+    changed = BeaconState((replace(first, kept=(-keys, -values)), *state.segments[1:]), state.tail)
+    assert state.slots - first.slots + len(state.tail) > 24
+    assert torch.equal(model.logits(ids[:5], changed), model.logits(ids[:5], state))
+    full = tiny_model("mistral", config=config.replace(sink=0), num_hidden_layers=1)
+    assert not torch.equal(full.logits(ids[:5], changed), full.logits(ids[:5], state))
+
+
+def test_longrope_is_used_within_its_short_factors_positions(
+    config: BeaconConfig, ids: list[int], tmp_path: Path
+) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    model = tiny_model("phi3", config=config, rope_parameters=rope, original_max_position_embeddings=128)
+    assert (model.positions, model.lm.config.max_position_embeddings) == (128, 2048)
+    state = model.compress(ids)
+    assert model.generate([ids[:8]], [state], max_new_tokens=4)
+    with pytest.raises(PromptTooLong, match="the model has 128 positions"):
+        model.generate([ids[:80]], [state], max_new_tokens=4)
+    folder = tiny_checkpoint(tmp_path, "phi3", rope_parameters=rope, original_max_position_embeddings=128)
+    assert BeaconEngine(str(folder), "memory://").positions == 128  # before anything is loaded
 
 
 def test_a_sliding_window_as_wide_as_the_model_loses_nothing(

@@ -26,6 +26,7 @@ from beacon_memory.training import trainer as trainer_module
 from beacon_memory.training.data import Corpus, Dialogue, read_corpus
 from beacon_memory.training.examples import Examples, Mixture
 from beacon_memory.training.facts import draw_facts, draw_own
+from beacon_memory.training.fit import fit_anchors
 from beacon_memory.training.objective import Example, Objective, Weights
 from beacon_memory.training.trainer import Plan, train, trained
 
@@ -182,6 +183,13 @@ def test_anchors_that_no_scorer_chooses_cannot_be_learned() -> None:
         Objective(model.beacons, config=model.config, weights=Weights(), gated=True)(example(4))
     with pytest.raises(ConfigError, match="beacons, anchors"):
         Plan(learn="both")
+
+
+def test_anchors_of_layers_with_a_window_are_fitted_not_trained() -> None:
+    model = tiny_model("gemma3_text", config=CONFIG)
+    fit_anchors(model, [TEXT], tokens=800)
+    with pytest.raises(ConfigError, match="every layer attends fully"):
+        Objective(model.beacons, config=model.config, weights=Weights(), gated=True)(example(4))
 
 
 @pytest.mark.parametrize("weights", [Weights(1, 0, 0), Weights(0, 1, 0), Weights(0, 0, 1)])

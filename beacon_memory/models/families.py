@@ -1,0 +1,86 @@
+"""Which models a memory takes: those of the families in fold/family.py; of any other it says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from beacon_memory.errors import UnsupportedModel
+from beacon_memory.fold.family import FAMILIES
+
+ROPES = ("default", "linear", "llama3", "yarn")
+
+_RECURRENT = "layers of it hold a recurrent state, which no slot keeps and without which answers are garbled"
+_LATENT = "its attention keeps latents that all heads share, not keys and values by head"
+_SHARED = "some of its layers read the keys and values of others, and tokens enter each layer anew"
+_CHUNKED = "some of its layers attend in chunks of positions, which joined slots would move"
+
+# Well-known architectures that are not supported: why, and the supported family that comes nearest.
+REFUSED = {
+    "qwen3_next": (_RECURRENT, "qwen3"),
+    "qwen3_5": (_RECURRENT, "qwen3"),
+    "qwen3_5_text": (_RECURRENT, "qwen3"),
+    "qwen3_5_moe": (_RECURRENT, "qwen3_moe"),
+    "qwen3_5_moe_text": (_RECURRENT, "qwen3_moe"),
+    "lfm2": (_RECURRENT, "llama"),
+    "lfm2_moe": (_RECURRENT, "qwen3_moe"),
+    "granitemoehybrid": (_RECURRENT, "granite"),
+    "bamba": (_RECURRENT, "granite"),
+    "falcon_h1": (_RECURRENT, "llama"),
+    "jamba": (_RECURRENT, "mixtral"),
+    "nemotron_h": (_RECURRENT, "llama"),
+    "zamba2": (_RECURRENT, "llama"),
+    "olmo_hybrid": (_RECURRENT, "olmo2"),
+    "kimi_linear": (_RECURRENT, "qwen3_moe"),
+    "mamba": (_RECURRENT, "llama"),
+    "mamba2": (_RECURRENT, "llama"),
+    "recurrent_gemma": (_RECURRENT, "gemma"),
+    "deepseek_v2": (_LATENT, "qwen2_moe"),
+    "deepseek_v3": (_LATENT, "qwen3_moe"),
+    "deepseek_v32": (_LATENT, "qwen3_moe"),
+    "glm4_moe_lite": (_LATENT, "qwen3_moe"),
+    "gemma3n": (_SHARED, "gemma3_text"),
+    "gemma3n_text": (_SHARED, "gemma3_text"),
+    "gemma4": (_SHARED, "gemma3_text"),
+    "gemma4_text": (_SHARED, "gemma3_text"),
+    "llama4": (_CHUNKED, "llama"),
+    "llama4_text": (_CHUNKED, "llama"),
+}
+
+
+def check_supported(config: Any) -> None:
+    """Raises UnsupportedModel, with the reason, for a model that would give wrong answers in silence."""
+    kind = str(getattr(config, "model_type", None))
+    supported = ", ".join(FAMILIES)
+    if kind in REFUSED:
+        reason, nearest = REFUSED[kind]
+        told = f"{nearest} ({FAMILIES[nearest].models})"
+        raise UnsupportedModel(f"model type {kind!r} is not supported: {reason}; nearest: {told}; all: {supported}")
+    inner = getattr(getattr(config, "text_config", None), "model_type", None)
+    if kind not in FAMILIES and inner is not None:
+        nearest = inner if inner in FAMILIES else REFUSED.get(inner, ("", "llama"))[1]
+        raise UnsupportedModel(
+            f"model type {kind!r} is not supported: it reads more than text, and a memory is of text; take a text-only "
+            f"checkpoint; nearest: {nearest} ({FAMILIES[nearest].models}); all: {supported}"
+        )
+    if kind not in FAMILIES:
+        raise UnsupportedModel(f"model type {kind!r} is not supported; supported: {supported}")
+    family = FAMILIES[kind]
+    ropes = ROPES + (("longrope",) if family.longrope else ())
+    for rope in _ropes(config):
+        if rope not in ropes:
+            raise UnsupportedModel(
+                f"RoPE type {rope!r} depends on the text's length, stored slots do not; supported: {', '.join(ropes)}"
+            )
+    if getattr(config, "use_bidirectional_attention", None):
+        raise UnsupportedModel(f"model type {kind!r} with attention in both directions reads, but writes no answers")
+    attention = getattr(config, "_attn_implementation", None)
+    if attention not in (None, "sdpa", "eager") and "flash" not in attention:
+        raise UnsupportedModel(f"attention {attention!r} is not supported: choose sdpa, eager or flash_attention_2")
+
+
+def _ropes(config: Any) -> Iterator[str]:
+    """The kinds of RoPE that a configuration names."""
+    found = getattr(config, "rope_parameters", None) or {}
+    for one in found.values() if all(isinstance(value, dict) for value in found.values()) else [found]:
+        yield (one or {}).get("rope_type", "default")
