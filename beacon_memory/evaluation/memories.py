@@ -67,6 +67,20 @@ def _sketch(tokens: int, *, ratio: int, sink: int) -> Segment:
     return Segment("", "", (0,) * tokens, ratio, sink, (shape, shape))
 
 
+@dataclass(frozen=True)
+class Folded:
+    """A beacon memory."""
+
+    segments: tuple[Segment, ...]
+    past: Prefix  # of the segments, and of what is raw behind them
+    again: int  # newest tokens of the segments that are raw behind them too
+
+    @property
+    def slots(self) -> int:
+        """KV entries of the segments."""
+        return sum(segment.slots for segment in self.segments)
+
+
 class Recent:
     """The segments that were folded last: the items of some tasks begin alike."""
 
@@ -121,11 +135,7 @@ class Memories:
             return self._text(ids)
         end = len(ids) - planned.tail
         if kind == "beacon":
-            how: dict[str, Any] = {"ratio": ratio, "document": not item.talk, "close": True, "known": self._recent.get}
-            segments = self.model.compress(ids[:end], **how).segments
-            self._recent.add(segments)
-            again = overlapped(segments, config=self.model.config)[: planned.again]
-            return self._behind(self.empty.extend(segments), (*again, *ids[end:]))
+            return self.folded(ratio).past
         if kind == "last-window":
             newest = ids[len(item.start) :][-(planned.entries - len(item.start)) :]
             return self._text((*item.start, *newest))
@@ -136,6 +146,17 @@ class Memories:
         if item.system:  # the tail stands behind the system prompt: what is kept is of what stands before both
             return self._behind(self._evicted(end, planned.slots + planned.again, rule, tail=0), ids[end:])
         return self._evicted(len(ids), planned.slots, rule, tail=planned.tail)
+
+    def folded(self, ratio: int, *, budget: int | None = None) -> Folded:
+        """The beacon memory, in `budget` slots where that is less than what it has at this ratio."""
+        item, planned = self.item, self.plan(ratio)
+        end = len(item.context) - planned.tail
+        how: dict[str, Any] = {"ratio": ratio, "document": not item.talk, "close": True, "known": self._recent.get}
+        segments = self.model.compress(item.context[:end], budget=budget, **how).segments
+        self._recent.add(segments)
+        again = overlapped(segments, config=self.model.config)[: planned.again]
+        past = self._behind(self.empty.extend(segments), (*again, *item.context[end:]))
+        return Folded(segments, past, len(again))
 
     def _text(self, ids: tuple[int, ...]) -> Prefix:
         """A text read raw from its beginning, with the system prompt where it belongs."""

@@ -9,14 +9,16 @@ from typing import Any
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
+from beacon_memory.evaluation.looking import LOOKS
 from beacon_memory.evaluation.memories import BASELINES
 from beacon_memory.models.adapter import adapter_config
+from beacon_memory.models.finder import FILE
 from beacon_memory.models.model import BeaconModel
 
 UNTRAINED = ("last", "reconstruct")  # anchor rules that need no weights
 CONTROL_RATIO = 4
 CONTROLS = ("control", "control-full")  # the memory of another document, and the whole of it read raw
-METHODS = (*BASELINES, *(f"beacon-{rule}" for rule in UNTRAINED), "beacon", *CONTROLS)
+METHODS = (*BASELINES, *(f"beacon-{rule}" for rule in UNTRAINED), "beacon", *LOOKS, *CONTROLS)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Method:
     """A way to remember, as it is named in tables."""
 
     name: str
-    kind: str  # one of BASELINES, or "beacon"
+    kind: str  # one of BASELINES or LOOKS, or "beacon"
     adapter: Path | None = None
     anchors: str | None = None  # of an untrained beacon memory
     foreign: bool = False  # the control: the memory of another document
@@ -44,7 +46,8 @@ class Method:
 
 
 def chosen(names: Sequence[str], adapters: Mapping[str, Path]) -> list[Method]:
-    """The methods by name; `beacon` is one for each adapter, and the control folds as the first of these.
+    """The methods by name; `beacon` is one for each adapter, what looks again one for each that has a finder, and the
+    control folds as the first adapter.
 
     Raises ConfigError.
     """
@@ -54,6 +57,10 @@ def chosen(names: Sequence[str], adapters: Mapping[str, Path]) -> list[Method]:
     found += [Method(f"beacon-{rule}", "beacon", anchors=rule) for rule in UNTRAINED if f"beacon-{rule}" in names]
     trained = [Method(name, "beacon", adapter=folder) for name, folder in adapters.items()]
     found += trained if "beacon" in names else []
+    finding = [(name, folder) for name, folder in adapters.items() if (folder / FILE).exists()]
+    for kind in (kind for kind in LOOKS if kind in names):
+        end = kind.removeprefix("beacon")
+        found += [Method(f"{name}{end}", kind, adapter=folder) for name, folder in finding]
     if "control" in names:
         adapter, anchors = trained[0].attached if trained else (None, UNTRAINED[-1])
         found.append(Method("control", "beacon", adapter=adapter, anchors=anchors, foreign=True))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from itertools import groupby
 from typing import Any
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.evaluation.items import ANSWERS, Item, Question, Task
+from beacon_memory.evaluation.looking import LOOKS, RECALL, looking
 from beacon_memory.evaluation.memories import Memories, Recent
 from beacon_memory.evaluation.methods import Method, attach
 from beacon_memory.evaluation.reading import answer_losses, greedy
@@ -56,7 +58,13 @@ def measure(
 
 def cells(task: Task, methods: Sequence[Method], ratios: Sequence[int]) -> int:
     """How many cells a task has."""
-    return sum(len(method.ratios([task.ratio] if task.ratio else ratios)) for method in methods)
+    return len(_planned(task, methods, ratios))
+
+
+def _planned(task: Task, methods: Sequence[Method], ratios: Sequence[int]) -> list[tuple[Method, int]]:
+    """The methods that a task is measured with, each with its ratios: where nobody asks, nothing is looked for."""
+    asking = [method for method in methods if method.kind not in LOOKS or task.written]
+    return [(method, ratio) for method in asking for ratio in method.ratios([task.ratio] if task.ratio else ratios)]
 
 
 def suitable(task: Task, answers: Sequence[str]) -> tuple[str, ...]:
@@ -83,9 +91,8 @@ def _measure(
     progress: Progress | None,
 ) -> list[Cell]:
     planned = [
-        (method, Cell(task.name, method.name, ratio, _weights(model)))
-        for method in methods
-        for ratio in method.ratios([task.ratio] if task.ratio else ratios)
+        (method, Cell(task.name, method.name, ratio, _weights(model, method)))
+        for method, ratio in _planned(task, methods, ratios)
     ]
     spent = {cell: sum(row.seconds for row in results.rows.values() if row.cell == cell) for _, cell in planned}
     recent = Recent()
@@ -109,10 +116,11 @@ def _measure(
     return [cell for _, cell in planned]
 
 
-def _weights(model: BeaconModel) -> str:
-    """Whose figures they are: another one's, or those of other windows, are other figures."""
+def _weights(model: BeaconModel, method: Method) -> str:
+    """Whose figures they are: another one's, those of other windows or of another finder, are other figures."""
     overlap = f"+{model.config.overlap}" if model.config.overlap else ""
-    return f"{model.fingerprint}/{model.config.document_window}{overlap}"
+    finder = f"/{sha256(repr(model.finder).encode()).hexdigest()[:8]}" if method.kind in LOOKS else ""
+    return f"{model.fingerprint}/{model.config.document_window}{overlap}{finder}"
 
 
 def _has(row: Row, name: str) -> bool:
@@ -136,6 +144,8 @@ def _score(
 ) -> tuple[int, tuple[Score, ...]]:
     """The entries of an item's memory and what each question gave; no score where it does not fit."""
     model = memories.model
+    if method.kind in LOOKS:
+        return _looked(memories, method, ratio, item, answers)
     # A retriever reads something else for each question.
     parts = [[question] for question in item.questions] if method.kind == "bm25" else [list(item.questions)]
     entries: list[int] = []
@@ -145,17 +155,36 @@ def _score(
         if memory is None or memory.slots + _room(item) > model.positions:
             return 0, ()
         entries.append(memory.slots)
-        scores = [Score(group=question.group) for question in questions]
-        if "ranked" in answers:
-            scores = [
-                _ranked(score, model, memory, item, question) for score, question in zip(scores, questions, strict=True)
-            ]
-        if "written" in answers and questions[0].gold:
-            written = greedy(model, memory, item, questions, limit=ANSWER)
-            texts = [model.decode(ids).strip() for ids in written]
-            scores = [_written(*one) for one in zip(scores, questions, texts, strict=True)]
-        found += scores
+        found += _answered(model, memory, item, questions, answers)
     return round(sum(entries) / len(entries)), tuple(found)
+
+
+def _looked(
+    memories: Memories, method: Method, ratio: int, item: Item, answers: Sequence[str]
+) -> tuple[int, tuple[Score, ...]]:
+    """The same of a memory that looks again: its entries are what stands in front and what is read again."""
+    model, memory = memories.model, looking(memories, method.kind, ratio)
+    if memory is None or memory.past.slots + _room(item) + RECALL > model.positions:
+        return 0, ()
+    asked = [memory.asked(question) for question in item.questions]
+    scores = _answered(model, memory.past, item, [question for question, _ in asked], answers)
+    return round(memory.past.slots + sum(again for _, again in asked) / len(asked)), tuple(scores)
+
+
+def _answered(
+    model: BeaconModel, memory: Prefix, item: Item, questions: Sequence[Question], answers: Sequence[str]
+) -> list[Score]:
+    """What questions gave behind one memory."""
+    scores = [Score(group=question.group) for question in questions]
+    if "ranked" in answers:
+        scores = [
+            _ranked(score, model, memory, item, question) for score, question in zip(scores, questions, strict=True)
+        ]
+    if "written" in answers and questions[0].gold:
+        written = greedy(model, memory, item, questions, limit=ANSWER)
+        texts = [model.decode(ids).strip() for ids in written]
+        scores = [_written(*one) for one in zip(scores, questions, texts, strict=True)]
+    return scores
 
 
 def _ranked(score: Score, model: BeaconModel, memory: Prefix, item: Item, question: Question) -> Score:

@@ -27,6 +27,7 @@ from beacon_memory.state.state import Segment
 
 FORMAT, VERSION = "beacon-finder", 1
 FILE = "finder.json"
+QUESTION = 256  # newest tokens of a question that are looked with
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,21 @@ class Finder:
         """
         attended = attention(lm, past, segments, passages, ids, heads=self.heads, slots=slots)
         return levelled(torch.tensor(self.weights) @ attended)
+
+    def chosen(self, passages: Sequence[tuple[float, int]], *, tokens: int) -> list[int]:
+        """Which passages to read again, in so many tokens, the best first: those that count as found, while they fit.
+
+        `passages` are a score and a number of tokens each, the best first.
+
+        >>> Finder(((0, 0),), (1.0,), threshold=2.0).chosen([(9.0, 60), (5.0, 60), (3.0, 20), (1.0, 5)], tokens=90)
+        [0, 2]
+        """
+        found: list[int] = []
+        for n, (score, size) in enumerate(passages):
+            if score >= self.threshold and size <= tokens:
+                found.append(n)
+                tokens -= size
+        return found
 
     def write(self, folder: str | Path, *, model: str) -> None:
         """Write it into an adapter's folder; `model` is the base model's fingerprint."""

@@ -66,8 +66,7 @@ class Repository:
         self.store = store
         self.recall_tokens = check_recall(recall_tokens)
         self.transcript = Transcript(model.tokenizer)
-        self.openings = self._openings()  # the ids that a message begins with
-        self.cutter = Cutter(model.decode, openings=self.openings)
+        self.cutter = Cutter(model.decode, openings=self.transcript.openings)
         self._segments = LRUCache[Segment](cache_bytes)
         self._pages = LRUCache[list[dict[str, Any]]](PAGE_BYTES)
         self._residents = LRUCache[ResidentPrefix](resident_bytes)
@@ -283,12 +282,6 @@ class Repository:
         vocabulary = self.model.lm.get_input_embeddings().num_embeddings
         if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
             raise CodecError(f"{what}: an id is not in the vocabulary of {vocabulary}")
-
-    def _openings(self) -> frozenset[int]:
-        """The special tokens that the chat template begins messages with."""
-        said = ({"role": role, "content": "A"} for role in ("user", "assistant"))
-        firsts = {self.transcript.turn(message)[0] for message in said}
-        return frozenset(firsts & set(self.model.tokenizer.all_special_ids))
 
     def read(self, digests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Blobs with their digests."""

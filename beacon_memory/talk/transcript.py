@@ -45,6 +45,9 @@ class Transcript:
         elif template.opening:
             assert bos is not None
             self.start = [bos]  # the template's, where the tokenizer adds none
+        # The special tokens that the template begins messages with.
+        firsts = {ids[0] for role in ("user", "assistant") if (ids := self.turn({"role": role, "content": "A"}))}
+        self.openings = frozenset(firsts & set(tokenizer.all_special_ids))
         self.stop: tuple[str, ...] = () if tokenizer.chat_template is not None else ("\nUser:",)
 
     @property

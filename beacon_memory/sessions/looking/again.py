@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from beacon_memory.config import check_recall
 from beacon_memory.errors import ConfigError, InputError
+from beacon_memory.models.finder import QUESTION
 from beacon_memory.models.resident import ResidentPrefix
 from beacon_memory.sessions.looking.source import sources_of
 from beacon_memory.sessions.prompt import RECALLED, Prompt
@@ -16,10 +17,10 @@ from beacon_memory.state.source import Found, Origin, Source
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
+    from beacon_memory.talk.messages import Message
 
 logger = logging.getLogger(__name__)
 
-QUESTION = 256  # newest tokens of a question that are looked with
 OLD = "its segments were written before places were: fold them again with repair(…, places=True)"
 
 
@@ -32,27 +33,30 @@ class _Run:
     ids: tuple[int, ...]
 
 
-def look_again(memory: Repository, prompt: Prompt, *, recall_tokens: int | None = None, answer: int = 256) -> Prompt:
+def look_again(
+    memory: Repository,
+    prompt: Prompt,
+    *,
+    since: Sequence[Message] = (),
+    recall_tokens: int | None = None,
+    answer: int = 256,
+) -> Prompt:
     """The prompt with the passages that its question is about, raw in front of the question, and their sources.
 
-    At most `recall_tokens` of them (default: the memory's), and no more than leave room for `answer` tokens. The prompt
-    as it is where nothing is found, no question is asked, or the model has no finder. Raises ConfigError.
+    At most `recall_tokens` of them (default: the memory's), and no more than leave room for `answer` tokens. `since`
+    are the messages from the user's newest on, where those are known: calls and results of tools may stand behind it.
+    The prompt as it is where nothing is found, no question is asked, or the model has no finder. Raises ConfigError.
     """
     limit = check_recall(memory.recall_tokens if recall_tokens is None else recall_tokens)
-    finder, start = memory.model.finder, _question(memory, prompt)
+    finder, start = memory.model.finder, _question(memory, prompt, since)
     if not limit or finder is None or start is None or not prompt.segments:
         return prompt
     if all(segment.placed is None for segment in prompt.segments):
         logger.warning("a memory cannot look again: %s", OLD)
         return prompt
     left = min(limit, memory.model.positions - prompt.slots - len(prompt.ids) - answer)
-    chosen: list[tuple[int, Found]] = []
-    for place, found in _ranked(memory, prompt, prompt.ids[start:]):
-        if found.score < finder.threshold:
-            break
-        if len(found.ids) <= left:
-            chosen.append((place, found))
-            left -= len(found.ids)
+    ranked = _ranked(memory, prompt, prompt.ids[start:])
+    chosen = [ranked[n] for n in finder.chosen([(found.score, len(found.ids)) for _, found in ranked], tokens=left)]
     if not chosen:
         return prompt
     again = [i for _, found in sorted(chosen, key=lambda one: one[0]) for i in found.ids]
@@ -130,15 +134,22 @@ def _overlap(memory: Repository, prompt: Prompt) -> int:
     return size if size and tail[:size] == newest[-size:] else 0
 
 
-def _question(memory: Repository, prompt: Prompt) -> int | None:
-    """Where the newest message of a prompt begins; None where nothing is asked."""
+def _question(memory: Repository, prompt: Prompt, since: Sequence[Message] = ()) -> int | None:
+    """Where a prompt's question begins: its newest message, or the first of `since`. None where nothing is asked."""
     parts = {part.name: part for part in prompt.parts}
-    asked = parts.get("asked") or parts.get("text")
+    asked = parts.get("asked")
     if "header" not in parts:
-        return None
+        # A bare prompt behind documents; what was itself too long to be read raw is no question.
+        text = parts.get("text")
+        return text.start if text is not None and text.end > text.start and prompt.origins else None
     end = parts["header"].start
+    said = tuple(i for message in since for i in memory.transcript.turn(message))
+    if said and prompt.ids[:end][-len(said) :] == said:
+        return end - len(said)
+    if len(since) > 1:  # the question is folded, or written in another way with the system prompt in it
+        return None
     first = min((part.start for part in prompt.parts if part.name in ("tail", "asked")), default=end)
-    openings = memory.openings
+    openings = memory.transcript.openings
     for at in range(end - 1, first - 1, -1):
         if prompt.ids[at] in openings:
             return at
