@@ -1,7 +1,7 @@
 """The command `beacon-memory`. stdout is the answer; progress and notes go to stderr.
 
 May import: every other room, but only inside a command that needs it: `--help` loads no torch. Hands out: `main`.
-A new command goes here: `sessions.py` to read and ask, `check.py`, `learn.py` to train, `measure.py` to evaluate.
+A new command goes here: `sessions.py` to keep, `asking.py`, `check.py`, `learn.py` to train, `measure.py` to evaluate.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from beacon_memory.cli import check, learn, measure, sessions
+from beacon_memory.cli import asking, check, learn, measure, sessions
 from beacon_memory.errors import BeaconError
 from beacon_memory.version import __version__
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 
 app.add_typer(sessions.app)
+app.add_typer(asking.app)
 app.add_typer(check.app)
 app.add_typer(learn.app)
 app.add_typer(measure.app)

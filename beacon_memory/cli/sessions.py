@@ -1,4 +1,4 @@
-"""The commands that read, ask and keep sessions."""
+"""The commands that read and keep sessions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from beacon_memory.cli.terminal import (
     Adapter,
     AsJson,
     Model,
-    lines,
     progress,
     quiet,
     say,
     size,
     standard_input,
     waiting,
-    write,
 )
 from beacon_memory.errors import BeaconError, ConfigError, InputError, SessionNotFound
 
@@ -48,10 +46,6 @@ Anchors = Annotated[
 SlotDtype = Annotated[
     str | None, typer.Option(help="bfloat16, int8 or int4: what new slots are kept in", show_default="the session's")
 ]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", help="the longest answer, in tokens")]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time")]
-System = Annotated[str | None, typer.Option(help="a system prompt for this answer; not remembered")]
-
 KEY_VARIABLE = "BEACON_STORE_KEY"  # signs what is kept in SQLite or Redis
 OLD_KEY_VARIABLE = "BEACON_STORE_OLD_KEY"  # is read as well while the key is changed
 ENCRYPT_VARIABLE = "BEACON_STORE_ENCRYPT"  # 1 or true: what is written is encrypted too
@@ -87,55 +81,6 @@ def add(
                     opened.add_text(text, name=name, progress=advance)
         info = opened.info()
     say(f"session {session}: {info.tokens} tokens read, {info.slots} slots kept ({size(info.bytes)})")
-
-
-@app.command()
-def ask(
-    session: SessionName,
-    question: Annotated[str, typer.Argument(help="the question, or - for standard input", show_default=False)],
-    model: Model = "smollm2",
-    store: Store = DEFAULT_STORE,
-    adapter: Adapter = "auto",
-    system: System = None,
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = 0.0,
-) -> None:
-    """Answer from a session's memory; nothing is written."""
-    question = standard_input() if question == "-" else question
-    with remembering(model, store, adapter=adapter, must_exist=session) as memory:
-        pieces = named(memory, session).ask(
-            question, system=system, stream=True, max_new_tokens=max_tokens, temperature=temperature
-        )
-        write(pieces)
-
-
-@app.command()
-def chat(
-    session: SessionName,
-    model: Model = "smollm2",
-    store: Store = DEFAULT_STORE,
-    adapter: Adapter = "auto",
-    ratio: Ratio = None,
-    anchors: Anchors = None,
-    slot_dtype: SlotDtype = None,
-    system: System = None,
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = 0.0,
-) -> None:
-    """Talk with a session, turn by turn; an empty line or Ctrl-D leaves. It remembers when you come back."""
-    with remembering(model, store, adapter=adapter, anchors=anchors) as memory:
-        opened = named(memory, session, ratio=ratio, slot_dtype=slot_dtype)
-        known = opened.info().messages if session in memory.sessions() else 0
-        say(f"session {session}: {known} messages remembered. An empty line leaves.")
-        for line in lines():
-            pieces = opened.chat(line, system=system, stream=True, max_new_tokens=max_tokens, temperature=temperature)
-            try:
-                write(pieces)
-            except KeyboardInterrupt:
-                pieces.close()  # type: ignore[attr-defined]
-                say("\n(stopped; this turn is not remembered)")
-            except InputError as exc:
-                say(f"beacon-memory: {exc}")
 
 
 @app.command()

@@ -1,0 +1,153 @@
+"""The commands that ask a session, and search it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from beacon_memory.cli.sessions import (
+    DEFAULT_STORE,
+    Anchors,
+    Ratio,
+    SessionName,
+    SlotDtype,
+    Store,
+    named,
+    remembering,
+)
+from beacon_memory.cli.terminal import Adapter, AsJson, Model, lines, say, standard_input, write
+from beacon_memory.errors import InputError
+
+if TYPE_CHECKING:
+    from beacon_memory import BeaconMemory
+    from beacon_memory.state.source import Source
+
+app = typer.Typer()
+
+SOURCED = 256  # tokens to read again where sources are asked for, and the memory reads none by itself
+
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="the longest answer, in tokens")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time")]
+System = Annotated[str | None, typer.Option(help="a system prompt for this answer; not remembered")]
+Recall = Annotated[
+    int | None,
+    typer.Option("--recall", help="tokens of what the question is about to read again, at most; 0: none"),
+]
+Sources = Annotated[bool, typer.Option("--sources", help="say which passages were read again, on standard error")]
+
+
+@app.command()
+def ask(
+    session: SessionName,
+    question: Annotated[str, typer.Argument(help="the question, or - for standard input", show_default=False)],
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+    system: System = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    recall: Recall = None,
+    sources: Sources = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer from a session's memory; nothing is written."""
+    question = standard_input() if question == "-" else question
+    with remembering(model, store, adapter=adapter, must_exist=session) as memory:
+        from beacon_memory.sessions.turn import stream_answer
+
+        wanted = _recall(memory, recall, sources=sources)
+        asked = named(memory, session).prompt_for(question, system=system, recall_tokens=wanted, answer=max_tokens)
+        pieces = stream_answer(memory, asked, max_new_tokens=max_tokens, temperature=temperature)
+        if as_json:
+            told = [source.to_dict() for source in asked.sources]
+            typer.echo(json.dumps({"answer": "".join(pieces), "sources": told}))
+            return
+        write(pieces)
+        if sources:
+            _tell(memory, asked.sources)
+
+
+@app.command()
+def chat(
+    session: SessionName,
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+    ratio: Ratio = None,
+    anchors: Anchors = None,
+    slot_dtype: SlotDtype = None,
+    system: System = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    recall: Recall = None,
+    sources: Sources = False,
+) -> None:
+    """Talk with a session, turn by turn; an empty line or Ctrl-D leaves. It remembers when you come back."""
+    with remembering(model, store, adapter=adapter, anchors=anchors) as memory:
+        from beacon_memory.sessions.turn import Turn
+
+        wanted = _recall(memory, recall, sources=sources)
+        opened = named(memory, session, ratio=ratio, slot_dtype=slot_dtype)
+        known = opened.info().messages if session in memory.sessions() else 0
+        say(f"session {session}: {known} messages remembered. An empty line leaves.")
+        for line in lines():
+            pieces = opened.chat(
+                line, system=system, stream=True, recall_tokens=wanted, max_new_tokens=max_tokens,
+                temperature=temperature,
+            )  # fmt: skip
+            assert isinstance(pieces, Turn)
+            try:
+                write(pieces)
+                if sources:
+                    _tell(memory, pieces.sources)
+            except KeyboardInterrupt:
+                pieces.close()
+                say("\n(stopped; this turn is not remembered)")
+            except InputError as exc:
+                say(f"beacon-memory: {exc}")
+
+
+@app.command()
+def search(
+    session: SessionName,
+    text: Annotated[str, typer.Argument(help="a question, or - for standard input", show_default=False)],
+    limit: Annotated[int, typer.Option(min=1, help="passages, at most")] = 5,
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """The passages of a session that a question is about: those that it would read again, the best first."""
+    text = standard_input() if text == "-" else text
+    with remembering(model, store, adapter=adapter, must_exist=session) as memory:
+        found = named(memory, session).search(text, limit=limit)
+    if as_json:
+        typer.echo(json.dumps([source.to_dict() for source in found]))
+        return
+    for source in found:
+        typer.echo(_line(source))
+
+
+def _recall(memory: BeaconMemory, given: int | None, *, sources: bool) -> int | None:
+    """How many tokens to read again; who asks for sources and says nothing else wants some."""
+    return SOURCED if sources and given is None and not memory.recall_tokens else given
+
+
+def _tell(memory: BeaconMemory, sources: Sequence[Source]) -> None:
+    if memory.model.finder is None:
+        say("no sources: this model has no finder (beacon-memory fit-finder makes one)")
+    elif not sources:
+        say("no sources: nothing that was read is about this")
+    for source in sources:
+        say(_line(source))
+
+
+def _line(source: Source) -> str:
+    """A source as a line: its score, where it was read, and its text."""
+    place = source.document or " ".join(
+        str(part) for part in (source.role or "message", source.id or source.message) if part is not None
+    )
+    return f"[{source.score:.1f}] {place}: {' '.join(source.text.split())}"
