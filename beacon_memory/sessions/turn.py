@@ -161,10 +161,15 @@ class Turn(Pieces):
         state, prompt = self._folded(head, before, closed, ids, context=context, asked=asked, new=new)
         answer = Sampling.of(self._sampling).max_new_tokens
         prompt = fitted(self._memory, prompt, answer=answer)
-        prompt = look_again(self._memory, prompt, recall_tokens=self._recall, answer=answer)
+        prompt = look_again(self._memory, prompt, since=self._since(), recall_tokens=self._recall, answer=answer)
         stream = stream_answer(self._memory, prompt, **self._sampling)
         later = asked if self._keep is None else []
         return _Begun(opened, head, before, state, version, pages, forked, new, later, context, prompt, stream)
+
+    def _since(self) -> Sequence[Message]:
+        """The messages from the user's newest on; none where the user said nothing."""
+        users = [n for n, message in enumerate(self._messages) if message["role"] == "user"]
+        return self._messages[users[-1] :] if users else ()
 
     def _usage(self, begun: _Begun, answer: Answer) -> Usage:
         state, before, prompt = begun.state, begun.before, begun.prompt

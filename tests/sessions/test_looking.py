@@ -14,6 +14,7 @@ from beacon_memory import BeaconConfig, BeaconMemory, BeaconModel
 from beacon_memory.errors import ConfigError, InputError
 from beacon_memory.models.finder import Finder
 from beacon_memory.sessions.documents import Document, Documents
+from beacon_memory.sessions.looking.plain import text_looked
 from beacon_memory.sessions.turn import Turn
 from beacon_memory.state.state import BeaconState
 from beacon_memory.testing import tiny_model
@@ -185,6 +186,42 @@ def test_a_question_among_folded_messages_is_looked_for_too(memory):
     prompt = turn._begun[0].prompt
     behind = prompt.ids[next(p.end for p in prompt.parts if p.name == "recalled") :]
     assert list(behind) == [*memory.transcript.turn(messages[1]), *memory.transcript.header()]
+
+
+@pytest.mark.parametrize("raw", [2, 3, 4, 6])
+def test_behind_a_tools_result_it_is_the_users_question_that_is_looked_for(memory, raw):
+    """What is read again stands in front of the question, never between a call and its result."""
+    call = {"name": "clock", "args": {}, "id": "c1", "type": "tool_call"}
+    messages = [
+        *({"role": role, "content": f"{role} said {n}. " * 4} for n in range(3) for role in ("user", "assistant")),
+        {"role": "user", "content": "When does it end?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "It is seven.", "tool_call_id": "c1"},
+    ]
+    turn = Turn(memory, messages, session=memory.session("bob"), keep=raw, **SAMPLING)
+    turn.begin()
+    prompt = turn._begun[0].prompt
+    if raw < 3 and "recalled" not in {part.name for part in prompt.parts}:
+        return  # the question is folded
+    end = next(part.end for part in prompt.parts if part.name == "recalled")
+    since = [i for message in messages[-3:] for i in memory.transcript.turn(message)]
+    assert list(prompt.ids[end:]) == [*since, *memory.transcript.header()]
+
+
+def test_a_bare_prompt_is_looked_for_in_the_documents_in_front(memory):
+    Documents(memory, "house").put([Document("door", LEASE)])
+    ids = memory.model.encode("The door is")
+    plain = text_looked(memory, ids, contexts=["context:house"], recall_tokens=0)
+    assert (plain.ids, plain.sources) == (tuple(ids), ())
+    prompt = text_looked(memory, ids, contexts=["context:house"], recall_tokens=100)
+    assert prompt.ids == (*prompt.part("recalled"), *ids)
+    assert 0 < len(prompt.part("recalled")) <= 100
+    assert {source.document for source in prompt.sources} == {"door"}
+    assert text_looked(memory, ids, recall_tokens=100).sources == ()  # nothing stands in front
+    tight = finding(ratio=2)
+    tight.lm.config.max_position_embeddings = 300
+    short = BeaconMemory.open(tight, recall_tokens=100)
+    assert text_looked(short, ids * 200, answer=10).sources == ()  # a text too long to be read raw asks nothing
 
 
 def test_a_document_that_was_removed_is_no_source(memory):

@@ -112,6 +112,7 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
             history=kwargs.get("history", self.history),
             contexts=self._contexts(kwargs),
             keep=kwargs.get("keep"),
+            recall_tokens=self._recall(kwargs),
             **self._sampling(stop, kwargs),
         )
         return Talk(reply, model=str(self.model))

@@ -12,7 +12,8 @@ from langchain_core.runnables.config import get_config_list
 from pydantic import model_validator
 
 from beacon_memory.models.generation import Stream
-from beacon_memory.sessions.prompt import Prompt, text_prompt
+from beacon_memory.sessions.looking.plain import text_looked
+from beacon_memory.sessions.prompt import Prompt
 from beacon_memory.sessions.reply import Reply
 from beacon_memory.sessions.turn import batch_answers, stream_answer
 from beacon_memory.version import __version__
@@ -101,7 +102,10 @@ class BeaconLLM(BeaconSessions, BaseLLM):
             if self._session_id(kwargs) is None:
                 read = [self._read(prompt, sampling, kwargs) for prompt in prompts]
                 answers = batch_answers(self.opened.memory, read, **sampling)
-                said = [(answer.text, {"finish_reason": answer.finish}) for answer in answers]
+                said = [
+                    (answer.text, {"finish_reason": answer.finish} | _looked(prompt))
+                    for answer, prompt in zip(answers, read, strict=True)
+                ]
                 told = sum(prompt.tokens for prompt in read)
                 made = sum(answer.tokens for answer in answers)
             else:
@@ -152,8 +156,10 @@ class BeaconLLM(BeaconSessions, BaseLLM):
         with translated():
             sampling = self._sampling(stop, kwargs)
             said: Reply | Stream
+            read: Prompt | None = None
             if self._session_id(kwargs) is None:
-                said = stream_answer(self.opened.memory, self._read(prompt, sampling, kwargs), **sampling)
+                read = self._read(prompt, sampling, kwargs)
+                said = stream_answer(self.opened.memory, read, **sampling)
             else:
                 said = self._reply(prompt, sampling, kwargs)
             try:
@@ -161,24 +167,29 @@ class BeaconLLM(BeaconSessions, BaseLLM):
                     yield GenerationChunk(text=piece)
             finally:
                 said.close()
-            yield GenerationChunk(text="", generation_info=_about(said))
+            yield GenerationChunk(text="", generation_info=_about(said) | _looked(read))
 
     def _reply(self, prompt: str, sampling: dict[str, Any], kwargs: dict[str, Any]) -> Reply:
         """What a session answers to what is said there next."""
         asked = [{"role": "user", "content": prompt}]
         session, contexts = self._session(kwargs), self._contexts(kwargs)
-        return Reply(self.opened.memory, asked, session=session, history="append", contexts=contexts, **sampling)
+        about: dict[str, Any] = {"session": session, "history": "append", "contexts": contexts}
+        return Reply(self.opened.memory, asked, recall_tokens=self._recall(kwargs), **about, **sampling)
 
     def _read(self, prompt: str, sampling: dict[str, Any], kwargs: dict[str, Any]) -> Prompt:
         """A prompt with documents in front of it; what does not fit raw is folded."""
-        memory = self.opened.memory
-        answer = int(sampling.get("max_new_tokens", 256))
-        return text_prompt(
-            memory, memory.model.encode(prompt), contexts=self._contexts(kwargs), answer=answer, ratio=self.beacon_ratio
-        )
+        memory, recall = self.opened.memory, self._recall(kwargs)
+        how: dict[str, Any] = {"contexts": self._contexts(kwargs), "ratio": self.beacon_ratio, "recall_tokens": recall}
+        return text_looked(memory, memory.model.encode(prompt), answer=int(sampling.get("max_new_tokens", 256)), **how)
 
     def get_token_ids(self, text: str) -> list[int]:
         return self.opened.memory.model.encode(text)
+
+
+def _looked(prompt: Prompt | None) -> dict[str, Any]:
+    """What was read again for a bare prompt, where anything was."""
+    found = [source.to_dict() for source in prompt.sources] if prompt is not None else []
+    return {"beacon": {"sources": found}} if found else {}
 
 
 def _about(said: Reply | Stream) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from beacon_memory.sessions.reply import Reply
+from langchain_beacon.citations import PROVIDER
 
 
 class Talk:
@@ -81,7 +82,7 @@ class Talk:
     def _metadata(self) -> dict[str, Any]:
         return {
             "model_name": self._model,
-            "model_provider": "beacon",
+            "model_provider": PROVIDER,
             "finish_reason": self.reply.finish,
             "beacon": self.reply.physical,
         }

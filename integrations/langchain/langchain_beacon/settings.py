@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from langchain_core.documents import Document
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from beacon_memory.config import BeaconConfig
+from beacon_memory.config import BeaconConfig, check_recall
 from beacon_memory.errors import ConfigError
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.serving.engines import ReadsDocuments
@@ -46,6 +46,8 @@ class BeaconSettings(ReadsDocuments, BaseModel):
     """Seconds that a session lives in Redis after it was last used."""
     beacon_ratio: int | None = None
     """Raw tokens a slot stands for, of what is folded from now on."""
+    recall_tokens: int | None = None
+    """Tokens of what a question is about that are read again, raw, in front of it, at most; default: the memory's."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -61,6 +63,8 @@ class BeaconSettings(ReadsDocuments, BaseModel):
 
     @model_validator(mode="after")
     def _set_beacon_engine(self) -> Self:
+        if self.recall_tokens is not None:
+            check_recall(self.recall_tokens)
         self._settle()
         return self
 
@@ -91,6 +95,11 @@ class BeaconSettings(ReadsDocuments, BaseModel):
             found["max_new_tokens"] = kwargs.get(name) or found.get("max_new_tokens") or self.max_tokens
         found["stop"] = self._stops(stop, kwargs) or None
         return {name: value for name, value in found.items() if value is not None}
+
+    def _recall(self, kwargs: Mapping[str, Any]) -> int | None:
+        """How many tokens may be read again: what the call says, else the field; None for the memory's own number."""
+        found: int | None = kwargs.get("recall_tokens", self.recall_tokens)
+        return found
 
     def _stops(self, stop: list[str] | None, kwargs: dict[str, Any]) -> list[str]:
         asked = stop or kwargs.get("stop_sequences") or self.stop or []

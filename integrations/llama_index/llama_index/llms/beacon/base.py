@@ -120,6 +120,7 @@ class BeaconLLM(BeaconSettings):
             schema=form.get("schema"),
             close=plain.folded,
             contexts=self._contexts(memory, asked),
+            recall_tokens=self._recall(asked),
             **about,
             **self._sampling(asked),
         )
@@ -159,6 +160,7 @@ class BeaconLLM(BeaconSettings):
             prompt,
             contexts=self._contexts(memory, kwargs),
             ratio=self.beacon_ratio,
+            recall_tokens=self._recall(kwargs),
             model=str(self.model_name),
             **sampling,
         )

@@ -14,8 +14,8 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
+from beacon_memory.sessions.looking.plain import text_looked
 from beacon_memory.sessions.memory import BeaconMemory
-from beacon_memory.sessions.prompt import text_prompt
 from beacon_memory.sessions.reply import Reply
 from beacon_memory.sessions.turn import stream_answer
 from beacon_memory.state.state import BeaconState
@@ -82,6 +82,7 @@ def completion_pieces(
     *,
     contexts: Sequence[str | BeaconState],
     ratio: int | None,
+    recall_tokens: int | None,
     model: str,
     **sampling: Any,
 ) -> Iterator[CompletionResponse]:
@@ -90,7 +91,8 @@ def completion_pieces(
     start = memory.transcript.start
     ids = ids[len(start) :] if start and ids[: len(start)] == start else ids
     answer = int(sampling.get("max_new_tokens", 256))
-    read = text_prompt(memory, ids, contexts=contexts, answer=answer, ratio=ratio)
+    how: dict[str, Any] = {"contexts": contexts, "ratio": ratio, "recall_tokens": recall_tokens}
+    read = text_looked(memory, ids, answer=answer, **how)
     stream, text = stream_answer(memory, read, **sampling), ""
     try:
         for piece in stream:
@@ -105,4 +107,6 @@ def completion_pieces(
         "total_tokens": read.tokens + stream.answer.tokens,
     }
     about = {"model": model, "finish_reason": stream.answer.finish, "usage": usage}
+    if read.sources:
+        about["beacon"] = {"sources": [source.to_dict() for source in read.sources]}
     yield CompletionResponse(text=text, delta="", raw=about, additional_kwargs=usage)

@@ -13,7 +13,7 @@ from llama_index.core.schema import BaseNode
 from llama_index.llms.beacon.structured import StructuredOutput
 from pydantic import AliasChoices, ConfigDict, Field, SecretStr
 
-from beacon_memory.config import BeaconConfig
+from beacon_memory.config import BeaconConfig, check_recall
 from beacon_memory.errors import ConfigError
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.serving.engines import ReadsDocuments
@@ -25,7 +25,7 @@ from beacon_memory.talk.history import History
 Documents = str | Path | BaseNode | Iterable["str | Path | BaseNode"]
 
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop", "max_new_tokens")
-CALL = ("session_id", "history", "budget", "context_id", "texts")
+CALL = ("session_id", "history", "budget", "context_id", "texts", "recall_tokens")
 
 
 class BeaconSettings(ReadsDocuments, StructuredOutput):
@@ -74,6 +74,11 @@ class BeaconSettings(ReadsDocuments, StructuredOutput):
     beacon_ratio: int | None = Field(
         default=None, description="Raw tokens a slot stands for, of what is folded from now on."
     )
+    recall_tokens: int | None = Field(
+        default=None,
+        description="Tokens of what a question is about that are read again, raw, in front of it, at most; default: "
+        "the memory's.",
+    )
     context_id: str | list[str] | None = Field(
         default=None, description="Documents that stand in front of every prompt, as `with_context` named them."
     )
@@ -106,6 +111,8 @@ class BeaconSettings(ReadsDocuments, StructuredOutput):
         super().__init__(**fields)
         self._settle()
         self._sampling({})
+        if self.recall_tokens is not None:
+            check_recall(self.recall_tokens)
 
     def __getstate__(self) -> dict[str, Any]:
         # LlamaIndex takes from the object itself what cannot be pickled; a copy is made anew of its names.
@@ -135,6 +142,12 @@ class BeaconSettings(ReadsDocuments, StructuredOutput):
             raise ConfigError(f"unknown option {', '.join(unknown)}; there are {', '.join([*SAMPLING, *CALL])}")
         found = {name: getattr(self, name) if asked.get(name) is None else asked[name] for name in SAMPLING}
         return {name: value for name, value in found.items() if value is not None}
+
+    def _recall(self, kwargs: Mapping[str, Any]) -> int | None:
+        """How many tokens may be read again: what the call says, else the settings; None: as the memory has it."""
+        asked = {**self.generate_kwargs, **kwargs}
+        found: int | None = asked.get("recall_tokens", self.recall_tokens)
+        return found
 
     def _contexts(self, memory: CoreMemory, kwargs: Mapping[str, Any]) -> list[str | BeaconState]:
         """What stands in front: documents of this LLM's store, whichever memory reads them, and `texts` that are folded

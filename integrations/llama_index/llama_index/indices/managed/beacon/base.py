@@ -206,16 +206,19 @@ class BeaconIndex(BaseManagedIndex):
         return BeaconRetriever(self, callback_manager=self._callback_manager, **_none(kwargs))
 
     def as_query_engine(self, llm: Any = None, **kwargs: Any) -> BaseQueryEngine:
-        """Answers from all documents. `kwargs` as `BeaconQueryEngine` takes them: streaming, text_qa_template."""
-        known = {name: kwargs.pop(name) for name in ("streaming", "text_qa_template") if name in kwargs}
+        """Answers from all documents. `kwargs` as `BeaconQueryEngine` takes them: streaming, text_qa_template,
+        recall_tokens, similarity_cutoff.
+        """
+        names = ("streaming", "text_qa_template", "recall_tokens", "similarity_cutoff")
+        known = {name: kwargs.pop(name) for name in names if name in kwargs}
         _none(kwargs)
         return BeaconQueryEngine(self, llm=llm, callback_manager=self._callback_manager, **known)
 
     def as_chat_engine(self, chat_mode: Any = None, llm: Any = None, **kwargs: Any) -> BaseChatEngine:
         """A talk in front of which all documents stand. `kwargs` as `BeaconChatEngine` takes them: session_id, memory,
-        chat_history, system_prompt, prefix_messages. There is one mode; `chat_mode` is not looked at.
+        chat_history, system_prompt, prefix_messages, recall_tokens. There is one mode; `chat_mode` is not looked at.
         """
-        names = ("session_id", "memory", "chat_history", "system_prompt", "prefix_messages")
+        names = ("session_id", "memory", "chat_history", "system_prompt", "prefix_messages", "recall_tokens")
         known = {name: kwargs.pop(name) for name in names if name in kwargs}
         _none(kwargs)
         return BeaconChatEngine(self, llm=llm, callback_manager=self._callback_manager, **known)

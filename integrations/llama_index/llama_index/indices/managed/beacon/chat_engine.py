@@ -15,11 +15,13 @@ from llama_index.core.instrumentation.events.chat_engine import (
     StreamChatStartEvent,
 )
 from llama_index.core.memory import BaseMemory
-from llama_index.core.schema import NodeWithScore
+from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.indices.managed.beacon.answers import metadata_of, reader, told
+from llama_index.indices.managed.beacon.passages import source_nodes
 from llama_index.llms.beacon.messages import from_plain
 from llama_index_instrumentation import get_dispatcher
 
+from beacon_memory.config import check_recall
 from beacon_memory.errors import ConfigError, SessionNotFound
 from beacon_memory.state.head import DOCUMENT
 
@@ -34,7 +36,8 @@ class BeaconChatEngine(BaseChatEngine):
 
     The talk is kept in `session_id` of the LLM's store, where it is folded and nothing of it is read twice; or in a
     `memory` of LlamaIndex's; or, with neither, in this object alone. A turn that fails, or a stream that is left before
-    its end, is not remembered. `source_nodes` are all nodes of the index.
+    its end, is not remembered. `source_nodes` are the passages of documents and talk that were read again for the
+    answer, the best first, with their scores; where none was, all nodes of the index. A stream's are there at its end.
     """
 
     def __init__(
@@ -47,11 +50,14 @@ class BeaconChatEngine(BaseChatEngine):
         chat_history: Sequence[ChatMessage] | None = None,
         system_prompt: str | None = None,
         prefix_messages: Sequence[ChatMessage] | None = None,
+        recall_tokens: int | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         """`system_prompt` or `prefix_messages` stand in front of each turn and are not remembered; `chat_history`
-        replaces what was said before. Raises ConfigError.
+        replaces what was said before. `recall_tokens` of what a turn is about are read again, at most (default: the
+        LLM's). Raises ConfigError.
         """
+        self._recall = None if recall_tokens is None else check_recall(recall_tokens)
         if session_id is not None and memory is not None:
             raise ConfigError("a talk is kept in one place: give session_id or memory")
         if system_prompt is not None and prefix_messages is not None:
@@ -102,14 +108,14 @@ class BeaconChatEngine(BaseChatEngine):
         asked, how = self._begun(message, chat_history)
         response = self._llm.chat(asked, **how)
         self._remember(message, response)
-        return _answer(response, self._sources())
+        return _answer(response, self._index.nodes())
 
     @dispatcher.span
     @trace_method("chat")
     def stream_chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> StreamingAgentChatResponse:
         """The same, in pieces; the turn is remembered once they have all been read."""
         asked, how = self._begun(message, chat_history)
-        responses = self._llm.stream_chat(asked, **how)
+        responses, nodes = self._llm.stream_chat(asked, **how), self._nodes()
 
         def pieces() -> Generator[ChatResponse, None, None]:
             dispatcher.event(StreamChatStartEvent())
@@ -119,14 +125,13 @@ class BeaconChatEngine(BaseChatEngine):
                         dispatcher.event(StreamChatDeltaReceivedEvent(delta=response.delta))
                     yield response
                 self._remember(message, response)
+                nodes[:] = _looked(response, nodes)
             except Exception as exc:
                 dispatcher.event(StreamChatErrorEvent(exception=exc))
                 raise
             dispatcher.event(StreamChatEndEvent())
 
-        return StreamingAgentChatResponse(
-            chat_stream=pieces(), source_nodes=self._sources(), is_writing_to_memory=False
-        )
+        return StreamingAgentChatResponse(chat_stream=pieces(), source_nodes=nodes, is_writing_to_memory=False)
 
     @dispatcher.span
     @trace_method("chat")
@@ -135,7 +140,7 @@ class BeaconChatEngine(BaseChatEngine):
         asked, how = await self._abegun(message, chat_history)
         response = await self._llm.achat(asked, **how)
         await self._aremember(message, response)
-        return _answer(response, await self._index.engine.run(self._sources))
+        return _answer(response, await self._index.engine.run(self._index.nodes))
 
     @dispatcher.span
     @trace_method("chat")
@@ -145,6 +150,7 @@ class BeaconChatEngine(BaseChatEngine):
         """The same, in pieces; the turn is remembered once they have all been read."""
         asked, how = await self._abegun(message, chat_history)
         responses = await self._llm.astream_chat(asked, **how)
+        nodes = await self._index.engine.run(self._nodes)
 
         async def pieces() -> AsyncGenerator[ChatResponse, None]:
             dispatcher.event(StreamChatStartEvent())
@@ -154,6 +160,7 @@ class BeaconChatEngine(BaseChatEngine):
                         dispatcher.event(StreamChatDeltaReceivedEvent(delta=response.delta))
                     yield response
                 await self._aremember(message, response)
+                nodes[:] = _looked(response, nodes)
             except Exception as exc:
                 dispatcher.event(StreamChatErrorEvent(exception=exc))
                 raise
@@ -161,7 +168,7 @@ class BeaconChatEngine(BaseChatEngine):
 
         return StreamingAgentChatResponse(
             achat_stream=pieces(),
-            source_nodes=await self._index.engine.run(self._sources),
+            source_nodes=nodes,
             is_writing_to_memory=False,
         )
 
@@ -193,6 +200,8 @@ class BeaconChatEngine(BaseChatEngine):
 
     def _asked(self, message: str, earlier: Sequence[ChatMessage]) -> tuple[list[ChatMessage], dict[str, Any]]:
         how: dict[str, Any] = {"context_id": self._index.index_id, "session_id": self._session_id}
+        if self._recall is not None:
+            how["recall_tokens"] = self._recall
         if self._session_id is not None:
             how["history"] = "append" if self._instead is None else "full"
         return [*self._prefix, *earlier, ChatMessage(role=MessageRole.USER, content=message)], how
@@ -216,11 +225,18 @@ class BeaconChatEngine(BaseChatEngine):
         self._said = [] if self._session_id is not None else [*self._said, *turn]
         self._instead = None
 
-    def _sources(self) -> list[NodeWithScore]:
-        return [NodeWithScore(node=node) for node in self._index.nodes()]
+    def _nodes(self) -> list[NodeWithScore]:
+        return source_nodes({}, self._index.nodes())
 
 
-def _answer(response: ChatResponse, nodes: list[NodeWithScore]) -> AgentChatResponse:
+def _looked(response: ChatResponse, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+    """What was read again for a whole response, of these nodes."""
+    return source_nodes(told(response), [found.node for found in nodes])
+
+
+def _answer(response: ChatResponse, every: Sequence[BaseNode]) -> AgentChatResponse:
+    about = told(response)
+    nodes = source_nodes(about, every)
     return AgentChatResponse(
-        response=response.message.content or "", source_nodes=nodes, metadata=metadata_of(nodes) | told(response)
+        response=response.message.content or "", source_nodes=nodes, metadata=metadata_of(nodes) | about
     )

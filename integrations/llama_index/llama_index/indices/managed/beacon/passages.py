@@ -1,0 +1,42 @@
+"""What an answer had read again, as LlamaIndex's nodes with scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_index.core.schema import BaseNode, NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
+
+
+def source_nodes(
+    about: Mapping[str, Any], nodes: Sequence[BaseNode], *, cutoff: float | None = None
+) -> list[NodeWithScore]:
+    """The passages that were read again for an answer, the best first, each a node with its document's metadata; all
+    `nodes`, without a score, where none was: then the answer had all of them in memory, and nothing else.
+
+    `about` is what the answer tells beside its words; passages that score less than `cutoff` are left out.
+    """
+    sources = about.get("beacon", {}).get("sources", ())
+    if not sources:
+        return [NodeWithScore(node=node) for node in nodes]
+    kept = [source for source in sources if cutoff is None or source["score"] >= cutoff]
+    return [NodeWithScore(node=_passage(source, nodes), score=source["score"]) for source in kept]
+
+
+def _passage(source: Mapping[str, Any], nodes: Sequence[BaseNode]) -> TextNode:
+    """A node of a passage's text; a document's has the metadata of the node that it is of."""
+    text, place, key = source["text"], f"{source['start']}-{source['end']}", source.get("document")
+    if key is None and "role" not in source:  # read from another store than the talk's, which has no names of it
+        key = next((node.ref_doc_id or node.node_id for node in nodes if text in node.get_content()), None)
+    if key is None:
+        said = {name: source[name] for name in ("role", "id", "message", "time") if name in source}
+        return TextNode(id_=f"{source.get('session', 'talk')}:{place}", text=text, metadata=said)
+    own = [node for node in nodes if key in (node.ref_doc_id, node.node_id)]
+    within = next((node for node in own if text in node.get_content()), own[0] if own else None)
+    passage = TextNode(id_=f"{key}:{place}", text=text)
+    passage.relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=key)}
+    if within is not None:
+        passage.metadata = dict(within.metadata)
+        if (at := within.get_content().find(text)) >= 0:
+            passage.start_char_idx, passage.end_char_idx = at, at + len(text)
+    return passage
