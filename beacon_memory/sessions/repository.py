@@ -69,6 +69,7 @@ class Repository:
         self.cutter = Cutter(model.decode, openings=self.transcript.openings)
         self._segments = LRUCache[Segment](cache_bytes)
         self._pages = LRUCache[list[dict[str, Any]]](PAGE_BYTES)
+        self.sizes = LRUCache[tuple[int, ...]](PAGE_BYTES)  # by page: how many tokens each message has
         self._residents = LRUCache[ResidentPrefix](resident_bytes)
         self._heads = LRUCache[tuple[SessionHead, int]](PAGE_BYTES)
         self._seen = LRUCache[int](SEEN_BYTES * SEEN)  # the newest version of each session that was here
@@ -173,6 +174,7 @@ class Repository:
         for digest in [*(held[0].digests if held else ()), *(segment.name for segment in segments)]:
             self._segments.take(digest)
             self._pages.take(digest)
+            self.sizes.take(digest)
 
     def view(
         self, session_id: str, read: Callable[[SessionHead], T], *, at_least: int = 0, any_model: bool = False
@@ -229,12 +231,15 @@ class Repository:
 
     def messages(self, head: SessionHead) -> list[dict[str, Any]]:
         """Every message that a head's session remembers, oldest first."""
+        return [dict(message) for _, page in self.pages(head) for message in page]
+
+    def pages(self, head: SessionHead) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+        """The same by page, with the page's digest; the newest messages, which have no page yet, under no digest."""
         found = {digest: page for digest in head.pages if (page := self._pages.get(digest)) is not None}
         for digest, blob in self.read([digest for digest in head.pages if digest not in found]):
             found[digest] = read_page(blob, digest)
             self._pages.put(digest, found[digest], len(blob))
-        pages = [*(found[digest] for digest in head.pages), head.recent]
-        return [dict(message) for page in pages for message in page]
+        return [*((digest, found[digest]) for digest in head.pages), ("", head.recent)]
 
     def known(self, digest: str) -> Segment | None:
         """A segment that was folded before, by this session or another, or None."""

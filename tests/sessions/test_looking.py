@@ -241,6 +241,29 @@ def _of(memory: BeaconMemory, name: str) -> Any:
     return Session(memory, name)
 
 
+def test_naming_sources_reads_the_pages_of_a_transcript_once(model, monkeypatch):
+    """Only messages that have no page yet, and those that a passage is of, are tokenized again."""
+    memory = BeaconMemory(model, BeaconMemory.open(model).store, recall_tokens=256)
+    session = memory.session("ada")
+    said = [{"role": ("user", "assistant")[n % 2], "content": f"Number {n} is {n * 7 % 31}."} for n in range(140)]
+    session.add(said)
+    first = session.search("What is number 9?", limit=3)
+    turn, read = memory.transcript.turn, []
+
+    def counted(message):
+        read.append(message)
+        return turn(message)
+
+    monkeypatch.setattr(memory.transcript, "turn", counted)
+    assert session.search("What is number 9?", limit=3) == first
+    assert len(read) <= 12 + 3 * 8 + 2  # the newest, those of three passages, the question
+    whole = BeaconMemory(model, memory.store).session("ada").search("What is number 9?", limit=100)
+    for source in whole:
+        assert source.message is not None
+        assert source.text in said[source.message]["content"]
+    assert {source.message for source in whole} > set(range(20))
+
+
 def test_what_overlaps_the_raw_tail_is_not_read_a_second_time(memory):
     prompt = memory.session("ada").prompt_for("What am I?", recall_tokens=200)
     newest, tail = prompt.segments[-1].ids, prompt.part("tail")
