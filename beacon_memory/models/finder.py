@@ -27,6 +27,7 @@ from beacon_memory.state.state import Segment
 
 FORMAT, VERSION = "beacon-finder", 1
 FILE = "finder.json"
+FEW = 8  # passages: a memory of fewer is scored as one of so many
 QUESTION = 256  # newest tokens of a question that are looked with
 
 
@@ -117,9 +118,11 @@ def read_finder(folder: str | Path, *, model: str, layers: int, kv_heads: int) -
 
 def levelled(paid: Tensor) -> Tensor:
     """Scores that one threshold suits, from weighted sums of attention: coarse slots are paid less, all of them, and
-    what chance pays one grows as the root of what it pays the mean.  # (…, passages)
+    what chance pays one grows as the root of what it pays the mean. Where passages are few each is paid much: there the
+    mean is what it would be among more (benchmarks/LOG.md).  # (…, passages)
     """
-    return paid / paid.mean(dim=-1, keepdim=True).clamp(min=1e-9).sqrt()
+    mean = paid.sum(dim=-1, keepdim=True) / max(paid.shape[-1], FEW)
+    return paid / mean.clamp(min=1e-9).sqrt()
 
 
 def attention(

@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from beacon_memory.evaluation.items import Task
 from beacon_memory.evaluation.reporting.tables import markdown
+from benchmarks.quality import found_passages
 from benchmarks.reports import collect_evaluation, quality_tables
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +93,25 @@ def test_the_gpu_script_runs_where_there_is_none(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert len(rows) == 4
     assert all(row["what"] in (tmp_path / "gpu.md").read_text() for row in rows)
+
+
+def test_found_passages_are_counted_by_their_rank_and_the_threshold():
+    def asked(scores: list[float], right: int | None, *, foreign: bool = False) -> found_passages.Asked:
+        truth = torch.tensor([place == right for place in range(len(scores))])
+        return found_passages.Asked(4, torch.tensor(scores), truth, foreign)
+
+    told = [asked([5.0, 1.0, 0.0], 0), asked([5.0, 4.5, 0.0], 1), asked([1.0, 2.0, 0.5], 1), asked([5.0, 4.0, 0.0], 2)]
+    foreign = [asked([5.0, 1.0], None, foreign=True), asked([2.0, 1.0], None, foreign=True)]
+    assert found_passages.row([*told, *foreign, asked([9.0, 1.0], None)], 4.0) == {
+        "questions": 4,
+        "first": 0.5,
+        "second": 0.75,
+        "read again": 0.25,
+        "foreign": 2,
+        "false": 0.5,
+    }
+    nobody = found_passages.row([], 4.0)
+    assert (nobody["questions"], nobody["first"]) == (0, 0)
 
 
 def test_what_was_evaluated_is_gathered_and_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,16 @@ from beacon_memory.testing import tiny_checkpoint, tiny_model
 
 CONFIG = BeaconConfig(window=16, sink=2, keep_last=4, anchors="reconstruct")
 FINDER = Finder(((1, 0), (0, 1)), (2.5, 0.5), 0.25)
+
+
+def test_a_memory_of_few_passages_is_scored_as_one_of_more():
+    """Where passages are few each is paid much, and what chance pays one is much of it."""
+    paid = torch.tensor([0.4, 0.2, 0.2])
+    more = torch.tensor([0.4, 0.2, 0.2, 0.0, 0.0, 0.0, 0.0, 0.0])
+    assert torch.allclose(levelled(paid), levelled(more)[:3])
+    assert torch.allclose(levelled(more), more / more.mean().sqrt())
+
+
 SHAPE = {"layers": 2, "kv_heads": 2}
 
 
