@@ -14,8 +14,8 @@ ANCHORS = ("last", "surprise", "reconstruct", "learned", "spread")
 # Bits of a number of a slot; a group of 64 shares a scale and a low, which is half a bit more for each (quantise.py).
 SLOT_BITS = {"bfloat16": 16, "float16": 16, "float32": 32, "int8": 8.5, "int4": 4.5}
 SLOT_DTYPES = tuple(SLOT_BITS)
-# Tokens of what was folded that are read again in front of a question about them: none, until it is measured to help.
-RECALL_TOKENS = 0
+# Tokens of what was folded that are read again in front of a question about them, where the model has a finder.
+RECALL_TOKENS = 256
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,11 @@ def ask(index: BeaconIndex) -> None:
         response = engine.query(question)
         response.print_response_stream()
         usage, slots = response.metadata["usage"], response.metadata["beacon"]["beacon_tokens"]
+        nodes = response.source_nodes
+        what = "read again for this" if any(found.score is not None for found in nodes) else "all there are"
         print(
             f"\n  ({usage['prompt_tokens']} tokens in front, {usage['prompt_tokens_details']['cached_tokens']} of them "
-            f"from memory, in {slots} slots; {len(response.source_nodes)} source nodes: all there are)"
+            f"from memory, in {slots} slots; {len(nodes)} source nodes: {what})"
         )
 
 

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-SOURCED = 256  # tokens to read again where sources are asked for, and the memory reads none by itself
-
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="the longest answer, in tokens")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time")]
 System = Annotated[str | None, typer.Option(help="a system prompt for this answer; not remembered")]
 Recall = Annotated[
     int | None,
-    typer.Option("--recall", help="tokens of what the question is about to read again, at most; 0: none"),
+    typer.Option(
+        "--recall", help="tokens of what the question is about to read again, at most; 0: none", show_default="256"
+    ),
 ]
 Sources = Annotated[bool, typer.Option("--sources", help="say which passages were read again, on standard error")]
 
@@ -58,8 +58,7 @@ def ask(
     with remembering(model, store, adapter=adapter, must_exist=session) as memory:
         from beacon_memory.sessions.turn import stream_answer
 
-        wanted = _recall(memory, recall, sources=sources)
-        asked = named(memory, session).prompt_for(question, system=system, recall_tokens=wanted, answer=max_tokens)
+        asked = named(memory, session).prompt_for(question, system=system, recall_tokens=recall, answer=max_tokens)
         pieces = stream_answer(memory, asked, max_new_tokens=max_tokens, temperature=temperature)
         if as_json:
             told = [source.to_dict() for source in asked.sources]
@@ -89,13 +88,12 @@ def chat(
     with remembering(model, store, adapter=adapter, anchors=anchors) as memory:
         from beacon_memory.sessions.turn import Turn
 
-        wanted = _recall(memory, recall, sources=sources)
         opened = named(memory, session, ratio=ratio, slot_dtype=slot_dtype)
         known = opened.info().messages if session in memory.sessions() else 0
         say(f"session {session}: {known} messages remembered. An empty line leaves.")
         for line in lines():
             pieces = opened.chat(
-                line, system=system, stream=True, recall_tokens=wanted, max_new_tokens=max_tokens,
+                line, system=system, stream=True, recall_tokens=recall, max_new_tokens=max_tokens,
                 temperature=temperature,
             )  # fmt: skip
             assert isinstance(pieces, Turn)
@@ -129,11 +127,6 @@ def search(
         return
     for source in found:
         typer.echo(_line(source))
-
-
-def _recall(memory: BeaconMemory, given: int | None, *, sources: bool) -> int | None:
-    """How many tokens to read again; who asks for sources and says nothing else wants some."""
-    return SOURCED if sources and given is None and not memory.recall_tokens else given
 
 
 def _tell(memory: BeaconMemory, sources: Sequence[Source]) -> None:

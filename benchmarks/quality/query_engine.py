@@ -90,7 +90,7 @@ class Bench:
 
     def __init__(self, model: BeaconModel, *, ratio: int) -> None:
         self.model, self.ratio = model, ratio
-        self.llm = BeaconLLM(engine=BeaconEngine(model, "memory://"), max_new_tokens=ANSWER)
+        self.llm = BeaconLLM(engine=BeaconEngine(model, "memory://"), max_new_tokens=ANSWER, recall_tokens=0)
         self.heard = Heard()
         get_dispatcher().add_event_handler(self.heard)
         self.folding: dict[str, float] = {}  # story -> seconds

@@ -24,7 +24,9 @@ def lines(bench: Bench) -> Iterator[Result]:
     asked, new = questions(), bench.form.new
     for slots in bench.cases("batched", bench.form.slots):
         bench.told(f"{bench.form.batch} sessions of {slots} slots")
-        memory = BeaconMemory(bench.model, open_store("memory://"), cache_bytes=ROOM, resident_bytes=ROOM)
+        memory = BeaconMemory(
+            bench.model, open_store("memory://"), cache_bytes=ROOM, resident_bytes=ROOM, recall_tokens=0
+        )
         names = [f"session {number}" for number in range(bench.form.batch)]
         for seed, name in enumerate(names):
             synthetic.filled(memory, name, slots, seed=seed)

@@ -47,17 +47,17 @@ def lines(bench: Bench) -> Iterator[Result]:
     with redis_server() as url, redis.Redis.from_url(url) as client:
         for kind, make in (("document", synthetic.document), ("talk", synthetic.talk)):
             client.flushall()
-            memory = BeaconMemory(model, open_store(url))
+            memory = BeaconMemory(model, open_store(url), recall_tokens=0)
             make(memory, kind, bench.ids(length), ratio=RATIO)
             memory.close()
-            memory = BeaconMemory(model, open_store(url))
+            memory = BeaconMemory(model, open_store(url), recall_tokens=0)
             for name in ("cold", "hot"):
                 what = f"{name} turn, a {kind} of {length} tokens"
                 yield _profiled(
                     bench, what, lambda memory=memory, kind=kind: turn.first_word(memory, kind, next(questions))
                 )
             memory.close()
-            memory = BeaconMemory(model, open_store(url))
+            memory = BeaconMemory(model, open_store(url), recall_tokens=0)
             for name in ("cold", "hot"):
                 what = f"{name} turn, a {kind} of {length} tokens"
                 yield _functions(

@@ -54,14 +54,14 @@ def lines(bench: Bench) -> Iterator[Result]:
             for kind, make in makers.items():
                 bench.told(f"a {kind} of {length} tokens")
                 client.flushall()
-                with BeaconMemory(bench.model, open_store(url)) as memory:
+                with BeaconMemory(bench.model, open_store(url), recall_tokens=0) as memory:
                     make(memory, kind, bench.ids(length), ratio=RATIO)
                 yield from _turns(bench, url, client, kind, length)
 
 
 def _turns(bench: Bench, url: str, client: redis.Redis, kind: str, length: int) -> Iterator[Result]:
     model, plain, repeats = bench.model, bench.plain, bench.form.repeats
-    memory, asked = BeaconMemory(model, open_store(url)), questions()
+    memory, asked = BeaconMemory(model, open_store(url), recall_tokens=0), questions()
     info, system = memory.session(kind).info(), memory.transcript.system(None)
     blobs: list[str] = sorted(key for key in client.scan_iter() if client.type(key) == b"string")
     size = sum(client.strlen(key) for key in blobs)
@@ -76,7 +76,7 @@ def _turns(bench: Bench, url: str, client: redis.Redis, kind: str, length: int) 
         return answer(plain, [*system, *prompt(memory, next(asked))], raw.restore(plain), new=1)
 
     acts = {
-        OURS: Act(cold, lambda: BeaconMemory(model, open_store(url))),
+        OURS: Act(cold, lambda: BeaconMemory(model, open_store(url), recall_tokens=0)),
         RAW: Act(restored),
         GET: Act(lambda _: get(client, blobs, size=size)),
     }

@@ -50,7 +50,7 @@ def lines(bench: Bench) -> Iterator[Result]:
 
 def _made(bench: Bench, model: BeaconModel, each: int, turn: int, around: int) -> list[Cost]:
     """The turns around one, of a session made as it stands before them."""
-    with redis_server() as url, BeaconMemory(model, open_store(url)) as memory:
+    with redis_server() as url, BeaconMemory(model, open_store(url), recall_tokens=0) as memory:
         said = synthetic.messages(memory, bench.ids(2 * each * (turn - around)), each=each)
         synthetic.keep(memory, "long", said, ratio=RATIO)
         return _turns(bench, memory, url, each, range(turn - around, turn + around))
