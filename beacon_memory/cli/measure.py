@@ -63,6 +63,7 @@ def evaluate(
 ) -> None:
     """Measure what a memory is worth, beside other ways to keep as few KV entries."""
     from beacon_memory.evaluation.items import ANSWERS
+    from beacon_memory.evaluation.looking import LOOKS
     from beacon_memory.evaluation.methods import CONTROL_RATIO, METHODS, chosen, common_settings
     from beacon_memory.evaluation.tasks import TASKS
     from beacon_memory.models.adapter import adapter_config
@@ -123,6 +124,8 @@ def evaluate(
     compared = chosen(asked, adapters)
     if "beacon" in asked and not adapters:
         say(f"no adapter comes with {model}: trained beacons are left out (--adapter NAME=FOLDER)")
+    if set(_list(methods)) & set(LOOKS) and not any(method.kind in LOOKS for method in compared):
+        say("no adapter has a finder: what looks again is left out (beacon-memory fit-finder)")
     with progress(
         "measuring", sum(len(task.items) * cells(task, compared, wanted) for task in made), unit="items"
     ) as advance:
