@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs bench bench-full clean
+# A python of an environment with vLLM (docs/vllm.md); vLLM does not fit into .venv.
+VLLM_PYTHON ?= vllm-env/bin/python
+
+.PHONY: demo test test-vllm lint docs bench bench-full clean
 
 demo: $(READY)
 	$(BIN)/python examples/01_come_back.py
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --benchmark-disable
+
+test-vllm: $(READY)
+	BEACON_VLLM_PYTHON=$(abspath $(VLLM_PYTHON)) $(BIN)/python -m pytest -m vllm tests/integrations/vllm
 
 lint: $(READY)
 	$(BIN)/ruff check .

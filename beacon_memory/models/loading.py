@@ -213,7 +213,11 @@ def checkpoint_files(where: str, options: dict[str, Any]) -> list[str]:
 
 def model_fingerprint(lm: nn.Module) -> str:
     """A hash of the architecture and of samples of every weight, the same whatever dtype it was loaded in."""
-    config: Any = lm.config
+    return fingerprint_of(lm.config, dict(lm.named_parameters()))
+
+
+def fingerprint_of(config: Any, weights: Mapping[str, Tensor]) -> str:
+    """The same from a model's configuration and its weights by name, tied ones once."""
     fields = (
         "model_type",
         "hidden_size",
@@ -228,7 +232,7 @@ def model_fingerprint(lm: nn.Module) -> str:
         shape["windows"] = windows
     if any(layer.rope is None for layer in layers):
         shape["ropeless"] = [index for index, layer in enumerate(layers) if layer.rope is None]
-    sampled = hash_tensors(dict(lm.named_parameters()), samples=64)
+    sampled = hash_tensors(weights, samples=64)
     return _short(json.dumps(shape, sort_keys=True, default=float).encode() + sampled.encode())
 
 
