@@ -96,7 +96,7 @@ def test_an_answer_is_word_for_word_ours_cold_and_hot(
     session.add_text(STORY[1000 * ratio : 1000 * ratio + 900 + 60 * ratio], name="story")
     if tail:
         session.add("My name is Ada, and I live in Lyon.")
-    ours = session.ask(QUESTION, max_new_tokens=8)
+    ours = session.ask(QUESTION, recall_tokens=0, max_new_tokens=8)
     assert server.ask(name, QUESTION, max_new_tokens=8) == ours
     assert server.ask(name, QUESTION, max_new_tokens=8) == ours
 
@@ -124,7 +124,9 @@ def test_64_sessions_of_equal_slot_counts_in_any_order_have_each_its_own_answer(
     assert len({memory.session(f"many-{n}").info().slots for n in range(64)}) == 1
     names = [f"many-{n}" for n in range(64)]
     ask = "Which word is the secret word?"
-    ours = dict(zip(names, memory.ask_many([(name, ask) for name in names], max_new_tokens=8), strict=True))
+    ours = dict(
+        zip(names, memory.ask_many([(name, ask) for name in names], recall_tokens=0, max_new_tokens=8), strict=True)
+    )
     assert len(set(ours.values())) > 32
     order = random.Random(6).sample(names * 2, 128)
     with ThreadPoolExecutor(16) as many:
@@ -137,7 +139,7 @@ def test_a_store_that_fails_fails_the_request_and_nothing_else(
 ) -> None:
     for name, start in (("lost", 4000), ("kept", 6000)):
         memory.session(name).add_text(STORY[start : start + 600], name="story")
-    kept = memory.session("kept").ask(QUESTION, max_new_tokens=8)
+    kept = memory.session("kept").ask(QUESTION, recall_tokens=0, max_new_tokens=8)
     segment = memory.view("lost", lambda head: head)[0].entries[0].blob
     with sqlite3.connect(folder / "memory.db") as database:
         assert database.execute("DELETE FROM blobs WHERE digest = ?", (segment,)).rowcount == 1
