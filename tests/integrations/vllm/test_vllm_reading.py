@@ -37,7 +37,8 @@ from beacon_memory.fold.prefix import Rope
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.sessions import stored
 from beacon_memory.state.state import Segment
-from beacon_memory.testing import tiny_checkpoint, tiny_lm, tiny_model
+from beacon_memory.testing import tiny_checkpoint, tiny_model
+from beacon_memory.testing.models import tiny_lm
 
 SALT = b"salt"
 
