@@ -17,7 +17,8 @@ from transformers.utils import cached_file
 
 from beacon_memory.errors import ModelError, UnsupportedModel
 from beacon_memory.fold.family import family_of, slot_shape
-from beacon_memory.models.loading import check_supported, fingerprint_of
+from beacon_memory.models.families import check_supported
+from beacon_memory.models.loading import fingerprint_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # full attention, one RoPE for all layers
 LEFT_OUT = ("rotary_emb.inv_freq",)  # buffers that old checkpoints hold beside the weights
