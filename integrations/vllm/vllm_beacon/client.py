@@ -52,7 +52,11 @@ class VLLMServer:
         self.memory = memory
         self._salt = salt.encode()
         self._http = httpx.Client(base_url=url, timeout=timeout)
-        about = self._call("GET", "/v1/models")["data"][0]
+        try:
+            about = self._call("GET", "/v1/models")["data"][0]
+        except BaseException:
+            self.close()
+            raise
         self.model, self.positions = str(about["id"]), int(about["max_model_len"])
 
     def question(

@@ -63,7 +63,9 @@ def server(folder: Path, memory: BeaconMemory) -> Iterator[VLLMServer]:
             command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True, cwd=folder
         )
     try:
-        yield _answering(f"http://127.0.0.1:{port}", memory, process, folder / "vllm.log")
+        asked = _answering(f"http://127.0.0.1:{port}", memory, process, folder / "vllm.log")
+        yield asked
+        asked.close()
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
