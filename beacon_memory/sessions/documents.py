@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -82,12 +83,21 @@ class Documents:
         self._memory = memory
         self._session = Session(memory, CONTEXT + name, ratio=ratio, budget=budget)
 
-    def put(self, documents: Sequence[Document], *, new: bool = False, progress: Progress | None = None) -> Written:
+    def put(
+        self,
+        documents: Sequence[Document],
+        *,
+        new: bool = False,
+        delete_missing: bool = False,
+        keep: Container[str] = (),
+        progress: Progress | None = None,
+    ) -> Written:
         """Add documents at the end, or in place of those of the same key; equal ones stay as they are.
 
         All of them or, when one is bad or anything fails, none. A text that is held already, under whatever key, is not
-        folded again and stands once. With `new`, a key that is there already is refused. Raises InputError for an empty
-        text or a key given twice, ModelMismatch, BudgetExceeded, StoreError.
+        folded again and stands once. With `new`, a key that is there already is refused. With `delete_missing`, those
+        whose keys are neither given nor in `keep` are removed. Raises InputError for an empty text or a key given
+        twice, ModelMismatch, BudgetExceeded, StoreError.
         """
         keys: set[str] = set()
         for document in documents:
@@ -102,8 +112,11 @@ class Documents:
                 raise InputError(
                     f"{self.name!r} holds a document {min(there)!r} already: update it, or give another id"
                 )
+            missing = [key for key in shelf.notes if delete_missing and key not in keys and key not in keep]
+            for key in missing:
+                del shelf.notes[key]
             changed = [shelf.put(document, progress) for document in documents]
-            if not shelf.version or any(changed):
+            if not shelf.version or missing or any(changed):
                 shelf.write()
             return Written(tuple(changed), shelf.windows)
 
@@ -179,7 +192,13 @@ class Documents:
         messages = self._memory.messages(head)
         if head.tail or any(message["role"] != DOCUMENT for message in messages):
             raise InputError(f"{self.name!r} holds a conversation, not documents alone: choose another id")
-        return {str(note.get("key", note["document"])): note for note in messages}
+        # A document that a session was told has no key: its name is it, or its text's where the name is not alone.
+        names = Counter(str(note.get("key", note["content"])) for note in messages)
+        alone = {name for name, count in names.items() if count == 1}
+        return {
+            str(note.get("key", note["content"] if note["content"] in alone else note["document"])): note
+            for note in messages
+        }
 
 
 class _Shelf:
@@ -204,7 +223,8 @@ class _Shelf:
         ids = [*self._memory.transcript.start, *model.encode(document.text)]
         source = encode_ids(ids)
         digest = hashlib.sha256(source).hexdigest()
-        name = digest[:16]
+        # A text that a session was told has a name of another kind.
+        name = next((held for held, of in self._sources.items() if of == digest), digest[:16])
         if name not in self._entries:
             read = model.compress(
                 ids,

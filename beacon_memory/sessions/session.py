@@ -96,8 +96,13 @@ class Session(StoredSession):
         check_text(text)
         model, transcript = self._memory.model, self._memory.transcript
         ids = [*transcript.start, *model.encode(text)]
+        source = encode_ids(ids)
+        digest = hashlib.sha256(source).hexdigest()
 
         def change(head: SessionHead, state: BeaconState) -> Changed:
+            held = {entry.document for entry in head.entries}
+            if any(of == digest and name in held for name, of in head.sources.items()):
+                return head, state, {}  # whatever ratio or dtype it was read at
             # Folded by itself, in no context: every session that reads it shares its segments.
             how: dict[str, Any] = {"known": self._memory.known, "slot_dtype": head.slot_dtype}
             read = model.compress(ids, ratio=head.ratio, document=True, budget=head.budget, progress=progress, **how)
@@ -110,8 +115,6 @@ class Session(StoredSession):
             state = replace(state, segments=tuple(fitted))
             note = {"role": DOCUMENT, "content": whole(name), "tokens": read.tokens, "document": document}
             noted, pages = head.with_state(state, document=document).with_messages([note])
-            source = encode_ids(ids)
-            digest = hashlib.sha256(source).hexdigest()
             noted = replace(noted, sources={**head.sources, document: digest})
             return noted, state, pages | {digest: source}
 
