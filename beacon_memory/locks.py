@@ -10,13 +10,22 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 from weakref import WeakSet
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _WITHIN: ContextVar[frozenset[Worker]] = ContextVar("_WITHIN", default=frozenset())  # whose work this code is a part of
+
+
+class _Forked(Protocol):
+    def after_fork(self) -> None: ...
+
+
+def renewed(one: _Forked) -> None:
+    """See to it that a forked process calls this object's `after_fork`."""
+    _RENEWED.add(one)
 
 
 class Lock:
@@ -30,7 +39,7 @@ class Lock:
     def __init__(self, *, recursive: bool = False) -> None:
         self._make: Callable[[], Any] = threading.RLock if recursive else threading.Lock
         self.after_fork()
-        _RENEWED.add(self)
+        renewed(self)
 
     def after_fork(self) -> None:
         """Be free, whoever held it."""
@@ -57,7 +66,7 @@ class Worker(ThreadPoolExecutor):
     def __init__(self, name: str) -> None:
         self._name = name
         super().__init__(max_workers=1, thread_name_prefix=name)
-        _RENEWED.add(self)
+        renewed(self)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """What `fn` will give, called in the caller's context."""
@@ -77,7 +86,7 @@ class Worker(ThreadPoolExecutor):
         super().__init__(max_workers=1, thread_name_prefix=self._name)
 
 
-_RENEWED: WeakSet[Lock | Worker] = WeakSet()
+_RENEWED: WeakSet[_Forked] = WeakSet()
 
 
 def _renew() -> None:

@@ -21,7 +21,6 @@ from beacon_memory.state.budget import next_refold
 from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT, Entry, SessionHead, read_note, write_note
 from beacon_memory.state.state import BeaconState, Segment
-from beacon_memory.stores.base import retrying
 from beacon_memory.talk.sources import check_text
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ class Documents:
                 shelf.write()
             return Written(tuple(changed), shelf.windows)
 
-        return retrying(once)
+        return self._memory.written(self._session.id, once)
 
     def remove(self, *keys: str) -> None:
         """Take documents out, all or none; nothing is folded, and their bytes go with the last name of them.
@@ -135,7 +134,7 @@ class Documents:
                     raise InputError(f"{self.name!r} holds no document {key!r}")
             shelf.write()
 
-        retrying(once)
+        self._memory.written(self._session.id, once)
 
     def info(self) -> list[DocumentInfo]:
         """The documents, in the order in which they are read. Raises SessionNotFound, ModelMismatch."""

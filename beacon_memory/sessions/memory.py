@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from beacon_memory.config import RECALL_TOKENS, BeaconConfig
 from beacon_memory.errors import (
@@ -24,7 +24,7 @@ from beacon_memory.models.model import BeaconModel
 from beacon_memory.sessions.repair import refold, repair
 from beacon_memory.sessions.repository import CACHE_BYTES, RESIDENT_BYTES, Repository
 from beacon_memory.sessions.session import Session
-from beacon_memory.sessions.stored import CONTEXT, check_talk, kind_of
+from beacon_memory.sessions.stored import CONTEXT, SessionOptions, check_talk, kind_of
 from beacon_memory.sessions.turn import batch_answers
 from beacon_memory.state.archive import read_archive
 from beacon_memory.state.codec import decode_ids, require
@@ -86,16 +86,7 @@ class BeaconMemory(Repository):
                 opened.close()
             raise
 
-    def session(
-        self,
-        session_id: str,
-        *,
-        ratio: int | None = None,
-        budget: int | None = None,
-        slot_dtype: str | None = None,
-        at_least: int = 0,
-        create: bool | None = None,
-    ) -> Session:
+    def session(self, session_id: str, **options: Unpack[SessionOptions]) -> Session:
         """A session by its id; it is created by the first thing added, but not (SessionNotFound) with `create=False`,
         nor (SessionRolledBack, once) where this memory has seen it before, unless `create=True`: then it was lost, or
         forgotten elsewhere.
@@ -106,19 +97,9 @@ class BeaconMemory(Repository):
         time, whatever was added since. Nothing is read or written here. Raises InputError for what is no id, or names
         documents (see `context`).
         """
-        how: dict[str, Any] = {"ratio": ratio, "budget": budget, "slot_dtype": slot_dtype}
-        return Session(self, check_talk(session_id), **how, at_least=at_least, create=create)
+        return Session(self, check_talk(session_id), **options)
 
-    def context(
-        self,
-        name: str,
-        *,
-        ratio: int | None = None,
-        budget: int | None = None,
-        slot_dtype: str | None = None,
-        at_least: int = 0,
-        create: bool | None = None,
-    ) -> Session:
+    def context(self, name: str, **options: Unpack[SessionOptions]) -> Session:
         """The session that holds the documents of a name: of `Documents`, of an index, of what a framework read by
         `with_context`. Options as `session` takes them.
 
@@ -130,8 +111,7 @@ class BeaconMemory(Repository):
         >>> memory.sessions(), memory.contexts()
         ([], ['house'])
         """
-        how: dict[str, Any] = {"ratio": ratio, "budget": budget, "slot_dtype": slot_dtype}
-        return Session(self, CONTEXT + name, **how, at_least=at_least, create=create)
+        return Session(self, CONTEXT + name, **options)
 
     def ask_many(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -32,7 +32,7 @@ from beacon_memory.state.codec import decode_segment, require
 from beacon_memory.state.head import Entry, SessionHead, check_entry, read_page
 from beacon_memory.state.state import BeaconState, Segment
 from beacon_memory.stores import Head, StateStore
-from beacon_memory.stores.base import not_found
+from beacon_memory.stores.base import not_found, retrying
 from beacon_memory.stores.chain import descends
 from beacon_memory.talk.transcript import Transcript
 
@@ -126,15 +126,14 @@ class Repository:
         self._seen.put(session_id, version, SEEN_BYTES)
         return head, version
 
-    @contextmanager
-    def writing(self, session_id: str) -> Iterator[None]:
-        """A lock: one writer of a session at a time in this process, so that no one folds in vain. Against writers of
-        other processes there is compare-and-set.
+    def written(self, session_id: str, act: Callable[[], T]) -> T:
+        """What `act`, which writes the session, gives. One writer of a session acts at a time in this process, so that
+        no one folds in vain. Where a writer of another process was faster, `act` is called again (see `retrying`).
         """
         with self._lock:
             lock = self._writing.setdefault(session_id, Lock(recursive=True))
         with lock:
-            yield
+            return retrying(act)
 
     def begin(self, session_id: str, *, create: bool | None) -> None:
         """Check that a missing session may be created. Raises SessionNotFound when `create` is False, and

@@ -24,8 +24,8 @@ from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.source import Source
 from beacon_memory.state.state import BeaconState, chain
-from beacon_memory.stores.base import check_session, retrying
-from beacon_memory.talk.messages import check_message, whole
+from beacon_memory.stores.base import check_session
+from beacon_memory.talk.messages import check_message, says, whole
 from beacon_memory.talk.sources import check_text, read_source
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class Session(StoredSession):
         contains it, in whatever case. Read whatever model has folded it. Raises SessionNotFound.
         """
         found = self._memory.view(self.id, self._memory.messages, at_least=self._at_least, any_model=True)[0]
-        return [message for message in found if query.casefold() in str(message["content"]).casefold()]
+        return [message for message in found if says(message, query)]
 
     def delete(self, message: str | int) -> None:
         """Forget one message, by its `id` or its place in `messages()`, or one document by its name.
@@ -350,8 +350,7 @@ class Session(StoredSession):
                 raise
             self.unpart(found[name])
 
-        with self._memory.writing(self.id):
-            retrying(once)
+        self._memory.written(self.id, once)
 
     def refold(self, *, tokenizer: PreTrainedTokenizerBase | None = None, progress: Progress | None = None) -> int:
         """Move the session, with its branches, to this memory's model and adapter, after these have changed: all of it

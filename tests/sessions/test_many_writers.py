@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,9 @@ from beacon_memory import BeaconMemory
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import SessionConflict
 from beacon_memory.models.model import BeaconModel
+from beacon_memory.sessions.documents import Document, Documents
 from beacon_memory.stores.base import conflict, retrying
+from beacon_memory.stores.memory import MemoryStore
 from beacon_memory.testing import tiny_model
 
 SMALL = BeaconConfig(ratio=4, window=16, anchors="last", sink=2, keep_last=5, slot_dtype="float32")
@@ -63,6 +67,38 @@ def test_many_threads_chat_with_one_session_and_no_answer_is_lost(model, writers
         place = next(n for n, message in enumerate(messages) if message["content"] == question)
         if answer.strip():
             assert messages[place + 1]["content"] == answer.strip()
+
+
+class Counted(MemoryStore):
+    """Counts the races that its writers lose."""
+
+    lost = 0
+
+    def commit(self, *args: Any, **how: Any) -> int:
+        try:
+            return super().commit(*args, **how)
+        except SessionConflict:
+            self.lost += 1
+            raise
+
+
+def test_threads_take_turns_whatever_they_write(model):
+    """Documents and repairs raced: what one of them had folded was folded in vain."""
+    memory = BeaconMemory(model, Counted())
+    memory.session("room").add("Hello. " * 40)
+    shelf = Documents(memory, "house")
+    shelf.put([Document("door", "The door is green.")])
+    acts: list[Callable[[int], object]] = [
+        lambda n: shelf.put([Document(f"door {n}", f"Door {n} is blue.")]),
+        lambda n: shelf.remove("door") if n == 0 else memory.context("house").add_text(f"Step {n}", name=f"step {n}"),
+        lambda n: memory.repair("room"),
+        lambda n: memory.session("room").add(f"Message {n}."),
+    ]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: acts[n % 4](n // 4), range(64)))
+    assert memory.store.lost == 0
+    assert len(shelf.info()) == 31
+    assert memory.session("room").info().messages == 17
 
 
 WRITER = """
