@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from beacon_memory.errors import InputError, SessionNotFound
+from beacon_memory.models.given import given_list
 from beacon_memory.sessions.documents import Document, Documents
-from beacon_memory.sessions.stored import CONTEXT
+from beacon_memory.sessions.stored import CONTEXT, context_name
 from beacon_memory.state.state import BeaconState
 from beacon_memory.talk.sources import check_text
 
@@ -64,7 +65,8 @@ def read_apart(memory: Repository, texts: Iterable[str], *, ratio: int | None = 
 
 def context_sessions(memory: Repository, context_id: str | Sequence[str] | None) -> list[str]:
     """The sessions of the documents in front. Raises InputError for one that is not there."""
-    ids = [CONTEXT + one for one in ([context_id] if isinstance(context_id, str) else context_id or [])]
+    many = [context_id] if isinstance(context_id, str) else [] if context_id is None else given_list(context_id, "ids")
+    ids = [context_name(one) for one in many]
     for one in ids:
         try:
             memory.load(one)

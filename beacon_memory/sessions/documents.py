@@ -15,12 +15,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from beacon_memory.errors import InputError, SessionConflict, SessionNotFound
+from beacon_memory.models.given import check_called, given_list
 from beacon_memory.sessions.session import Session
-from beacon_memory.sessions.stored import CONTEXT
+from beacon_memory.sessions.stored import context_name
 from beacon_memory.state.budget import next_refold
 from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT, Entry, SessionHead, read_note, write_note
 from beacon_memory.state.state import BeaconState, Segment
+from beacon_memory.talk.messages import whole
 from beacon_memory.talk.sources import check_text
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ class Documents:
     def __init__(self, memory: Repository, name: str, *, ratio: int | None = None, budget: int | None = None) -> None:
         self.name = name
         self._memory = memory
-        self._session = Session(memory, CONTEXT + name, ratio=ratio, budget=budget)
+        self._session = Session(memory, context_name(name), ratio=ratio, budget=budget)
 
     def put(
         self,
@@ -98,12 +100,8 @@ class Documents:
         whose keys are neither given nor in `keep` are removed. Raises InputError for an empty text or a key given
         twice, ModelMismatch, BudgetExceeded, StoreError.
         """
-        keys: set[str] = set()
-        for document in documents:
-            check_text(document.text, what=f"document {document.key!r}")
-            if document.key in keys:
-                raise InputError(f"document {document.key!r} is given twice: give each its own id")
-            keys.add(document.key)
+        check_called(progress=progress)
+        keys = _checked(documents := given_list(documents, "documents"))
 
         def once() -> Written:
             shelf = self._shelf()
@@ -130,7 +128,7 @@ class Documents:
         def once() -> None:
             shelf = self._shelf(create=False)
             for key in keys:
-                if shelf.notes.pop(key, None) is None:
+                if not isinstance(key, str) or shelf.notes.pop(key, None) is None:
                     raise InputError(f"{self.name!r} holds no document {key!r}")
             shelf.write()
 
@@ -168,7 +166,7 @@ class Documents:
     def rename(self, name: str) -> Documents:
         """The same documents under another name; the old one is gone. Raises SessionExists, SessionNotFound."""
         renamed = copy(self)
-        renamed.name, renamed._session = name, self._session.fork(CONTEXT + name)
+        renamed.name, renamed._session = name, self._session.fork(context_name(name))
         self._session.forget()
         return renamed
 
@@ -304,6 +302,31 @@ class _Shelf:
         found = self._memory.known(digest)
         self.windows += found is None
         return found
+
+
+def _checked(documents: Sequence[Document]) -> set[str]:
+    """The keys of documents that can be kept. Raises InputError."""
+    if not all(isinstance(one, Document) for one in documents):
+        raise InputError(f"documents are a list of Document(key, text), not {documents!r:.80}")
+    keys: set[str] = set()
+    for document in documents:
+        check_text(document.text, what=f"document {document.key!r:.80}")
+        if not isinstance(document.key, str) or whole(document.key) != document.key:
+            raise InputError(f"a document's key is text in valid unicode, not {document.key!r:.80}")
+        if not isinstance(document.hash, str) or whole(document.hash) != document.hash:
+            raise InputError(f"the hash of document {document.key!r:.80} is text, not {document.hash!r:.80}")
+        if not isinstance(document.about, Mapping):
+            raise InputError(
+                f"what is kept beside document {document.key!r:.80} is a mapping, not {document.about!r:.80}"
+            )
+        try:
+            document.identity  # noqa: B018  (made of what is kept beside it)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise InputError(f"what is kept beside document {document.key!r:.80} is not JSON: {exc}") from exc
+        if document.key in keys:
+            raise InputError(f"document {document.key!r} is given twice: give each its own id")
+        keys.add(document.key)
+    return keys
 
 
 def _of(entries: Sequence[Entry], name: str) -> list[Entry]:

@@ -20,11 +20,12 @@ from beacon_memory.errors import (
     SessionNotFound,
 )
 from beacon_memory.models.generation import Sampling
+from beacon_memory.models.given import given_list
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.sessions.repair import refold, repair
 from beacon_memory.sessions.repository import CACHE_BYTES, RESIDENT_BYTES, Repository
 from beacon_memory.sessions.session import Session
-from beacon_memory.sessions.stored import CONTEXT, SessionOptions, check_talk, kind_of
+from beacon_memory.sessions.stored import CONTEXT, SessionOptions, check_talk, context_name, kind_of
 from beacon_memory.sessions.turn import batch_answers
 from beacon_memory.state.archive import read_archive
 from beacon_memory.state.codec import decode_ids, require
@@ -111,7 +112,7 @@ class BeaconMemory(Repository):
         >>> memory.sessions(), memory.contexts()
         ([], ['house'])
         """
-        return Session(self, CONTEXT + name, **options)
+        return Session(self, context_name(name), **options)
 
     def ask_many(
         self,
@@ -133,6 +134,12 @@ class BeaconMemory(Repository):
         >>> len(memory.ask_many([("ada", "Who am I?"), ("bob", "And I?")], max_new_tokens=4))
         2
         """
+        asked = given_list(asked, "asked")
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in asked):
+            raise InputError(f"asked is a list of pairs of a session's id and a question, not {asked!r:.80}")
+        left = None if left is None else given_list(left, "left")
+        if left is not None and (len(left) != len(asked) or not all(isinstance(one, Event) for one in left)):
+            raise InputError(f"left is a list of events, one for each question, not {left!r:.80}")
         if not asked:
             return []
         how: dict[str, Any] = {"recall_tokens": recall_tokens, "answer": Sampling.of(sampling).max_new_tokens}
@@ -178,7 +185,7 @@ class BeaconMemory(Repository):
         require(head.fingerprint, self.model.fingerprint, what=f"session {exported.name!r}")
         blobs = dict(exported.blobs)
         self._check(head, blobs)
-        session = name or exported.name
+        session = exported.name if name is None else name
         imported = self.context(session.removeprefix(CONTEXT)) if kind_of(session) == CONTEXT else self.session(session)
         if kind_of(session) == CONTEXT and (head.tail or not all(entry.document for entry in head.entries)):
             raise InputError(f"{session!r} names documents, and a talk is in this file: give it another name")

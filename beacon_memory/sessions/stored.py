@@ -29,19 +29,27 @@ Change = Callable[[SessionHead, BeaconState], Changed]
 
 
 def kind_of(session_id: str) -> str:
-    """What a store keeps under a name: BRANCH, CONTEXT, or "" for a session.
+    """What a store keeps under a name: BRANCH, CONTEXT, or "" for a session. Raises InputError for what is no name.
 
     >>> kind_of("context:house"), kind_of("ada")
     ('context:', '')
     """
-    return next((kind for kind in (BRANCH, CONTEXT) if session_id.startswith(kind)), "")
+    name = check_session(session_id)
+    return next((kind for kind in (BRANCH, CONTEXT) if name.startswith(kind)), "")
+
+
+def context_name(name: str) -> str:
+    """The name under which a store keeps the documents of a name. Raises InputError."""
+    if not isinstance(name, str) or not name:
+        raise InputError(f"documents are kept under a name, text of at least one character, not {name!r:.80}")
+    return check_session(CONTEXT + name)
 
 
 def check_talk(session_id: str) -> str:
     """A session's id. Raises InputError for what is none, and for the names of documents and branches: whoever could
     spell those would talk into what other sessions read.
     """
-    if kind := kind_of(check_session(session_id)):
+    if kind := kind_of(session_id):
         raise InputError(
             f"a session's id does not begin with {kind!r}: choose another"
             + (", or open documents by memory.context(name)" if kind == CONTEXT else "")
