@@ -7,10 +7,12 @@ for the next one.
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from math import inf
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -20,6 +22,7 @@ from beacon_memory.errors import (
     BlobDiffers,
     CodecError,
     SegmentMissing,
+    SessionConflict,
     SessionNotFound,
     SessionRolledBack,
 )
@@ -32,7 +35,7 @@ from beacon_memory.state.codec import decode_segment, require
 from beacon_memory.state.head import Entry, SessionHead, check_entry, read_page
 from beacon_memory.state.state import BeaconState, Segment
 from beacon_memory.stores import Head, StateStore
-from beacon_memory.stores.base import not_found, retrying
+from beacon_memory.stores.base import check_session, not_found, retrying
 from beacon_memory.stores.chain import descends
 from beacon_memory.talk.transcript import Transcript
 
@@ -41,6 +44,7 @@ T = TypeVar("T")
 CACHE_BYTES = 1 << 30  # of segments
 RESIDENT_BYTES = 1 << 30  # of what turns have left on the device
 SEEN, SEEN_BYTES = 100_000, 256  # sessions whose newest version is remembered, and about how many bytes each takes
+MET_SECONDS = 60.0  # how long after that writers wait for turns
 PAGE_BYTES = 64 << 20  # of pages of messages, as stored, and as many of heads
 
 
@@ -73,6 +77,7 @@ class Repository:
         self._residents = LRUCache[ResidentPrefix](resident_bytes)
         self._heads = LRUCache[tuple[SessionHead, int]](PAGE_BYTES)
         self._seen = LRUCache[int](SEEN_BYTES * SEEN)  # the newest version of each session that was here
+        self._met = LRUCache[float](SEEN_BYTES * SEEN)  # when a writer of another process was last met, by session
         self._lock = Lock()
         self._writing = WeakValueDictionary[str, Lock]()  # by session
         self._lent = WeakKeyDictionary[ResidentPrefix, tuple[str, ...]]()  # which are given back, unless let go
@@ -128,12 +133,18 @@ class Repository:
 
     def written(self, session_id: str, act: Callable[[], T]) -> T:
         """What `act`, which writes the session, gives. One writer of a session acts at a time in this process, so that
-        no one folds in vain. Where a writer of another process was faster, `act` is called again (see `retrying`).
+        no one folds in vain. Where a writer of another process was faster, `act` is called again, in a turn of the
+        store's (see `StateStore.turn`, `retrying`); for a while, later writes then begin with one.
         """
+        check_session(session_id)
         with self._lock:
             lock = self._writing.setdefault(session_id, Lock(recursive=True))
         with lock:
-            return retrying(act)
+            if time.monotonic() - (self._met.get(session_id) or -inf) > MET_SECONDS:
+                with suppress(SessionConflict):
+                    return act()
+            with self.store.turn(session_id):
+                return retrying(act)
 
     def begin(self, session_id: str, *, create: bool | None) -> None:
         """Check that a missing session may be created. Raises SessionNotFound when `create` is False, and
@@ -210,6 +221,9 @@ class Repository:
                 version = self.store.commit(session_id, named, blobs, expected=expected, **how)
                 self._seen.put(session_id, version, SEEN_BYTES)
                 return version
+            except SessionConflict:
+                self._met.put(session_id, time.monotonic(), SEEN_BYTES)
+                raise
             except BlobDiffers as exc:
                 moved = [e for e in head.entries if e.digest == exc.digest and not e.apart]
                 if not moved:

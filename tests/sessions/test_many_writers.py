@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from beacon_memory.models.model import BeaconModel
 from beacon_memory.sessions.documents import Document, Documents
 from beacon_memory.stores.base import conflict, retrying
 from beacon_memory.stores.memory import MemoryStore
-from beacon_memory.testing import tiny_model
+from beacon_memory.testing import redis_server, tiny_model
 
 SMALL = BeaconConfig(ratio=4, window=16, anchors="last", sink=2, keep_last=5, slot_dtype="float32")
 LONG = pytest.param(32, 50, marks=pytest.mark.long)
@@ -99,6 +101,28 @@ def test_threads_take_turns_whatever_they_write(model):
     assert memory.store.lost == 0
     assert len(shelf.info()) == 31
     assert memory.session("room").info().messages == 17
+
+
+@pytest.mark.parametrize(("writers", "turns"), [(8, 5), pytest.param(32, 25, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_many_forked_processes_write_to_one_session(model, tmp_path, writers, turns, kind):
+    """One of 32 lost its races for half a minute, and what it had to say was lost."""
+    with redis_server("redis") if kind == "redis" else nullcontext(f"sqlite:///{tmp_path}/room.db") as store:
+        children = []
+        for writer in range(writers):
+            if not (child := os.fork()):
+                code = 1
+                try:
+                    memory = BeaconMemory.open(model, store)
+                    for turn in range(turns):
+                        memory.session("room").add(f"Message {turn} of {writer}.")
+                    code = 0
+                finally:
+                    os._exit(code)
+            children.append(child)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * writers
+        with BeaconMemory.open(model, store) as memory:
+            assert said(memory) == Counter(f"Message {t} of {w}." for w in range(writers) for t in range(turns))
 
 
 WRITER = """
