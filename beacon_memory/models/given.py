@@ -43,13 +43,15 @@ def given_state(state: BeaconState | None) -> BeaconState:
     return state
 
 
-def given_states(states: Sequence[BeaconState] | None, *, prompts: Sequence[Sequence[int]]) -> list[BeaconState]:
-    """A state for each prompt, empty ones for None. Raises InputError."""
-    count = len(given_list(prompts, "prompts"))
-    found = [BeaconState()] * count if states is None else given_list(states, "states")
-    if not count or count != len(found):
-        raise InputError(f"one state per prompt, at least one: got {count} prompts and {len(found)} states")
-    return [given_state(state) for state in found]
+def given_prompts(
+    prompts: Iterable[Sequence[int]], states: Iterable[BeaconState] | None
+) -> tuple[list[Sequence[int]], list[BeaconState]]:
+    """The prompts, and a state for each of them: empty ones for None. Raises InputError."""
+    asked = given_list(prompts, "prompts")
+    found = [BeaconState()] * len(asked) if states is None else given_list(states, "states")
+    if not asked or len(asked) != len(found):
+        raise InputError(f"one state per prompt, at least one: got {len(asked)} prompts and {len(found)} states")
+    return asked, [given_state(state) for state in found]
 
 
 def given_segments(segments: Iterable[Segment]) -> list[Segment]:

@@ -31,15 +31,7 @@ from beacon_memory.models.batch import Batch, batch
 from beacon_memory.models.families import check_supported
 from beacon_memory.models.finder import read_finder
 from beacon_memory.models.generation import Answer, Left, Sampling, Stream, end_ids
-from beacon_memory.models.given import (
-    check_budget,
-    check_called,
-    given_list,
-    given_segments,
-    given_state,
-    given_states,
-    token_ids,
-)
+from beacon_memory.models.given import check_budget, check_called, given_prompts, given_segments, given_state, token_ids
 from beacon_memory.models.loading import (
     checkpoint_files,
     hash_tensors,
@@ -296,8 +288,7 @@ class BeaconModel:
         Raises PromptTooLong.
         """
         how = Sampling.of(sampling)
-        prompts = given_list(prompts, "prompts")
-        states = given_states(states, prompts=prompts)
+        prompts, states = given_prompts(prompts, states)
         if len(prompts) > 1 and self._windowed:
             kept, left = residents or [None] * len(prompts), left or [Event() for _ in prompts]
             each = zip(prompts, states, kept, left, strict=True)

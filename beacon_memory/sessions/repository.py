@@ -7,12 +7,10 @@ for the next one.
 from __future__ import annotations
 
 import json
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from math import inf
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -22,12 +20,11 @@ from beacon_memory.errors import (
     BlobDiffers,
     CodecError,
     SegmentMissing,
-    SessionConflict,
     SessionNotFound,
     SessionRolledBack,
 )
 from beacon_memory.fold.family import slot_shape
-from beacon_memory.locks import Lock
+from beacon_memory.locks import Lock, renewed
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.passages import Cutter
 from beacon_memory.models.resident import ResidentPrefix
@@ -44,7 +41,6 @@ T = TypeVar("T")
 CACHE_BYTES = 1 << 30  # of segments
 RESIDENT_BYTES = 1 << 30  # of what turns have left on the device
 SEEN, SEEN_BYTES = 100_000, 256  # sessions whose newest version is remembered, and about how many bytes each takes
-MET_SECONDS = 60.0  # how long after that writers wait for turns
 PAGE_BYTES = 64 << 20  # of pages of messages, as stored, and as many of heads
 
 
@@ -77,7 +73,8 @@ class Repository:
         self._residents = LRUCache[ResidentPrefix](resident_bytes)
         self._heads = LRUCache[tuple[SessionHead, int]](PAGE_BYTES)
         self._seen = LRUCache[int](SEEN_BYTES * SEEN)  # the newest version of each session that was here
-        self._met = LRUCache[float](SEEN_BYTES * SEEN)  # when a writer of another process was last met, by session
+        self._turns: set[str] = set()  # sessions that a thread of this process writes to now
+        renewed(self)
         self._lock = Lock()
         self._writing = WeakValueDictionary[str, Lock]()  # by session
         self._lent = WeakKeyDictionary[ResidentPrefix, tuple[str, ...]]()  # which are given back, unless let go
@@ -131,20 +128,35 @@ class Repository:
         self._seen.put(session_id, version, SEEN_BYTES)
         return head, version
 
-    def written(self, session_id: str, act: Callable[[], T]) -> T:
-        """What `act`, which writes the session, gives. One writer of a session acts at a time in this process, so that
-        no one folds in vain. Where a writer of another process was faster, `act` is called again, in a turn of the
-        store's (see `StateStore.turn`, `retrying`); for a while, later writes then begin with one.
+    @contextmanager
+    def turn(self, session_id: str) -> Iterator[None]:
+        """A writer's turn at a session, among all threads of this process, and all processes where the store has turns:
+        no one folds in vain, and who takes long is not overtaken for ever. Within a turn another is the same one.
         """
         check_session(session_id)
         with self._lock:
             lock = self._writing.setdefault(session_id, Lock(recursive=True))
         with lock:
-            if time.monotonic() - (self._met.get(session_id) or -inf) > MET_SECONDS:
-                with suppress(SessionConflict):
-                    return act()
-            with self.store.turn(session_id):
-                return retrying(act)
+            if session_id in self._turns:
+                yield
+                return
+            self._turns.add(session_id)
+            try:
+                with self.store.turn(session_id):
+                    yield
+            finally:
+                self._turns.discard(session_id)
+
+    def written(self, session_id: str, act: Callable[[], T]) -> T:
+        """What `act`, which writes the session, gives, in a turn. It is called again where a writer without one was
+        faster (see `retrying`).
+        """
+        with self.turn(session_id):
+            return retrying(act)
+
+    def after_fork(self) -> None:
+        """Be in no turn: those are the parent's."""
+        self._turns.clear()
 
     def begin(self, session_id: str, *, create: bool | None) -> None:
         """Check that a missing session may be created. Raises SessionNotFound when `create` is False, and
@@ -221,9 +233,6 @@ class Repository:
                 version = self.store.commit(session_id, named, blobs, expected=expected, **how)
                 self._seen.put(session_id, version, SEEN_BYTES)
                 return version
-            except SessionConflict:
-                self._met.put(session_id, time.monotonic(), SEEN_BYTES)
-                raise
             except BlobDiffers as exc:
                 moved = [e for e in head.entries if e.digest == exc.digest and not e.apart]
                 if not moved:

@@ -107,15 +107,24 @@ def test_a_writer_whose_turn_does_not_come_goes_on_without(url, tmp_path):
 
 def test_a_turn_that_was_lost_is_not_taken_from_its_new_owner():
     with redis_server("redis") as url, RedisStore(url) as store, RedisStore(url) as other:
-        with turn(store, "room", lease=1):
-            with turn(other, "room"):  # once the lease is over
-                held = store._client.get(store._key("turn", "room"))
+        key = store._key("turn", "room")
+        with turn(store, "room"):
+            store._client.delete(key)  # as when it could not be renewed in time
+            with turn(other, "room"):
+                held = store._client.get(key)
             assert held is not None
         with turn(other, "room"):
             mine = other._client.get(other._key("turn", "room"))
             with turn(store, "room", seconds=0.1):
                 pass
             assert other._client.get(other._key("turn", "room")) == mine
+
+
+def test_a_turn_that_takes_long_is_renewed():
+    with redis_server("redis") as url, RedisStore(url) as store, RedisStore(url) as other, turn(store, "room", lease=1):
+        mine = store._client.get(store._key("turn", "room"))
+        with turn(other, "room", seconds=2.5):  # it does not come
+            assert store._client.get(store._key("turn", "room")) == mine
 
 
 def test_a_turn_needs_nothing(tmp_path):

@@ -8,7 +8,7 @@ Keys, all under one hash tag so that a cluster keeps a namespace in one slot; na
     beacon:{namespace}:head:SESSION    hash: body, digests (JSON), version, point, past, tag, bytes
     beacon:{namespace}:blob:DIGEST     string: a tag, the blob
     beacon:{namespace}:refs:DIGEST     sorted set: the sessions that name the blob
-    beacon:{namespace}:turn:SESSION    string: whose turn it is, where writers have met; for 30 seconds at most
+    beacon:{namespace}:turn:SESSION    string: whose turn it is, to write; for 12 seconds, unless renewed
 
 Scores are the millisecond in which a session, or the last one that names a blob, expires, or +inf.
 """
