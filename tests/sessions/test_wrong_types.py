@@ -146,8 +146,8 @@ CALLS: dict[str, tuple[Callable[[Room], Act], dict[str, Any]]] = {
 OTHERS = {
     "Session": "append behind branches change extended forget info newest opened part replace_talk settled state "
     "unpart write",
-    "BeaconMemory": "begin check_ids close commit contexts decode forget keep known let_go load messages read resident "
-    "sessions state view written",
+    "BeaconMemory": "after_fork begin check_ids close commit contexts decode forget keep known let_go load messages "
+    "read resident sessions state turn view written",
     "Documents": "about forget info version",
     "BeaconModel": "adapted detach from_pretrained positions raw_bytes_per_token refold tail",
 }
