@@ -147,7 +147,7 @@ OTHERS = {
     "Session": "append behind branches change extended forget info newest opened part replace_talk settled state "
     "unpart write",
     "BeaconMemory": "after_fork begin check_ids close commit contexts decode forget keep known let_go load messages "
-    "read resident sessions state turn view written",
+    "pages read resident sessions state turn view written",
     "Documents": "about forget info version",
     "BeaconModel": "adapted detach from_pretrained positions raw_bytes_per_token refold tail",
 }
