@@ -8,9 +8,24 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
+from typing import Any, ParamSpec, Protocol, TypeVar
 from weakref import WeakSet
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_WITHIN: ContextVar[frozenset[Worker]] = ContextVar("_WITHIN", default=frozenset())  # whose work this code is a part of
+
+
+class _Forked(Protocol):
+    def after_fork(self) -> None: ...
+
+
+def renewed(one: _Forked) -> None:
+    """See to it that a forked process calls this object's `after_fork`."""
+    _RENEWED.add(one)
 
 
 class Lock:
@@ -24,7 +39,7 @@ class Lock:
     def __init__(self, *, recursive: bool = False) -> None:
         self._make: Callable[[], Any] = threading.RLock if recursive else threading.Lock
         self.after_fork()
-        _RENEWED.add(self)
+        renewed(self)
 
     def after_fork(self) -> None:
         """Be free, whoever held it."""
@@ -38,19 +53,40 @@ class Lock:
 
 
 class Worker(ThreadPoolExecutor):
-    """One thread that does what it is given, in order. A forked process has a new one, with nothing to do yet."""
+    """One thread that does what it is given, in order. A forked process has a new one, with nothing to do yet.
+
+    Work that asks for more work of the same thread and waits for it, itself or in a thread or event loop that it runs,
+    does it where it stands: it would wait for itself for ever.
+
+    >>> worker = Worker("one")
+    >>> worker.submit(lambda: worker.submit(lambda: "done").result()).result()
+    'done'
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
         super().__init__(max_workers=1, thread_name_prefix=name)
-        _RENEWED.add(self)
+        renewed(self)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """What `fn` will give, called in the caller's context."""
+        if self not in _WITHIN.get():
+            context = copy_context()
+            context.run(_WITHIN.set, _WITHIN.get() | {self})
+            return super().submit(lambda: context.run(fn, *args, **kwargs))
+        done: Future[T] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except BaseException as exc:
+            done.set_exception(exc)
+        return done
 
     def after_fork(self) -> None:
         """Begin anew: what was waiting is the parent's to do."""
         super().__init__(max_workers=1, thread_name_prefix=self._name)
 
 
-_RENEWED: WeakSet[Lock | Worker] = WeakSet()
+_RENEWED: WeakSet[_Forked] = WeakSet()
 
 
 def _renew() -> None:

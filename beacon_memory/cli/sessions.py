@@ -117,9 +117,11 @@ def messages(
     as_json: AsJson = False,
 ) -> None:
     """The messages of a session, or those that contain some text, each with its place or id."""
+    from beacon_memory.talk.messages import says
+
     with remembering(model, store, adapter=adapter, must_exist=session) as memory:
-        everything = list(enumerate(memory.session(session).messages()))
-    found = [(n, message) for n, message in everything if query.casefold() in str(message["content"]).casefold()]
+        there = named(memory, session).messages()
+    found = [(n, message) for n, message in enumerate(there) if says(message, query)]
     if as_json:
         typer.echo(json.dumps([{"place": n, **message} for n, message in found]))
         return
@@ -139,7 +141,7 @@ def delete(
     from beacon_memory.state.head import DOCUMENT
 
     with remembering(model, store, adapter=adapter, must_exist=session) as memory:
-        opened = memory.session(session)
+        opened = named(memory, session)
         there = opened.messages()
         names = {said.get("id") for said in there} | {said["content"] for said in there if said["role"] == DOCUMENT}
         opened.delete(int(message) if message.isdecimal() and message not in names else message)

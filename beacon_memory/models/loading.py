@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from beacon_memory.errors import AdapterError, BeaconError, ConfigError, ModelError
+from beacon_memory.errors import AdapterError, BeaconError, ConfigError, InputError, ModelError
 from beacon_memory.fold.family import family_of
 from beacon_memory.models.encoding import encoder
 from beacon_memory.models.families import check_supported
@@ -247,6 +247,8 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
     So no document and no message can end its own turn and begin another's. Raises InputError.
     """
+    if not isinstance(text, str):
+        raise InputError(f"what is encoded is text, not {text!r:.80}")
     return encoder(tokenizer).plain(text)
 
 

@@ -31,6 +31,7 @@ from beacon_memory.models.batch import Batch, batch
 from beacon_memory.models.families import check_supported
 from beacon_memory.models.finder import read_finder
 from beacon_memory.models.generation import Answer, Left, Sampling, Stream, end_ids
+from beacon_memory.models.given import check_budget, check_called, given_prompts, given_segments, given_state, token_ids
 from beacon_memory.models.loading import (
     checkpoint_files,
     hash_tensors,
@@ -165,7 +166,7 @@ class BeaconModel:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        text: str = self.tokenizer.decode(token_ids(ids), skip_special_tokens=True)
         return text
 
     def compress(
@@ -191,9 +192,10 @@ class BeaconModel:
         slots (default: the config's). `progress` is called with the number of tokens of each window. `resident` is what
         an earlier call left on the device. Raises ConfigError, InputError, BudgetExceeded.
         """
+        check_called(known=known, progress=progress)
         ratio = check_ratio(self.config.ratio if ratio is None else ratio, self.config.window)
         at_once, close = (self.config.document_window, True) if document else (self.config.window, close)
-        state = state or BeaconState()
+        state = given_state(state)
         how: dict[str, Any] = {"known": known, "slot_dtype": slot_dtype}
         # The budget may have shrunk since the last call, even if nothing is folded below.
         segments, tail = self.fit(state.segments, budget=budget, **how), [*state.tail, *self._checked(ids)]
@@ -229,8 +231,9 @@ class BeaconModel:
         slot_dtype: str | None = None,
     ) -> list[Segment]:
         """The segments in `budget` slots: old ones are folded again from their ids, coarser. Raises BudgetExceeded."""
+        check_budget(budget)
         budget = self.budget if budget is None else budget
-        fitted = list(segments)
+        fitted = given_segments(segments)
         while sum(segment.slots for segment in fitted) > budget:
             index, ratio = next_refold(fitted, budget)
             old = fitted[index]
@@ -285,8 +288,8 @@ class BeaconModel:
         Raises PromptTooLong.
         """
         how = Sampling.of(sampling)
-        states = states or [BeaconState()] * len(prompts)
-        if len(prompts) > 1 and self._windowed and len(prompts) == len(states):
+        prompts, states = given_prompts(prompts, states)
+        if len(prompts) > 1 and self._windowed:
             kept, left = residents or [None] * len(prompts), left or [Event() for _ in prompts]
             each = zip(prompts, states, kept, left, strict=True)
             alone = (self.answers([p], [s], residents=[r], left=[gone], **sampling) for p, s, r, gone in each)
@@ -313,15 +316,15 @@ class BeaconModel:
         earlier turn left on the device. Raises PromptTooLong.
         """
         how = Sampling.of(sampling)
-        one = self._batch([prompt], [state or BeaconState()], how, [resident])
+        one = self._batch([prompt], [given_state(state)], how, [resident])
         return Stream(self.lm, self.tokenizer, one, how)
 
     def logits(self, ids: Sequence[int], state: BeaconState | None = None) -> Tensor:
         """The next-token logits at each of `ids`, read after a state and its tail.  # (ids, vocabulary)"""
-        if not ids:
+        if not (ids := self._checked(ids)):
             raise InputError("logits take at least one token id")
-        state = state or BeaconState()
-        rows = [*self.tail(state), *self._checked(ids)]
+        state = given_state(state)
+        rows = [*self.tail(state), *ids]
         one = batch(self.lm, self.empty, [state.segments], [rows], new=0)
         with torch.inference_mode():
             output = self.lm(**one.inputs, use_cache=True, logits_to_keep=len(ids))
@@ -373,8 +376,6 @@ class BeaconModel:
         sampling: Sampling,
         residents: Sequence[ResidentPrefix | None] | None = None,
     ) -> Batch:
-        if not prompts or len(prompts) != len(states):
-            raise InputError(f"one state per prompt, at least one: got {len(prompts)} prompts and {len(states)} states")
         rows = [[*self.tail(state), *self._checked(prompt)] for prompt, state in zip(prompts, states, strict=True)]
         for row, state in zip(rows, states, strict=True):
             if not row:
@@ -390,8 +391,4 @@ class BeaconModel:
         return batch(self.lm, self.empty, pasts, rows, new=new, residents=residents, again=again)
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
-        size = self.lm.config.vocab_size
-        found = [int(i) for i in ids]
-        if found and not 0 <= min(found) <= max(found) < size:
-            raise InputError(f"token ids are 0 to {size - 1}, found {min(found)} to {max(found)}: another tokenizer's?")
-        return found
+        return token_ids(ids, vocabulary=self.lm.config.vocab_size)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from beacon_memory.errors import BeaconError, EngineBusy
-from beacon_memory.locks import Lock
+from beacon_memory.locks import Lock, renewed
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.memory import BeaconMemory
@@ -42,8 +42,13 @@ class BatchQueue:
         """`together` is the most questions of one batch, `waiting` the most that wait."""
         self._memory, self._worker = memory, worker
         self._together, self._most = together, waiting
-        self._waiting: deque[_Asked] = deque()
         self._lock = Lock()
+        self.after_fork()
+        renewed(self)
+
+    def after_fork(self) -> None:
+        """Begin with nothing to answer: the questions that waited are the parent's."""
+        self._waiting: deque[_Asked] = deque()
 
     async def ask(self, session: str, question: str, **how: Any) -> str:
         """The answer, as `BeaconMemory.ask_many` gives it. Cancelling takes a waiting question out of the queue, and

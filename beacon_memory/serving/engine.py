@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import json
 import threading
 import weakref
@@ -130,8 +129,7 @@ class BeaconEngine:
 
     async def run(self, act: Callable[[], T]) -> T:
         """The result of `act`, called on the engine's thread."""
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self.worker, context.run, act)
+        return await asyncio.get_running_loop().run_in_executor(self.worker, act)
 
     async def stream(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
         """The items of the iterator that `begin` returns, read on the engine's thread.
@@ -168,7 +166,7 @@ class BeaconEngine:
             finally:
                 give(end)
 
-        working = loop.run_in_executor(self.worker, contextvars.copy_context().run, work)
+        working = loop.run_in_executor(self.worker, work)
         try:
             while (piece := await pieces.get()) is not end:
                 if isinstance(piece, BaseException):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypedDict, Unpack
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.stores import StateStore
-from beacon_memory.talk.sources import read_texts
+from beacon_memory.talk.sources import leave_out, read_texts, refuse
+
+if TYPE_CHECKING:
+    from beacon_memory.sessions.documents import Documents
 
 
 class Secret(Protocol):
@@ -214,18 +217,44 @@ class ReadsDocuments:
         copied: Self = super().__deepcopy__(memo)  # type: ignore[misc]
         return copied
 
-    def with_context(self, documents: Any, *, context_id: str | None = None) -> Self:
-        """This model with documents in front of every prompt. They are read once and kept folded under their id.
+    def with_context(
+        self,
+        documents: Any,
+        *,
+        context_id: str | None = None,
+        delete_missing: bool = False,
+        skip_bad: bool = False,
+    ) -> Self:
+        """This model with documents in front of every prompt, read once and kept folded under their id.
 
-        `documents` is a text, a `Path` of a file, a framework's document, or any number of these (such as a loader's
-        `lazy_load()`). Documents that are kept already are named by `bind(context_id=…)`.
+        A `Path` is a file's, or a folder's with all its files; text, a framework's document, or any number of these (a
+        loader's `lazy_load()`), are read as they are. Under one `context_id` a document takes the place of the older
+        one of its name. With `delete_missing` those that are not given are removed: so a folder is kept in step. A
+        document that is empty, binary or not UTF-8 is refused; with `skip_bad` it is left out with a warning, and an
+        older text of its name stays. All are read or none. Raises InputError, ConfigError.
+
+        Where the documents are known by an id already, `bind(context_id=…)` names them again; `documents` lists them.
         """
         from beacon_memory.sessions.context import read_context
 
-        texts = read_texts(documents, self._document)
-        named = read_context(self.opened.memory, texts, context_id=context_id, ratio=self.beacon_ratio)
+        if delete_missing and context_id is None:
+            raise ConfigError("delete_missing keeps the documents of an id in step: name it, context_id=")
+        texts = read_texts(documents, self._document, bad=leave_out if skip_bad else refuse)
+        how: dict[str, Any] = {"context_id": context_id, "delete_missing": delete_missing, "ratio": self.beacon_ratio}
+        named = read_context(self.opened.memory, texts, **how)
         copied: Self = self.model_copy(update={"context_id": named})
         return copied
+
+    def documents(self, context_id: str | None = None) -> Documents:
+        """The documents that are kept under an id, or under this model's: `info()` lists them, `remove(name)` takes one
+        out, `forget()` deletes all. Raises ConfigError where there is no one id.
+        """
+        from beacon_memory.sessions.documents import Documents
+
+        named = context_id or getattr(self, "context_id", None)
+        if not isinstance(named, str):
+            raise ConfigError("name the documents: documents(context_id), as with_context was given it")
+        return Documents(self.opened.memory, named, ratio=self.beacon_ratio)
 
     @staticmethod
     def _document(one: Any) -> tuple[str, str] | None:

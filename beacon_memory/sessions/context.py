@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from beacon_memory.errors import InputError, SessionNotFound
-from beacon_memory.sessions.session import Session
-from beacon_memory.sessions.stored import CONTEXT
+from beacon_memory.models.given import given_list
+from beacon_memory.sessions.documents import Document, Documents
+from beacon_memory.sessions.stored import CONTEXT, context_name
 from beacon_memory.state.state import BeaconState
 from beacon_memory.talk.sources import check_text
 
@@ -17,15 +18,32 @@ if TYPE_CHECKING:
 
 
 def read_context(
-    memory: Repository, texts: Iterable[tuple[str, str]], *, context_id: str | None = None, ratio: int | None = None
+    memory: Repository,
+    texts: Iterable[tuple[str, str]],
+    *,
+    context_id: str | None = None,
+    ratio: int | None = None,
+    delete_missing: bool = False,
 ) -> str:
-    """The id under which these texts, each with a name, are kept folded. It is made from the texts if none is given."""
-    named = list(texts)
+    """The id under which these texts, each with its name, are kept folded; made of the texts when none is given.
+
+    A text takes the place of the older one of its name; texts of one name (the pages of a file) are one document; those
+    without a name are "text 1", "text 2", …. With `delete_missing`, documents that are not among these are removed, but
+    not those whose text is "": they could not be read. All of it is done or nothing. Raises InputError.
+    """
+    parts: dict[str, list[str]] = {}
+    unnamed = 0
+    for name, text in texts:
+        unnamed += not name
+        parts.setdefault(name or f"text {unnamed}", []).extend([text] if text else [])
+    documents = [Document(name, "\n\n".join(given)) for name, given in parts.items() if given]
+    if not documents and not delete_missing:
+        raise InputError("there is no document to read")
     if context_id is None:
-        context_id = hashlib.sha256("\0".join(text for _, text in named).encode()).hexdigest()[:16]
-    session = Session(memory, CONTEXT + context_id, ratio=ratio)
-    for name, text in named:
-        session.add_text(text, name=name)
+        said = "\0".join(text for given in parts.values() for text in given)
+        context_id = hashlib.sha256(said.encode()).hexdigest()[:16]
+    unread = [name for name, given in parts.items() if not given]
+    Documents(memory, context_id, ratio=ratio).put(documents, delete_missing=delete_missing, keep=unread)
     return context_id
 
 
@@ -47,7 +65,8 @@ def read_apart(memory: Repository, texts: Iterable[str], *, ratio: int | None = 
 
 def context_sessions(memory: Repository, context_id: str | Sequence[str] | None) -> list[str]:
     """The sessions of the documents in front. Raises InputError for one that is not there."""
-    ids = [CONTEXT + one for one in ([context_id] if isinstance(context_id, str) else context_id or [])]
+    many = [context_id] if isinstance(context_id, str) else [] if context_id is None else given_list(context_id, "ids")
+    ids = [context_name(one) for one in many]
     for one in ids:
         try:
             memory.load(one)

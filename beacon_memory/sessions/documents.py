@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from beacon_memory.errors import InputError, SessionConflict, SessionNotFound
+from beacon_memory.models.given import check_called, given_list
 from beacon_memory.sessions.session import Session
-from beacon_memory.sessions.stored import CONTEXT
+from beacon_memory.sessions.stored import context_name
 from beacon_memory.state.budget import next_refold
 from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT, Entry, SessionHead, read_note, write_note
 from beacon_memory.state.state import BeaconState, Segment
-from beacon_memory.stores.base import retrying
+from beacon_memory.talk.messages import whole
 from beacon_memory.talk.sources import check_text
 
 if TYPE_CHECKING:
@@ -80,21 +82,26 @@ class Documents:
     def __init__(self, memory: Repository, name: str, *, ratio: int | None = None, budget: int | None = None) -> None:
         self.name = name
         self._memory = memory
-        self._session = Session(memory, CONTEXT + name, ratio=ratio, budget=budget)
+        self._session = Session(memory, context_name(name), ratio=ratio, budget=budget)
 
-    def put(self, documents: Sequence[Document], *, new: bool = False, progress: Progress | None = None) -> Written:
+    def put(
+        self,
+        documents: Sequence[Document],
+        *,
+        new: bool = False,
+        delete_missing: bool = False,
+        keep: Container[str] = (),
+        progress: Progress | None = None,
+    ) -> Written:
         """Add documents at the end, or in place of those of the same key; equal ones stay as they are.
 
         All of them or, when one is bad or anything fails, none. A text that is held already, under whatever key, is not
-        folded again and stands once. With `new`, a key that is there already is refused. Raises InputError for an empty
-        text or a key given twice, ModelMismatch, BudgetExceeded, StoreError.
+        folded again and stands once. With `new`, a key that is there already is refused. With `delete_missing`, those
+        whose keys are neither given nor in `keep` are removed. Raises InputError for an empty text or a key given
+        twice, ModelMismatch, BudgetExceeded, StoreError.
         """
-        keys: set[str] = set()
-        for document in documents:
-            check_text(document.text, what=f"document {document.key!r}")
-            if document.key in keys:
-                raise InputError(f"document {document.key!r} is given twice: give each its own id")
-            keys.add(document.key)
+        check_called(progress=progress)
+        keys = _checked(documents := given_list(documents, "documents"))
 
         def once() -> Written:
             shelf = self._shelf()
@@ -102,12 +109,15 @@ class Documents:
                 raise InputError(
                     f"{self.name!r} holds a document {min(there)!r} already: update it, or give another id"
                 )
+            missing = [key for key in shelf.notes if delete_missing and key not in keys and key not in keep]
+            for key in missing:
+                del shelf.notes[key]
             changed = [shelf.put(document, progress) for document in documents]
-            if not shelf.version or any(changed):
+            if not shelf.version or missing or any(changed):
                 shelf.write()
             return Written(tuple(changed), shelf.windows)
 
-        return retrying(once)
+        return self._memory.written(self._session.id, once)
 
     def remove(self, *keys: str) -> None:
         """Take documents out, all or none; nothing is folded, and their bytes go with the last name of them.
@@ -118,11 +128,11 @@ class Documents:
         def once() -> None:
             shelf = self._shelf(create=False)
             for key in keys:
-                if shelf.notes.pop(key, None) is None:
+                if not isinstance(key, str) or shelf.notes.pop(key, None) is None:
                     raise InputError(f"{self.name!r} holds no document {key!r}")
             shelf.write()
 
-        retrying(once)
+        self._memory.written(self._session.id, once)
 
     def info(self) -> list[DocumentInfo]:
         """The documents, in the order in which they are read. Raises SessionNotFound, ModelMismatch."""
@@ -156,7 +166,7 @@ class Documents:
     def rename(self, name: str) -> Documents:
         """The same documents under another name; the old one is gone. Raises SessionExists, SessionNotFound."""
         renamed = copy(self)
-        renamed.name, renamed._session = name, self._session.fork(CONTEXT + name)
+        renamed.name, renamed._session = name, self._session.fork(context_name(name))
         self._session.forget()
         return renamed
 
@@ -179,7 +189,13 @@ class Documents:
         messages = self._memory.messages(head)
         if head.tail or any(message["role"] != DOCUMENT for message in messages):
             raise InputError(f"{self.name!r} holds a conversation, not documents alone: choose another id")
-        return {str(note.get("key", note["document"])): note for note in messages}
+        # A document that a session was told has no key: its name is it, or its text's where the name is not alone.
+        names = Counter(str(note.get("key", note["content"])) for note in messages)
+        alone = {name for name, count in names.items() if count == 1}
+        return {
+            str(note.get("key", note["content"] if note["content"] in alone else note["document"])): note
+            for note in messages
+        }
 
 
 class _Shelf:
@@ -204,7 +220,8 @@ class _Shelf:
         ids = [*self._memory.transcript.start, *model.encode(document.text)]
         source = encode_ids(ids)
         digest = hashlib.sha256(source).hexdigest()
-        name = digest[:16]
+        # A text that a session was told has a name of another kind.
+        name = next((held for held, of in self._sources.items() if of == digest), digest[:16])
         if name not in self._entries:
             read = model.compress(
                 ids,
@@ -285,6 +302,31 @@ class _Shelf:
         found = self._memory.known(digest)
         self.windows += found is None
         return found
+
+
+def _checked(documents: Sequence[Document]) -> set[str]:
+    """The keys of documents that can be kept. Raises InputError."""
+    if not all(isinstance(one, Document) for one in documents):
+        raise InputError(f"documents are a list of Document(key, text), not {documents!r:.80}")
+    keys: set[str] = set()
+    for document in documents:
+        check_text(document.text, what=f"document {document.key!r:.80}")
+        if not isinstance(document.key, str) or whole(document.key) != document.key:
+            raise InputError(f"a document's key is text in valid unicode, not {document.key!r:.80}")
+        if not isinstance(document.hash, str) or whole(document.hash) != document.hash:
+            raise InputError(f"the hash of document {document.key!r:.80} is text, not {document.hash!r:.80}")
+        if not isinstance(document.about, Mapping):
+            raise InputError(
+                f"what is kept beside document {document.key!r:.80} is a mapping, not {document.about!r:.80}"
+            )
+        try:
+            document.identity  # noqa: B018  (made of what is kept beside it)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise InputError(f"what is kept beside document {document.key!r:.80} is not JSON: {exc}") from exc
+        if document.key in keys:
+            raise InputError(f"document {document.key!r} is given twice: give each its own id")
+        keys.add(document.key)
+    return keys
 
 
 def _of(entries: Sequence[Entry], name: str) -> list[Entry]:

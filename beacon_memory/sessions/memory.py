@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from beacon_memory.config import RECALL_TOKENS, BeaconConfig
 from beacon_memory.errors import (
@@ -20,11 +20,12 @@ from beacon_memory.errors import (
     SessionNotFound,
 )
 from beacon_memory.models.generation import Sampling
+from beacon_memory.models.given import given_list
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.sessions.repair import refold, repair
 from beacon_memory.sessions.repository import CACHE_BYTES, RESIDENT_BYTES, Repository
 from beacon_memory.sessions.session import Session
-from beacon_memory.sessions.stored import CONTEXT, check_talk, kind_of
+from beacon_memory.sessions.stored import CONTEXT, SessionOptions, check_talk, context_name, kind_of
 from beacon_memory.sessions.turn import batch_answers
 from beacon_memory.state.archive import read_archive
 from beacon_memory.state.codec import decode_ids, require
@@ -86,16 +87,7 @@ class BeaconMemory(Repository):
                 opened.close()
             raise
 
-    def session(
-        self,
-        session_id: str,
-        *,
-        ratio: int | None = None,
-        budget: int | None = None,
-        slot_dtype: str | None = None,
-        at_least: int = 0,
-        create: bool | None = None,
-    ) -> Session:
+    def session(self, session_id: str, **options: Unpack[SessionOptions]) -> Session:
         """A session by its id; it is created by the first thing added, but not (SessionNotFound) with `create=False`,
         nor (SessionRolledBack, once) where this memory has seen it before, unless `create=True`: then it was lost, or
         forgotten elsewhere.
@@ -106,19 +98,9 @@ class BeaconMemory(Repository):
         time, whatever was added since. Nothing is read or written here. Raises InputError for what is no id, or names
         documents (see `context`).
         """
-        how: dict[str, Any] = {"ratio": ratio, "budget": budget, "slot_dtype": slot_dtype}
-        return Session(self, check_talk(session_id), **how, at_least=at_least, create=create)
+        return Session(self, check_talk(session_id), **options)
 
-    def context(
-        self,
-        name: str,
-        *,
-        ratio: int | None = None,
-        budget: int | None = None,
-        slot_dtype: str | None = None,
-        at_least: int = 0,
-        create: bool | None = None,
-    ) -> Session:
+    def context(self, name: str, **options: Unpack[SessionOptions]) -> Session:
         """The session that holds the documents of a name: of `Documents`, of an index, of what a framework read by
         `with_context`. Options as `session` takes them.
 
@@ -130,8 +112,7 @@ class BeaconMemory(Repository):
         >>> memory.sessions(), memory.contexts()
         ([], ['house'])
         """
-        how: dict[str, Any] = {"ratio": ratio, "budget": budget, "slot_dtype": slot_dtype}
-        return Session(self, CONTEXT + name, **how, at_least=at_least, create=create)
+        return Session(self, context_name(name), **options)
 
     def ask_many(
         self,
@@ -153,6 +134,12 @@ class BeaconMemory(Repository):
         >>> len(memory.ask_many([("ada", "Who am I?"), ("bob", "And I?")], max_new_tokens=4))
         2
         """
+        asked = given_list(asked, "asked")
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in asked):
+            raise InputError(f"asked is a list of pairs of a session's id and a question, not {asked!r:.80}")
+        left = None if left is None else given_list(left, "left")
+        if left is not None and (len(left) != len(asked) or not all(isinstance(one, Event) for one in left)):
+            raise InputError(f"left is a list of events, one for each question, not {left!r:.80}")
         if not asked:
             return []
         how: dict[str, Any] = {"recall_tokens": recall_tokens, "answer": Sampling.of(sampling).max_new_tokens}
@@ -198,7 +185,7 @@ class BeaconMemory(Repository):
         require(head.fingerprint, self.model.fingerprint, what=f"session {exported.name!r}")
         blobs = dict(exported.blobs)
         self._check(head, blobs)
-        session = name or exported.name
+        session = exported.name if name is None else name
         imported = self.context(session.removeprefix(CONTEXT)) if kind_of(session) == CONTEXT else self.session(session)
         if kind_of(session) == CONTEXT and (head.tail or not all(entry.document for entry in head.entries)):
             raise InputError(f"{session!r} names documents, and a talk is in this file: give it another name")

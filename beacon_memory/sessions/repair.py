@@ -26,7 +26,6 @@ from beacon_memory.sessions.stored import StoredSession, branch_name
 from beacon_memory.state.codec import decode_ids, decode_segment, encode_ids, encode_segment
 from beacon_memory.state.head import DOCUMENT, Entry, SessionHead, check_entry, read_note, read_page
 from beacon_memory.state.state import BeaconState, Segment, chain, overlapped, segment_digest
-from beacon_memory.stores.base import retrying
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +44,7 @@ def repair(memory: Repository, session: str, *, places: bool = False) -> int:
     unchanged, it comes back under its own digest, for every session that names it. Raises SegmentMissing when the
     messages or ids that it takes are lost too.
     """
-    return retrying(lambda: _repair_once(memory, session, places=places))
+    return memory.written(session, lambda: _repair_once(memory, session, places=places))
 
 
 def refold(
@@ -77,8 +76,7 @@ def refold(
         for number in memory.load(session, any_model=True)[0].branches:
             with suppress(SessionNotFound):  # it has expired
                 tokens += refold(memory, branch_name(session, number), tokenizer=tokenizer, progress=progress)
-    with memory.writing(session):
-        return tokens + retrying(once)
+    return tokens + memory.written(session, once)
 
 
 def _refolded(

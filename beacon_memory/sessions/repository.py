@@ -24,7 +24,7 @@ from beacon_memory.errors import (
     SessionRolledBack,
 )
 from beacon_memory.fold.family import slot_shape
-from beacon_memory.locks import Lock
+from beacon_memory.locks import Lock, renewed
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.passages import Cutter
 from beacon_memory.models.resident import ResidentPrefix
@@ -32,7 +32,7 @@ from beacon_memory.state.codec import decode_segment, require
 from beacon_memory.state.head import Entry, SessionHead, check_entry, read_page
 from beacon_memory.state.state import BeaconState, Segment
 from beacon_memory.stores import Head, StateStore
-from beacon_memory.stores.base import not_found
+from beacon_memory.stores.base import check_session, not_found, retrying
 from beacon_memory.stores.chain import descends
 from beacon_memory.talk.transcript import Transcript
 
@@ -73,6 +73,8 @@ class Repository:
         self._residents = LRUCache[ResidentPrefix](resident_bytes)
         self._heads = LRUCache[tuple[SessionHead, int]](PAGE_BYTES)
         self._seen = LRUCache[int](SEEN_BYTES * SEEN)  # the newest version of each session that was here
+        self._turns: set[str] = set()  # sessions that a thread of this process writes to now
+        renewed(self)
         self._lock = Lock()
         self._writing = WeakValueDictionary[str, Lock]()  # by session
         self._lent = WeakKeyDictionary[ResidentPrefix, tuple[str, ...]]()  # which are given back, unless let go
@@ -127,14 +129,34 @@ class Repository:
         return head, version
 
     @contextmanager
-    def writing(self, session_id: str) -> Iterator[None]:
-        """A lock: one writer of a session at a time in this process, so that no one folds in vain. Against writers of
-        other processes there is compare-and-set.
+    def turn(self, session_id: str) -> Iterator[None]:
+        """A writer's turn at a session, among all threads of this process, and all processes where the store has turns:
+        no one folds in vain, and who takes long is not overtaken for ever. Within a turn another is the same one.
         """
+        check_session(session_id)
         with self._lock:
             lock = self._writing.setdefault(session_id, Lock(recursive=True))
         with lock:
-            yield
+            if session_id in self._turns:
+                yield
+                return
+            self._turns.add(session_id)
+            try:
+                with self.store.turn(session_id):
+                    yield
+            finally:
+                self._turns.discard(session_id)
+
+    def written(self, session_id: str, act: Callable[[], T]) -> T:
+        """What `act`, which writes the session, gives, in a turn. It is called again where a writer without one was
+        faster (see `retrying`).
+        """
+        with self.turn(session_id):
+            return retrying(act)
+
+    def after_fork(self) -> None:
+        """Be in no turn: those are the parent's."""
+        self._turns.clear()
 
     def begin(self, session_id: str, *, create: bool | None) -> None:
         """Check that a missing session may be created. Raises SessionNotFound when `create` is False, and

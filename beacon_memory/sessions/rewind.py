@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from beacon_memory.errors import TranscriptError
+from beacon_memory.errors import InputError, TranscriptError
 from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.state import BeaconState
 
@@ -82,6 +82,22 @@ def reread(
         pages.update(more)
     say()
     return head, state, pages
+
+
+def place_of(past: Past, which: str | int, *, session: str) -> int:
+    """Where a message or document stands in a transcript. Raises InputError."""
+    if isinstance(which, int) and not isinstance(which, bool):
+        if not 0 <= which < len(past):
+            raise InputError(f"session {session!r} has {len(past)} messages: choose 0 to {len(past) - 1}, not {which}")
+        return which
+    found = [n for n, message in enumerate(past) if message.get("id") == which]
+    found = found or [n for n, m in enumerate(past) if m["role"] == DOCUMENT and m["content"] == which]
+    if len(found) != 1:
+        raise InputError(
+            f"session {session!r} has {len(found)} messages or documents {which!r}: give an id, a document's name, "
+            f"or a place in messages()"
+        )
+    return found[0]
 
 
 def _rewound(memory: Repository, head: SessionHead, state: BeaconState, past: Past, messages: int) -> BeaconState:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from beacon_memory.config import SLOT_BITS
 from beacon_memory.errors import BeaconError, InputError, SessionConflict, SessionNotFound
 from beacon_memory.models.generation import Sampling
+from beacon_memory.models.given import check_called, given_list
 from beacon_memory.sessions.looking.again import look_again, search
 from beacon_memory.sessions.looking.source import origins_of
 from beacon_memory.sessions.prompt import Prompt, make_prompt
 from beacon_memory.sessions.repair import refold
-from beacon_memory.sessions.rewind import Changed, back, reread
+from beacon_memory.sessions.rewind import Changed, back, place_of, reread
 from beacon_memory.sessions.stored import Progress, StoredSession, branch_name, kind_of
 from beacon_memory.sessions.turn import Turn, stream_answer
 from beacon_memory.state.archive import Exported, write_archive
@@ -24,8 +25,7 @@ from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.source import Source
 from beacon_memory.state.state import BeaconState, chain
-from beacon_memory.stores.base import check_session, retrying
-from beacon_memory.talk.messages import check_message, whole
+from beacon_memory.talk.messages import check_message, says, whole
 from beacon_memory.talk.sources import check_text, read_source
 
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ class Session(StoredSession):
 
         Text alone is a user's. Nothing is remembered when one of them is bad. Raises InputError, TranscriptError.
         """
+        check_called(progress=progress)
         if isinstance(messages, str):
             messages = {"role": "user", "content": messages}
-        many = [messages] if isinstance(messages, Mapping) else list(messages)
+        many = [messages] if isinstance(messages, Mapping) else given_list(messages, "messages")
         if not many:
             raise InputError("no message to add")
         self.append(self._memory.transcript.read(many), progress=progress)
@@ -94,10 +95,18 @@ class Session(StoredSession):
     def add_text(self, text: str, *, name: str, progress: Progress | None = None) -> None:
         """Read a text as a document of this name, whatever it looks like: never taken for a path. Raises InputError."""
         check_text(text)
+        check_called(progress=progress)
+        if not isinstance(name, str):
+            raise InputError(f"a document's name is text, not {name!r:.80}")
         model, transcript = self._memory.model, self._memory.transcript
         ids = [*transcript.start, *model.encode(text)]
+        source = encode_ids(ids)
+        digest = hashlib.sha256(source).hexdigest()
 
         def change(head: SessionHead, state: BeaconState) -> Changed:
+            held = {entry.document for entry in head.entries}
+            if any(of == digest and name in held for name, of in head.sources.items()):
+                return head, state, {}  # whatever ratio or dtype it was read at
             # Folded by itself, in no context: every session that reads it shares its segments.
             how: dict[str, Any] = {"known": self._memory.known, "slot_dtype": head.slot_dtype}
             read = model.compress(ids, ratio=head.ratio, document=True, budget=head.budget, progress=progress, **how)
@@ -110,8 +119,6 @@ class Session(StoredSession):
             state = replace(state, segments=tuple(fitted))
             note = {"role": DOCUMENT, "content": whole(name), "tokens": read.tokens, "document": document}
             noted, pages = head.with_state(state, document=document).with_messages([note])
-            source = encode_ids(ids)
-            digest = hashlib.sha256(source).hexdigest()
             noted = replace(noted, sources={**head.sources, document: digest})
             return noted, state, pages | {digest: source}
 
@@ -216,8 +223,10 @@ class Session(StoredSession):
         """The transcript, oldest first; a document stands in it as a note. With `query`, the messages whose text
         contains it, in whatever case. Read whatever model has folded it. Raises SessionNotFound.
         """
+        if not isinstance(query, str):
+            raise InputError(f"query is text that a message contains, not {query!r:.80}")
         found = self._memory.view(self.id, self._memory.messages, at_least=self._at_least, any_model=True)[0]
-        return [message for message in found if query.casefold() in str(message["content"]).casefold()]
+        return [message for message in found if says(message, query)]
 
     def delete(self, message: str | int) -> None:
         """Forget one message, by its `id` or its place in `messages()`, or one document by its name.
@@ -236,7 +245,7 @@ class Session(StoredSession):
 
         def change(head: SessionHead, state: BeaconState) -> Changed:
             past = self._memory.messages(head)
-            place = _place(past, which, session=self.id)
+            place = place_of(past, which, session=self.id)
             old, later = past[place], past[place + 1 :]
             gone[:] = [old]
             if text is not None:
@@ -286,7 +295,7 @@ class Session(StoredSession):
         """A new session that begins where this one stands; nothing is copied but names. Raises SessionExists, and
         InputError for a name of another kind: a talk does not become documents that others read.
         """
-        if kind_of(check_session(new)) != kind_of(self.id):
+        if kind_of(new) != kind_of(self.id):
             raise InputError(f"{self.id!r} cannot be forked to {new!r}: choose another name")
         self._memory.store.fork(self.id, new)
         self._memory.begin(new, create=True)
@@ -301,9 +310,9 @@ class Session(StoredSession):
 
         def change(head: SessionHead, state: BeaconState) -> Changed:
             past = self._memory.messages(head)
-            if not 0 <= messages <= len(past):
+            if type(messages) is not int or not 0 <= messages <= len(past):
                 raise InputError(
-                    f"session {self.id!r} has {len(past)} messages: rewind to 0 to {len(past)}, not {messages}"
+                    f"session {self.id!r} has {len(past)} messages: rewind to 0 to {len(past)}, not {messages!r:.80}"
                 )
             return back(self._memory, head, state, past, messages)
 
@@ -334,9 +343,9 @@ class Session(StoredSession):
             found = {str(number): number for number in head.branches}
             try:
                 theirs = self._memory.load(branch_name(self.id, found[name]))[0]
-            except (KeyError, SessionNotFound) as exc:
+            except (KeyError, TypeError, SessionNotFound) as exc:
                 raise InputError(
-                    f"session {self.id!r} has no branch {name!r}: it has {', '.join(found) or 'none'}"
+                    f"session {self.id!r} has no branch {name!r:.80}: it has {', '.join(found) or 'none'}"
                 ) from exc
             parted = self.part(head)
             left = tuple(number for number in parted.branches if number != found[name])
@@ -347,8 +356,7 @@ class Session(StoredSession):
                 raise
             self.unpart(found[name])
 
-        with self._memory.writing(self.id):
-            retrying(once)
+        self._memory.written(self.id, once)
 
     def refold(self, *, tokenizer: PreTrainedTokenizerBase | None = None, progress: Progress | None = None) -> int:
         """Move the session, with its branches, to this memory's model and adapter, after these have changed: all of it
@@ -375,19 +383,3 @@ class Session(StoredSession):
         for number in branches:
             self.unpart(number)
         return self._memory.store.scrub() if branches else left
-
-
-def _place(past: Sequence[Mapping[str, Any]], which: str | int, *, session: str) -> int:
-    """Where a message or document stands in a transcript. Raises InputError."""
-    if isinstance(which, int) and not isinstance(which, bool):
-        if not 0 <= which < len(past):
-            raise InputError(f"session {session!r} has {len(past)} messages: choose 0 to {len(past) - 1}, not {which}")
-        return which
-    found = [n for n, message in enumerate(past) if message.get("id") == which]
-    found = found or [n for n, m in enumerate(past) if m["role"] == DOCUMENT and m["content"] == which]
-    if len(found) != 1:
-        raise InputError(
-            f"session {session!r} has {len(found)} messages or documents {which!r}: give an id, a document's name, "
-            f"or a place in messages()"
-        )
-    return found[0]

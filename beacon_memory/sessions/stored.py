@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from beacon_memory.config import check_ratio
 from beacon_memory.errors import ConfigError, InputError, SessionExists, SessionNotFound
@@ -15,7 +15,7 @@ from beacon_memory.sessions.rewind import Changed, branch
 from beacon_memory.state.codec import encode_segment
 from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.state import BeaconState
-from beacon_memory.stores.base import check_session, not_found, retrying
+from beacon_memory.stores.base import check_session, not_found
 from beacon_memory.talk.history import match
 
 if TYPE_CHECKING:
@@ -29,19 +29,27 @@ Change = Callable[[SessionHead, BeaconState], Changed]
 
 
 def kind_of(session_id: str) -> str:
-    """What a store keeps under a name: BRANCH, CONTEXT, or "" for a session.
+    """What a store keeps under a name: BRANCH, CONTEXT, or "" for a session. Raises InputError for what is no name.
 
     >>> kind_of("context:house"), kind_of("ada")
     ('context:', '')
     """
-    return next((kind for kind in (BRANCH, CONTEXT) if session_id.startswith(kind)), "")
+    name = check_session(session_id)
+    return next((kind for kind in (BRANCH, CONTEXT) if name.startswith(kind)), "")
+
+
+def context_name(name: str) -> str:
+    """The name under which a store keeps the documents of a name. Raises InputError."""
+    if not isinstance(name, str) or not name:
+        raise InputError(f"documents are kept under a name, text of at least one character, not {name!r:.80}")
+    return check_session(CONTEXT + name)
 
 
 def check_talk(session_id: str) -> str:
     """A session's id. Raises InputError for what is none, and for the names of documents and branches: whoever could
     spell those would talk into what other sessions read.
     """
-    if kind := kind_of(check_session(session_id)):
+    if kind := kind_of(session_id):
         raise InputError(
             f"a session's id does not begin with {kind!r}: choose another"
             + (", or open documents by memory.context(name)" if kind == CONTEXT else "")
@@ -53,6 +61,16 @@ def branch_name(session: str, number: int) -> str:
     """The name under which a store keeps a branch of a session."""
     digest = hashlib.sha256(session.encode()).hexdigest()[:32]  # a session's id may be as long as a name can be
     return f"{BRANCH}{digest}:{number}"
+
+
+class SessionOptions(TypedDict, total=False):
+    """How a session is opened, as `BeaconMemory.session` says."""
+
+    ratio: int | None
+    budget: int | None
+    slot_dtype: str | None
+    at_least: int
+    create: bool | None
 
 
 class StoredSession:
@@ -151,8 +169,7 @@ class StoredSession:
             if not version or changed != head:
                 self.write(head, changed, after, pages, expected=version)
 
-        with self._memory.writing(self.id):
-            retrying(once)
+        self._memory.written(self.id, once)
 
     def replace_talk(self, messages: Sequence[Message]) -> None:
         """Make these messages all that was said. What agrees from the start on stays as it is, what differs from there

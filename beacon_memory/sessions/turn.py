@@ -133,8 +133,9 @@ class Turn(Pieces):
             begun.stream.close()
         answer = begun.stream.answer
         assert answer is not None
-        if self._writes:
-            self._commit(begun, answer.text)
+        if self._writes and self._session is not None:
+            with self._memory.turn(self._session.id):
+                self._commit(begun, answer.text)
         self._whole.append((answer, self._usage(begun, answer)))
 
     def _begin(self) -> _Begun:

@@ -39,7 +39,7 @@ class Exported:
 
 def write_archive(path: str | Path, exported: Exported) -> None:
     """Write an archive. An existing file is replaced only once the new one is complete. Raises InputError."""
-    path = Path(path)
+    path = _checked(path)
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
@@ -61,6 +61,7 @@ def write_archive(path: str | Path, exported: Exported) -> None:
 
 def read_archive(path: str | Path) -> Exported:
     """What an archive holds, checked to be complete. Raises InputError for a missing file, CodecError for a bad one."""
+    path = _checked(path)
     try:
         with zipfile.ZipFile(path) as archive:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
@@ -75,3 +76,12 @@ def read_archive(path: str | Path) -> Exported:
         raise InputError(f"no session archive can be read at {path}: {exc.strerror or exc}") from exc
     except _UNREADABLE as exc:
         raise CodecError(f"{path} is not a whole session archive: {exc}") from exc
+
+
+def _checked(path: str | Path) -> Path:
+    try:
+        if not isinstance(path, str | Path) or b"\0" in os.fsencode(path) or not Path(path).name:
+            raise InputError(f"a session archive has the path of a file, not {path!r:.80}")
+    except UnicodeEncodeError as exc:
+        raise InputError(f"a session archive has the path of a file, not {path!a:.80}") from exc
+    return Path(path)

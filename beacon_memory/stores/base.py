@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
@@ -119,6 +120,14 @@ class StateStore(ABC):
             return self.load(session)[1]
         except SessionNotFound:
             return 0
+
+    def turn(self, session: str) -> AbstractContextManager[None]:
+        """A writer's turn at a session, for a `with`: who asks for one waits while another writer, of whatever process,
+        has it. The turn of one that dies ends by itself.
+
+        It spares writers races that they lose; compare-and-set is what keeps a session whole. Most stores give none.
+        """
+        return nullcontext()
 
     def fork(self, session: str, new: str) -> int:
         """Copy the head of `session` to the new session `new`; no blob is copied. Raises SessionExists."""

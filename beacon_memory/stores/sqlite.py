@@ -7,13 +7,14 @@ import os
 import sqlite3
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 
 from beacon_memory.errors import ConfigError, IntegrityError, StoreFull, StoreUnavailable
 from beacon_memory.stores.base import Head, StateStore, check_session, conflict, differs, missing, not_found
 from beacon_memory.stores.chain import drawn, grown
 from beacon_memory.stores.signing import Signer
+from beacon_memory.stores.turns import FileTurns
 
 Row = tuple[str, bytes, bytes | None, bytes]  # version, past, tag, body as it is kept
 
@@ -84,6 +85,7 @@ class SqliteStore(StateStore):
         folder = os.path.dirname(self._path)
         if not os.path.isdir(folder):
             raise StoreUnavailable(f"there is no directory {folder}: create it, or choose another path")
+        self._turns = FileTurns(f"{self._path}-turns")
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._timeout = timeout
@@ -165,6 +167,9 @@ class SqliteStore(StateStore):
             self._sweep(set(old))
         self.scrub()
 
+    def turn(self, session: str) -> AbstractContextManager[None]:
+        return self._turns.turn(check_session(session))
+
     def sessions(self) -> list[str]:
         with self._transaction("BEGIN") as db:
             return sorted(name for (name,) in db.execute("SELECT session FROM heads") if isinstance(name, str))
@@ -222,6 +227,7 @@ class SqliteStore(StateStore):
         ]
 
     def close(self) -> None:
+        self._turns.close()
         with self._lock, self._translated():
             self._db.close()
 

@@ -41,6 +41,11 @@ def check_message(message: Message) -> dict[str, Any]:
     return found
 
 
+def says(message: Message, text: str) -> bool:
+    """Whether a message's text contains this text, in whatever case."""
+    return text.casefold() in str(message["content"]).casefold()
+
+
 def read_messages(messages: Sequence[Message], *, thinking: bool = False) -> list[dict[str, Any]]:
     """Messages in the form in which they are remembered, without answers in which nothing was said but thoughts.
 

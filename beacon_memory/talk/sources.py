@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +28,61 @@ def read_source(source: str | Path) -> tuple[str, str]:
     return text, " ".join(text.split())[:60]
 
 
+def refuse(name: str, why: InputError) -> None:
+    """What `read_texts` does by default with a document that cannot be read. Raises it."""
+    raise why
+
+
+def leave_out(name: str, why: InputError) -> None:
+    """The other choice: warn, and go on with the next one."""
+    warnings.warn(f"{why}; it is left out", stacklevel=2)
+
+
 def read_texts(
-    documents: Any, read: Callable[[Any], tuple[str, str] | None] = lambda one: None
+    documents: Any,
+    read: Callable[[Any], tuple[str, str] | None] = lambda one: None,
+    *,
+    bad: Callable[[str, InputError], None] = refuse,
 ) -> Iterator[tuple[str, str]]:
-    """Names and texts of documents: a Path is a file's, a string is the text itself, what `read` knows is what it says,
-    anything else is many of these. Raises InputError.
+    """Names and texts of documents. A Path is a file, or all files of a folder under their paths in it, without hidden
+    ones; a string is the text, without a name; what `read` knows is what it says; anything else is many of these.
+
+    One that cannot be read is told to `bad`, which raises; where it does not, the text is "". Raises InputError.
 
     >>> list(read_texts(["It was dark.", ["And stormy."]]))
-    [('It was dark.', 'It was dark.'), ('And stormy.', 'And stormy.')]
+    [('', 'It was dark.'), ('', 'And stormy.')]
     """
+    found: list[tuple[str, str | Path]] = []
     if (known := read(documents)) is not None:
-        yield known
-    elif isinstance(documents, Path):
-        text, name = read_source(documents)
-        yield name, text
+        found.append(known)
     elif isinstance(documents, str):
-        yield " ".join(documents.split())[:60], documents
-    else:
+        found.append(("", documents))
+    elif isinstance(documents, Path):
+        found += _files(documents.expanduser())
+    elif isinstance(documents, Iterable) and not isinstance(documents, bytes):
         for one in documents:
-            yield from read_texts(one, read)
+            yield from read_texts(one, read, bad=bad)
+    else:
+        raise InputError(f"a document is a Path, text or a document of the framework's, not {documents!r:.80}")
+    for name, source in found:
+        try:
+            what = f"document {name!r}" if name else "text"
+            text = check_text(source, what=what) if isinstance(source, str) else read_source(source)[0]
+        except InputError as exc:
+            bad(name, exc)
+            text = ""
+        yield name, text
+
+
+def _files(path: Path) -> list[tuple[str, Path]]:
+    """A file by its name, or a folder's files by their paths in it. Raises InputError for a folder without any."""
+    if not path.is_dir():
+        return [(path.name, path)]
+    found = [(file.relative_to(path), file) for file in sorted(path.rglob("*")) if file.is_file()]
+    files = [(name.as_posix(), file) for name, file in found if not any(part.startswith(".") for part in name.parts)]
+    if not files:
+        raise InputError(f"folder {path} has no file to read")
+    return files
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:

@@ -79,6 +79,14 @@ def test_messages_are_searched_and_one_is_deleted(run):
     assert (code, err.count("\n")) == (2, 1)
 
 
+def test_documents_are_listed_and_deleted_by_their_names_too(run):
+    """`messages` and `delete` took every name for a session's."""
+    assert run("add", "context:house", "The lease ends in May.", "The rent is 900 euros.")[0] == 0
+    assert run("messages", "context:house", "-q", "RENT")[1] == "1 document: The rent is 900 euros.\n"
+    assert run("delete", "context:house", "The lease ends in May.")[0] == 0
+    assert run("messages", "context:house")[1] == "0 document: The rent is 900 euros.\n"
+
+
 def test_a_file_or_standard_input_that_holds_a_files_name_is_text(run, tmp_path):
     """What had been read was once taken for a path again."""
     (tmp_path / "secret.txt").write_text("The key is under the mat.")

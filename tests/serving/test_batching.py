@@ -24,7 +24,7 @@ def engine() -> BeaconEngine:
     return engine
 
 
-class CachedHead:
+class Busy:
     """Keeps an engine's thread, so that questions wait."""
 
     def __init__(self, engine: BeaconEngine) -> None:
@@ -45,7 +45,7 @@ def batches(engine: BeaconEngine) -> list[int]:
 
 async def test_questions_that_wait_are_answered_in_one_batch(engine):
     alone = [engine.session(name).ask("Who am I?", max_new_tokens=6) for name in NAMES]
-    sizes, held = batches(engine), CachedHead(engine)
+    sizes, held = batches(engine), Busy(engine)
     asked = [asyncio.create_task(engine.ask(name, "Who am I?", max_new_tokens=6)) for name in NAMES]
     other = asyncio.create_task(engine.ask("ada", "Who am I?", max_new_tokens=2))
     await asyncio.sleep(0)
@@ -58,7 +58,7 @@ async def test_questions_that_wait_are_answered_in_one_batch(engine):
 
 async def test_a_batch_holds_no_more_than_it_may(engine):
     desk = BatchQueue(lambda: engine.memory, lambda: engine.worker, together=3)
-    sizes, held = batches(engine), CachedHead(engine)
+    sizes, held = batches(engine), Busy(engine)
     asked = [asyncio.create_task(desk.ask(name, "Who?", max_new_tokens=1)) for name in NAMES]
     await asyncio.sleep(0)
     held.go()
@@ -68,7 +68,7 @@ async def test_a_batch_holds_no_more_than_it_may(engine):
 
 async def test_too_many_are_turned_away_and_come_back_later(engine):
     desk = BatchQueue(lambda: engine.memory, lambda: engine.worker, waiting=2)
-    held = CachedHead(engine)
+    held = Busy(engine)
     asked = [asyncio.create_task(desk.ask(name, "Who?", max_new_tokens=1)) for name in NAMES[:2]]
     await asyncio.sleep(0)
     with pytest.raises(EngineBusy, match="2 questions wait"):
@@ -86,7 +86,7 @@ async def test_too_many_are_turned_away_and_come_back_later(engine):
 
 async def test_a_question_that_cannot_be_answered_is_no_reason_for_the_others(engine):
     alone = engine.session("ada").ask("Who am I?", max_new_tokens=4)
-    held = CachedHead(engine)
+    held = Busy(engine)
     asked = [asyncio.create_task(engine.ask(name, "Who am I?", max_new_tokens=4)) for name in ("ada", "nobody")]
     await asyncio.sleep(0)
     held.go()
@@ -109,7 +109,7 @@ async def test_one_who_leaves_ends_the_answer_and_the_others_go_on():
         loop.call_soon_threadsafe(begun.set)
 
     layer.register_forward_hook(seen)
-    held = CachedHead(engine)
+    held = Busy(engine)
     asked = [asyncio.create_task(engine.ask(name, "Hi", max_new_tokens=2000)) for name in ("ada", "bob")]
     await asyncio.sleep(0)
     held.go()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 
 import pytest
 
@@ -57,3 +59,39 @@ async def test_a_cancelled_stream_stops_the_model_and_the_session_stays():
     await engine.run(lambda: None)  # the worker is free again
     assert engine.memory.store.load("ada") == before
     assert not [t for t in threading.enumerate() if t.name == "beacon-generate"]
+
+
+async def test_work_that_waits_for_more_work_of_its_engine_does_not_wait_for_itself():
+    """An asynchronous call within the engine's thread waited for that thread, and everybody else behind it."""
+    engine, other = scripted_engine(lambda seen: "Noted."), scripted_engine(lambda seen: "Noted.")
+    engine.session("ada").add("Hello")
+
+    async def pieces() -> list[int]:
+        return [piece async for piece in engine.stream(lambda: iter([1, 2]))]
+
+    def by_way_of_another() -> int:
+        return asyncio.run(other.run(lambda: asyncio.run(engine.run(lambda: 3))))
+
+    def in_a_thread_of_its_own() -> int:
+        with ThreadPoolExecutor() as pool:
+            return pool.submit(copy_context().run, asyncio.run, engine.run(lambda: 4)).result()
+
+    async with asyncio.timeout(60):
+        assert await engine.run(lambda: asyncio.run(pieces())) == [1, 2]
+        assert await engine.run(lambda: asyncio.run(engine.ask("ada", "Well?"))) == "Noted."
+        assert await engine.run(by_way_of_another) == 3
+        assert await engine.run(in_a_thread_of_its_own) == 4
+        with pytest.raises(ZeroDivisionError):
+            await engine.run(lambda: asyncio.run(engine.run(lambda: 1 // 0)))
+        assert await asyncio.gather(*(engine.run(lambda n=n: n) for n in range(9))) == list(range(9))
+
+
+async def test_what_asynchronous_work_reads_of_its_context_is_its_callers():
+    named: ContextVar[str] = ContextVar("named")
+    engine = scripted_engine(lambda seen: "Noted.")
+
+    async def read(name: str) -> list[str]:
+        named.set(name)
+        return [await engine.run(named.get), *[one async for one in engine.stream(lambda: iter([named.get()]))]]
+
+    assert await asyncio.gather(read("ada"), read("bob")) == [["ada"] * 2, ["bob"] * 2]

@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from beacon_memory.errors import StoreUnavailable
 from beacon_memory.locks import Lock, Worker
+from beacon_memory.serving.batching import BatchQueue
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.testing import tiny_model
 
@@ -79,6 +81,27 @@ def test_what_other_threads_held_is_free_in_a_child():
     assert in_a_child(both) == "free"
     leave.set()
     busy.result()
+
+
+async def test_questions_that_wait_are_not_answered_in_a_child_as_well():
+    """A child had its parent's questions in its queue: they took the places of its own, and were answered twice."""
+    engine, leave = BeaconEngine(tiny_model(), "memory://"), threading.Event()
+    engine.session("ada").add("I am Ada.")
+    desk = BatchQueue(lambda: engine.memory, lambda: engine.worker, waiting=2)
+
+    async def ask() -> str:
+        return await desk.ask("ada", "Who am I?", max_new_tokens=4)
+
+    def asked() -> str:
+        with ThreadPoolExecutor() as pool:  # a thread without the parent's event loop
+            return pool.submit(asyncio.run, ask()).result()
+
+    engine.worker.submit(leave.wait)
+    waiting = [asyncio.create_task(ask()) for _ in range(2)]
+    await asyncio.sleep(0)
+    answer = in_a_child(asked)
+    leave.set()
+    assert await asyncio.gather(*waiting) == [answer] * 2
 
 
 THREADS = """

@@ -252,3 +252,46 @@ def test_documents_get_another_name_and_keep_their_folds(memory):
     with pytest.raises(SessionExists):
         home.rename("taken")
     assert keys(home) == ["a", "b"]
+
+
+def test_documents_are_kept_in_step_with_what_is_given(memory):
+    house = Documents(memory, "house")
+    house.put([doc("a"), doc("b"), doc("c"), doc("d")])
+    wrote = house.put([doc("b", "Now it is blue."), doc("e")], delete_missing=True, keep=["d"])
+    assert wrote == Written((True, True), windows=2)
+    assert keys(house) == ["b", "d", "e"]
+    version = house.version
+    assert house.put([doc("d"), doc("b", "Now it is blue."), doc("e")], delete_missing=True).windows == 0
+    assert house.version == version
+    assert house.put([doc("e")], delete_missing=True) == Written((False,), windows=0)
+    assert keys(house) == ["e"]
+    house.put([], delete_missing=True)
+    assert keys(house) == []
+
+
+def test_a_name_that_has_no_key_is_its_documents_key(memory):
+    """Contexts that were written by `add_text`: the new text of a name stood behind the old one."""
+    old = memory.context("old")
+    old.add_text("The door is green.", name="door")
+    old.add_text("One.", name="twice")
+    old.add_text("Two.", name="twice")
+    house = Documents(memory, "old")
+    assert keys(house)[0] == "door"
+    assert house.put([doc("door", "The door is green.")]) == Written((True,), windows=0)
+    assert house.put([doc("door", "The door is blue.")]) == Written((True,), windows=1)
+    assert state_of(memory, "old").equals(apart(memory, "The door is blue.", "One.", "Two."))
+    old.add_text("Another door.", name="door")
+    assert len(house.info()) == 4  # none hides another
+    house.remove("door")
+    assert len(house.info()) == 3
+
+
+def test_a_text_that_is_read_at_another_ratio_or_dtype_stands_once(memory):
+    for how in ({"ratio": 2}, {"ratio": 8}, {"slot_dtype": "int8"}, {}):
+        memory.session("ada", **how).add_text(LONG, name="long")
+        Documents(memory, "house", ratio=how.get("ratio")).put([doc("long", LONG)])
+    assert memory.session("ada").info().documents == memory.context("house").info().documents == 1
+    assert [message["content"] for message in memory.session("ada").messages()] == ["long"]
+    memory.session("ada").delete("long")
+    memory.session("ada", ratio=8).add_text(LONG, name="long")  # it was gone: it is read again
+    assert memory.session("ada").info().documents == 1

@@ -8,6 +8,7 @@ Keys, all under one hash tag so that a cluster keeps a namespace in one slot; na
     beacon:{namespace}:head:SESSION    hash: body, digests (JSON), version, point, past, tag, bytes
     beacon:{namespace}:blob:DIGEST     string: a tag, the blob
     beacon:{namespace}:refs:DIGEST     sorted set: the sessions that name the blob
+    beacon:{namespace}:turn:SESSION    string: whose turn it is, to write; for 12 seconds, unless renewed
 
 Scores are the millisecond in which a session, or the last one that names a blob, expires, or +inf.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from beacon_memory.stores.chain import PAST, POINT, descends, drawn, grown, poin
 from beacon_memory.stores.delta import shared
 from beacon_memory.stores.redis.client import TIMEOUT, Link, settings
 from beacon_memory.stores.redis.space import NOTHING, CachedHead, RedisSpace, lost
+from beacon_memory.stores.redis.turns import turn
 from beacon_memory.stores.redis.upkeep import (
     BATCH_KEYS,
     collect,
@@ -196,6 +198,9 @@ class RedisStore(RedisSpace, StateStore):
             self._heads.drop(session)
             if self._run(self._delete, session, dict.fromkeys(digests), version):
                 return
+
+    def turn(self, session: str) -> AbstractContextManager[None]:
+        return turn(self, check_session(session))
 
     def sessions(self) -> list[str]:
         found: list[str] = []

@@ -79,13 +79,20 @@ class BeaconSettings(ReadsDocuments, BaseModel):
 
     if TYPE_CHECKING:
 
-        def with_context(self, documents: Documents, *, context_id: str | None = None) -> Self: ...
+        def with_context(
+            self,
+            documents: Documents,
+            *,
+            context_id: str | None = None,
+            delete_missing: bool = False,
+            skip_bad: bool = False,
+        ) -> Self: ...
 
     @staticmethod
     def _document(one: Any) -> tuple[str, str] | None:
         if not isinstance(one, Document):
             return None
-        return str(one.metadata.get("source") or one.id or " ".join(one.page_content.split())[:60]), one.page_content
+        return str(one.metadata.get("source") or one.id or ""), one.page_content
 
     def _sampling(self, stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         """How this answer is drawn: what the call says, else the fields; what neither says, as the core has it."""

@@ -121,7 +121,14 @@ class BeaconSettings(ReadsDocuments, StructuredOutput):
 
     if TYPE_CHECKING:
 
-        def with_context(self, documents: Documents, *, context_id: str | None = None) -> Self: ...
+        def with_context(
+            self,
+            documents: Documents,
+            *,
+            context_id: str | None = None,
+            delete_missing: bool = False,
+            skip_bad: bool = False,
+        ) -> Self: ...
 
     @staticmethod
     def _document(one: Any) -> tuple[str, str] | None:
