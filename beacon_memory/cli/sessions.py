@@ -285,7 +285,7 @@ def named(memory: BeaconMemory, name: str, **how: Any) -> Session:
     return memory.session(name, **how)
 
 
-def stored(url: str, *, trust: bool = False) -> StateStore:
+def stored(url: str, *, trust: bool = False, namespace: str | None = None) -> StateStore:
     from beacon_memory.stores import open_store
 
     # Not an option: what stands in a command line, every process of the machine can read.
@@ -293,7 +293,7 @@ def stored(url: str, *, trust: bool = False) -> StateStore:
         return open_store(url)
     keys = {"key": os.environ.get(KEY_VARIABLE), "old_key": os.environ.get(OLD_KEY_VARIABLE)}
     signing: dict[str, Any] = {name: key.encode() for name, key in keys.items() if key}
-    return open_store(url, **signing, encrypt=switched_on(ENCRYPT_VARIABLE), trust=trust)
+    return open_store(url, **signing, encrypt=switched_on(ENCRYPT_VARIABLE), trust=trust, namespace=namespace)
 
 
 def switched_on(variable: str) -> bool:

@@ -7,6 +7,7 @@ A new store goes here: a class of `base.StateStore`, a scheme in `open_store`, a
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -19,6 +20,7 @@ SCHEMES = (
     "memory://, sqlite:///relative.db, sqlite:////absolute/path.db, redis://, rediss://, unix://, redis+cluster:// or "
     "redis+sentinel://"
 )
+_NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 REDIS = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 
 
@@ -29,8 +31,12 @@ def open_store(
     old_key: bytes | None = None,
     encrypt: bool = False,
     trust: bool = False,
+    namespace: str | None = None,
 ) -> StateStore:
     """The store that `url` names; a StateStore is returned as it is. Raises ConfigError, StoreUnavailable.
+
+    A `namespace` (letters, digits, - and _) is a place of its own beside the one named: `sqlite:///memory.db` becomes
+    `memory.acme.db`, in Redis it is the URL's `namespace`, and memory:// is always a new place.
 
     `key`, `old_key`, `encrypt` and `trust` say how what a SQLite or Redis store keeps is signed (see `SqliteStore`);
     they are refused beside a store that is open already. The path of a SQLite URL may begin with "~", is
@@ -40,6 +46,10 @@ def open_store(
     []
     """
     signing: dict[str, Any] = {"key": key, "old_key": old_key, "encrypt": encrypt, "trust": trust}
+    if namespace is not None and (isinstance(url, StateStore) or not _NAMESPACE.fullmatch(namespace)):
+        raise ConfigError(
+            f"a namespace goes with a store's URL, and is made of letters, digits, - and _: not {namespace!r:.80}"
+        )
     if isinstance(url, StateStore):
         if any(signing.values()):
             raise ConfigError("this store is open already, with a key of its own or none: give the key with its URL")
@@ -63,11 +73,14 @@ def open_store(
         from beacon_memory.stores.sqlite import SqliteStore
 
         path, signing["timeout"] = _file(rest[1:])
+        if namespace is not None:
+            stem, suffix = os.path.splitext(path)
+            path = f"{stem}.{namespace}{suffix}"
         return SqliteStore(path, **signing)
     if scheme in REDIS:
         from beacon_memory.stores.redis import RedisStore
 
-        return RedisStore(str(url), **signing)
+        return RedisStore(str(url), namespace=namespace, **signing)
     raise ConfigError(f"no store for {scheme}://: write {SCHEMES}")
 
 

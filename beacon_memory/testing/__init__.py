@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from beacon_memory.testing.scripted import ScriptedModel as ScriptedModel
     from beacon_memory.testing.scripted import scripted_engine as scripted_engine
     from beacon_memory.testing.scripted import sensible as sensible
+    from beacon_memory.testing.server import beacon_server as beacon_server
     from beacon_memory.testing.servers import RedisServer as RedisServer
     from beacon_memory.testing.servers import redis_cluster as redis_cluster
     from beacon_memory.testing.servers import redis_sentinel as redis_sentinel
@@ -26,6 +27,7 @@ _EXPORTS = {
     "RedisServer": "beacon_memory.testing.servers",
     "ScriptedModel": "beacon_memory.testing.scripted",
     "StoreContract": "beacon_memory.testing.stores",
+    "beacon_server": "beacon_memory.testing.server",
     "redis_cluster": "beacon_memory.testing.servers",
     "redis_sentinel": "beacon_memory.testing.servers",
     "redis_server": "beacon_memory.testing.servers",

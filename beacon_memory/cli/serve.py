@@ -1,0 +1,124 @@
+"""The commands that serve a memory over HTTP, and keep its API keys."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from beacon_memory.cli.sessions import DEFAULT_STORE, Store, stored
+from beacon_memory.cli.terminal import Adapter, AsJson, Model, quiet, say, waiting
+from beacon_memory.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from beacon_memory.server.keys import Keys
+
+app = typer.Typer()
+keys = typer.Typer(help="The server's API keys: each opens one namespace.", no_args_is_help=True)
+
+KeyFile = Annotated[
+    Path, typer.Option("--file", envvar="BEACON_KEYS", help="the file of hashed keys; it is made when it is not there")
+]
+DEFAULT_KEYS = Path("beacon-keys.json")
+
+
+@app.command()
+def serve(
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+    host: Annotated[
+        str, typer.Option(help="the address to listen on; without keys, of this machine alone")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--keys", envvar="BEACON_KEYS", help="the file of API keys", show_default="none"),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="what clients call the model", show_default="--model's")] = None,
+    body_bytes: Annotated[int, typer.Option(help="of a request, at most")] = 16 << 20,
+    answer_tokens: Annotated[int, typer.Option(help="of an answer, at most")] = 4096,
+    queue: Annotated[int, typer.Option(help="requests that wait or are answered; more get 429")] = 64,
+    seconds: Annotated[float, typer.Option(help="until a request is given up")] = 600.0,
+    shutdown_seconds: Annotated[float, typer.Option(help="until running answers are ended")] = 30.0,
+) -> None:
+    """Serve sessions and OpenAI's interface over HTTP (docs/server.md)."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as exc:
+        raise MissingExtra("the server needs FastAPI and uvicorn: pip install 'beacon-memory[server]'") from exc
+    with waiting(f"loading {model}"):
+        from beacon_memory.server.limits import Limits
+        from beacon_memory.server.run import serve as run
+        from beacon_memory.serving.engine import BeaconEngine
+
+        quiet()
+        limits = Limits(
+            body_bytes=body_bytes,
+            answer_tokens=answer_tokens,
+            waiting=queue,
+            seconds=seconds,
+            shutdown_seconds=shutdown_seconds,
+        )
+        # With keys each namespace has a store of its own, and this one stays empty.
+        own = (lambda: stored(store)) if key_file is None else None
+        engine = BeaconEngine(model, own, adapter=None if adapter == "none" else adapter)
+    run(
+        engine,
+        host=host,
+        port=port,
+        name=name or _name(model),
+        keys=key_file,
+        place=lambda namespace: stored(store, namespace=namespace),
+        limits=limits,
+        say=say,
+    )
+
+
+@keys.command("add")
+def add(
+    namespace: Annotated[str, typer.Argument(help="whose sessions and documents it opens", show_default=False)],
+    file: KeyFile = DEFAULT_KEYS,
+) -> None:
+    """A new key for a namespace, told once: the file keeps its hash alone."""
+    typer.echo(_keys(file).add(namespace))
+    say(f"this key is not shown again; its hash is in {file}")
+
+
+@keys.command("list")
+def list_(file: KeyFile = DEFAULT_KEYS, as_json: AsJson = False) -> None:
+    """The keys by their ids, with what each opens."""
+    found: list[dict[str, Any]] = [asdict(key) for key in _keys(file).all()]
+    for key in found:
+        del key["hash"]
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for key in found:
+        typer.echo(f"{key['id']} {key['namespace']} {key['made']}")
+
+
+@keys.command("revoke")
+def revoke(
+    key: Annotated[str, typer.Argument(help="its id, as `keys list` shows it", show_default=False)],
+    file: KeyFile = DEFAULT_KEYS,
+) -> None:
+    """Remove a key; a running server refuses it from then on."""
+    _keys(file).revoke(key)
+    say(f"key {key} revoked")
+
+
+def _keys(file: Path) -> Keys:
+    from beacon_memory.server.keys import Keys
+
+    return Keys(file)
+
+
+def _name(model: str) -> str:
+    """What clients call a model: a hub id as it is, a folder or file by its own name."""
+    path = Path(model).expanduser()
+    return path.name if path.exists() and path.name else model

@@ -1,0 +1,111 @@
+"""The app: routes, errors, health."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from beacon_memory.errors import BeaconError
+from beacon_memory.server.desk import Desk
+from beacon_memory.server.errors import answer_errors, shaped, too_large
+from beacon_memory.server.keys import Keys
+from beacon_memory.server.limits import Limits
+from beacon_memory.server.openai import chat, models
+from beacon_memory.server.rest import documents, messages, sessions
+from beacon_memory.server.tenants import Tenants
+from beacon_memory.server.visit import Served, served
+from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.stores import StateStore
+from beacon_memory.version import __version__
+
+
+def make_app(
+    engine: BeaconEngine,
+    *,
+    name: str | None = None,
+    keys: Keys | None = None,
+    place: Callable[[str], StateStore] | None = None,
+    limits: Limits | None = None,
+) -> FastAPI:
+    """An app that serves a model, under a name, and its store. Its end closes the store.
+
+    With `keys`, `place` opens the store of a namespace; without, everyone who reaches the app is one tenant. Raises
+    ConfigError, and what loading the model raises.
+    """
+    limits = limits or Limits()
+    shared = Served(
+        name or engine.name, Tenants(engine, keys=keys, place=place), Desk(engine, limits), limits, int(time.time())
+    )
+    shared.tenants.memory(None)  # a model that cannot be loaded, and a store that cannot be opened, are told now
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        shared.desk.close()
+        shared.tenants.close()
+
+    app = FastAPI(title="beacon-memory", version=__version__, lifespan=life, redirect_slashes=False)
+    app.state.served = shared
+    app.add_middleware(_Outside, limits=limits)
+    answer_errors(app)
+    for router in (health, models.router, chat.router, sessions.router, messages.router, documents.router):
+        app.include_router(router)
+    return app
+
+
+class _Outside:
+    """What is done before any route: paths are matched as they were sent, percent-encoded, since a session's id may
+    contain a slash; and a body that is too large is refused, unread where it says so itself.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app, self._limits = app, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if raw := scope.get("raw_path"):
+            scope = {**scope, "path": raw.decode("latin-1")}
+        most = self._limits.archive_bytes if scope["path"] == sessions.IMPORT else self._limits.body_bytes
+        said, read = Headers(scope=scope).get("content-length", ""), 0
+        if said.isdecimal() and int(said[:20]) > most:
+            await shaped(too_large(most))(scope, receive, send)
+            return
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > most:
+                raise HTTPException(413, str(too_large(most)))
+            return message
+
+        await self._app(scope, counted, send)
+
+
+health = APIRouter(tags=["health"])
+
+
+@health.get("/health")
+async def alive() -> dict[str, str]:
+    """Whether the process answers; it does so while the model works."""
+    return {"status": "ok"}
+
+
+@health.get("/ready")
+async def ready(request: Request) -> Any:
+    """Whether the model is loaded, the stores answer, and the line has room."""
+    shared = served(request)
+    try:
+        await shared.desk.aside(shared.tenants.check)
+    except BeaconError as exc:
+        return shaped(exc)
+    return {"status": "ready", "model": shared.name, "waiting": shared.desk.busy}

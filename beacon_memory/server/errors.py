@@ -1,0 +1,149 @@
+"""Every error as OpenAI's clients read them: a status, and `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from beacon_memory.errors import (
+    BeaconError,
+    BudgetExceeded,
+    CodecError,
+    ConfigError,
+    EngineBusy,
+    InputError,
+    ModelMismatch,
+    PromptTooLong,
+    QuotaExceeded,
+    SessionConflict,
+    SessionExists,
+    SessionNotFound,
+    SessionRolledBack,
+    StoreFull,
+    StoreUnavailable,
+)
+
+logger = logging.getLogger(__name__)
+
+INVALID = "invalid_request_error"
+RETRY_AFTER = 2  # seconds
+# The first class that fits counts: children stand before their parents.
+STATUSES: tuple[tuple[type[BeaconError], int, str, str | None], ...] = (
+    (PromptTooLong, 400, INVALID, "context_length_exceeded"),
+    (BudgetExceeded, 400, INVALID, "context_length_exceeded"),
+    (InputError, 400, INVALID, None),
+    (ConfigError, 400, INVALID, None),
+    (SessionNotFound, 404, INVALID, "session_not_found"),
+    (SessionExists, 409, INVALID, "session_exists"),
+    (SessionConflict, 409, "conflict_error", "session_conflict"),
+    (SessionRolledBack, 409, "conflict_error", "session_rolled_back"),
+    (ModelMismatch, 409, INVALID, "model_mismatch"),
+    (EngineBusy, 429, "rate_limit_error", "rate_limit_exceeded"),
+    (QuotaExceeded, 507, "server_error", "quota_exceeded"),
+    (StoreFull, 507, "server_error", "store_full"),
+    (StoreUnavailable, 503, "server_error", "store_unavailable"),
+)
+
+
+class Refused(Exception):
+    """A request that is refused by the server itself."""
+
+    def __init__(
+        self, status: int, message: str, *, kind: str = INVALID, code: str | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.code, self.param = status, kind, code, param
+
+
+class Left(Exception):
+    """The client has gone: nobody reads an answer."""
+
+
+def too_large(most: int) -> Refused:
+    """The error for a body of more bytes than are read."""
+    return Refused(413, f"a body of at most {most} bytes is read here")
+
+
+def body_of(exc: BaseException) -> tuple[int, dict[str, Any]]:
+    """The status and the body of an error; what is not ours tells nothing of itself."""
+    if isinstance(exc, Refused):
+        return exc.status, _body(str(exc), exc.kind, param=exc.param, code=exc.code)
+    for cls, status, kind, code in STATUSES:
+        if isinstance(exc, cls):
+            return status, _body(str(exc), kind, code=code)
+    if isinstance(exc, TimeoutError):
+        return 504, _body(
+            "the answer took too long and was given up; nothing was written", "server_error", code="timeout"
+        )
+    if isinstance(exc, BeaconError):
+        code = "damaged" if isinstance(exc, CodecError) else type(exc).__name__
+        return 500, _body(str(exc), "server_error", code=code)
+    return 500, _body("the server failed to answer; its log says more", "server_error", code="internal_error")
+
+
+def shaped(exc: BaseException) -> JSONResponse:
+    """An error as a response; what may be tried again says when."""
+    status, body = body_of(exc)
+    headers = {"Retry-After": str(RETRY_AFTER)} if status in (429, 503) else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body, status, headers)
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Answer every error of an app in this form."""
+
+    async def ours(request: Request, exc: Exception) -> JSONResponse:
+        if (status := body_of(exc)[0]) >= 500:
+            logger.error("%s %s: %d %s", request.method, request.scope["path"], status, type(exc).__name__)
+        return shaped(exc)
+
+    async def left(request: Request, exc: Exception) -> JSONResponse:
+        return JSONResponse(None, 499)  # nginx's number for it; nobody reads this
+
+    async def invalid(request: Request, exc: Exception) -> JSONResponse:
+        assert isinstance(exc, RequestValidationError)
+        return shaped(_invalid(exc.errors()))
+
+    async def plain(request: Request, exc: Exception) -> JSONResponse:
+        assert isinstance(exc, HTTPException)
+        said = {
+            404: f"unknown URL {request.method} {request.url.path}",
+            405: f"{request.method} is not allowed for {request.url.path}",
+        }
+        refused = Refused(exc.status_code, said.get(exc.status_code, str(exc.detail)))
+        response = shaped(refused)
+        response.headers.update(exc.headers or {})
+        return response
+
+    for cls in (BeaconError, Refused, TimeoutError, Exception):
+        app.add_exception_handler(cls, ours)
+    app.add_exception_handler(Left, left)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, plain)
+
+
+def _invalid(errors: Sequence[Mapping[str, Any]]) -> Refused:
+    """The first thing that is wrong with a request, and where."""
+    found = errors[0]
+    place = [str(part) for part in found["loc"] if part not in ("body", "path", "query", "header")]
+    kind, where = str(found["type"]), ".".join(place)
+    if kind == "json_invalid":
+        return Refused(400, f"the body is not JSON (at character {where}): {found['ctx']['error']}")
+    if kind == "extra_forbidden":
+        return Refused(400, f"unrecognized request argument: {where}", param=where, code="unknown_parameter")
+    if not place and kind in ("missing", "model_attributes_type", "model_type"):
+        return Refused(400, "the body is a JSON object, sent with Content-Type: application/json")
+    message = str(found["msg"]).removeprefix("Value error, ")
+    return Refused(400, f"{where}: {message}" if where else message, param=where or None)
+
+
+def _body(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    whole = message.encode("utf-8", "replace").decode()
+    return {"error": {"message": whole, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,142 @@
+"""`POST /v1/chat/completions`: whole or in pieces, with tools, in a given form, remembered where a session is named."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import aclosing
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Header
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from beacon_memory.server.errors import body_of
+from beacon_memory.server.openai.asked import ChatRequest
+from beacon_memory.server.openai.models import check_model
+from beacon_memory.server.visit import Here, StrictRoute
+from beacon_memory.sessions.reply import Reply
+from beacon_memory.talk.structured import CALL_CLOSE, CALL_OPEN
+from beacon_memory.talk.tools import as_json
+
+logger = logging.getLogger(__name__)
+router = APIRouter(prefix="/v1/chat", tags=["OpenAI"], route_class=StrictRoute)
+
+Told = str | Reply  # pieces of an answer, and behind them the whole of it
+
+
+@router.post("/completions")
+async def complete(asked: ChatRequest, here: Here, x_session_id: Annotated[str | None, Header()] = None) -> Response:
+    """An answer to a message list; with a session, both are remembered once it is whole.
+
+    The session is named by the header `X-Session-Id`, else by `session_id`, `metadata.session` or `user` in the body;
+    without one nothing is remembered. Send the whole list or only what is new.
+    """
+    check_model(here.served, asked.model)
+    asked.check(here.limits)
+    session = asked.session(x_session_id)
+    headers = {} if session is None else {"X-Session-Id": quote(session, safe="!#$&'()*+,/:;=?@[] ~")}
+    about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": here.served.name}
+
+    def begin() -> Generator[Told, None, None]:
+        return _told(lambda: asked.reply(here.memory, session, here.limits))
+
+    if not asked.stream:
+        pieces = await here.all(begin)
+        return JSONResponse(_completion(about, pieces), headers=headers)
+    usage = bool(asked.stream_options and asked.stream_options.include_usage)
+    told = here.stream(begin)
+    first = await anext(told)  # what can be refused is refused with a status, before the stream begins
+    headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_events(about, first, told, usage=usage), media_type="text/event-stream", headers=headers)
+
+
+def _told(make: Callable[[], Reply]) -> Generator[Told, None, None]:
+    """An answer in pieces, and behind them the whole of it."""
+    reply = make()
+    try:
+        yield from reply
+    finally:
+        reply.close()
+    yield reply
+
+
+def _completion(about: dict[str, Any], pieces: list[Told]) -> dict[str, Any]:
+    reply = pieces[-1]
+    assert isinstance(reply, Reply)
+    calls = _calls(reply)
+    content = reply.said.text + _broken(reply)
+    message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+    if calls:
+        message["tool_calls"] = calls
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish}
+    return {
+        **about,
+        "object": "chat.completion",
+        "choices": [choice],
+        "usage": _usage(reply),
+        "beacon": reply.physical,
+    }
+
+
+async def _events(
+    about: dict[str, Any], first: Told, told: AsyncIterator[Told], *, usage: bool
+) -> AsyncIterator[bytes]:
+    """The answer as server-sent events. One that fails ends in an event with the error."""
+    chunk = {**about, "object": "chat.completion.chunk"}
+
+    def event(delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return _event({**chunk, "choices": [choice], **({"usage": None} if usage else {}), **more})
+
+    async with aclosing(told):  # type: ignore[type-var]
+        yield event({"role": "assistant", "content": ""})
+        try:
+            piece = first
+            while isinstance(piece, str):
+                if piece:
+                    yield event({"content": piece})
+                piece = await anext(told)
+        except Exception as exc:
+            status, body = body_of(exc)
+            logger.error("a stream ended with %d %s", status, type(exc).__name__)
+            yield _event(body)
+            return
+        reply = piece
+        if broken := _broken(reply):
+            yield event({"content": broken})
+        for n, call in enumerate(_calls(reply)):
+            yield event({"tool_calls": [{"index": n, **call}]})
+        yield event({}, reply.finish, beacon=reply.physical)
+        if usage:
+            yield _event({**chunk, "choices": [], "usage": _usage(reply)})
+        yield b"data: [DONE]\n\n"
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+
+
+def _calls(reply: Reply) -> list[dict[str, Any]]:
+    return [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": as_json(call.arguments)}}
+        for call in reply.calls
+    ]
+
+
+def _broken(reply: Reply) -> str:
+    """What began as a call and is none, in the words in which the model wrote it."""
+    return "".join(f"\n{CALL_OPEN}{body}{CALL_CLOSE}" for body in reply.said.broken)
+
+
+def _usage(reply: Reply) -> dict[str, Any]:
+    usage = reply.usage
+    return {
+        "prompt_tokens": usage.tokens,
+        "completion_tokens": usage.answer,
+        "total_tokens": usage.tokens + usage.answer,
+        "prompt_tokens_details": {"cached_tokens": usage.read},
+    }

@@ -1,0 +1,157 @@
+"""What a route is given: who asks, and the memory, threads and limits that this request may use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Annotated, Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from fastapi import Depends, Path, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import AfterValidator
+
+from beacon_memory.server.desk import Desk
+from beacon_memory.server.errors import Refused
+from beacon_memory.server.limits import Limits
+from beacon_memory.server.tenants import Tenants
+from beacon_memory.sessions.memory import BeaconMemory
+from beacon_memory.talk.messages import whole
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What all requests share."""
+
+    name: str  # under which the model is asked for
+    tenants: Tenants
+    desk: Desk
+    limits: Limits
+    made: int  # when the server began, in seconds since 1970
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One request with its tenant's memory."""
+
+    request: Request
+    served: Served
+    memory: BeaconMemory
+
+    @property
+    def limits(self) -> Limits:
+        """The server's limits."""
+        return self.served.limits
+
+    async def aside(self, act: Callable[[], T]) -> T:
+        """The result of what needs a store and no model."""
+        return await self.served.desk.aside(act)
+
+    async def run(self, act: Callable[[], T]) -> T:
+        """The result of what may need the model. Raises EngineBusy."""
+        return await self.served.desk.run(self.request, act)
+
+    def stream(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+        """What an iterator gives that needs the model. Raises EngineBusy."""
+        return self.served.desk.stream(self.request, begin)
+
+    async def all(self, begin: Callable[[], Iterator[T]]) -> list[T]:
+        """The same as a list."""
+        return await self.served.desk.all(self.request, begin)
+
+
+def served(request: Request) -> Served:
+    """What the app of a request shares."""
+    found: Served = request.app.state.served
+    return found
+
+
+async def visit(request: Request) -> Visit:
+    """The request's tenant. Raises Refused for a key that is none, and for a web page of elsewhere."""
+    shared = served(request)
+    namespace = _namespace(request, shared.tenants)
+    memory = shared.tenants.opened(namespace)
+    if memory is None:  # its store is opened by another thread
+        memory = await shared.desk.aside(lambda: shared.tenants.memory(namespace))
+    return Visit(request, shared, memory)
+
+
+Here = Annotated[Visit, Depends(visit)]
+
+
+def _namespace(request: Request, tenants: Tenants) -> str | None:
+    if tenants.keys is None:
+        _check_local(request)
+        return None
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise Refused(401, "no API key: send Authorization: Bearer sk-beacon-…", code="missing_api_key")
+    namespace = tenants.keys.namespace(secret.strip())
+    if namespace is None:
+        raise Refused(401, "this API key is unknown here, or was revoked", code="invalid_api_key")
+    return namespace
+
+
+def _check_local(request: Request) -> None:
+    """Raises Refused where a web page of another place has made the browser ask (also by a name that it gave us)."""
+    names = [urlsplit(f"//{request.headers.get('host', '')}").hostname]
+    if (origin := request.headers.get("origin")) is not None:
+        names.append(urlsplit(origin).hostname)
+    for name in names:
+        if not is_loopback(name or ""):
+            raise Refused(403, "without API keys this server answers this machine alone, by localhost or 127.0.0.1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address means this machine and no other.
+
+    >>> is_loopback("localhost"), is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0")
+    (True, True, True, False)
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+class JsonRequest(Request):
+    """A request whose body is strict JSON: no NaN and no infinity, which could not be sent back, no half letters."""
+
+    async def json(self) -> Any:
+        body = await self.body()
+        try:
+            found = json.loads(body, parse_constant=_no_number)
+            return json.loads(whole(json.dumps(found, ensure_ascii=False))) if b"\\ud" in body.lower() else found
+        except (UnicodeDecodeError, RecursionError) as exc:
+            raise json.JSONDecodeError(f"{exc}", "", 0) from exc
+
+
+class StrictRoute(APIRoute):
+    """A route whose requests are strict JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handle(JsonRequest(request.scope, request.receive))
+
+        return strict
+
+
+def _no_number(word: str) -> Any:
+    raise json.JSONDecodeError(f"{word} is no JSON", word, 0)
+
+
+def _unquoted(part: str) -> str:
+    try:
+        return unquote(part, errors="strict")
+    except UnicodeDecodeError as exc:
+        raise ValueError("not UTF-8, percent-encoded") from exc
+
+
+# Routes match the path as it was sent: an id may contain a slash, percent-encoded.
+Part = Annotated[str, Path(), AfterValidator(_unquoted)]
