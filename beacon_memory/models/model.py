@@ -165,8 +165,8 @@ class BeaconModel:
         return plain_ids(self.tokenizer, text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens."""
-        text: str = self.tokenizer.decode(token_ids(ids), skip_special_tokens=True)
+        """The text of ids, without special tokens. Raises InputError."""
+        text: str = self.tokenizer.decode(self._checked(ids), skip_special_tokens=True)
         return text
 
     def compress(
