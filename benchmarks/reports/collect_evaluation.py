@@ -1,6 +1,6 @@
 """What `beacon-memory eval` measured, folder by folder, put where it lasts: docs/evaluation.md and its plots, and in
 results/evaluation/ a line for each cell and the scores of each item, from which a later run can go on;
-and the tables of README.md (quality_tables.py).
+and the tables of docs/ranking.md (quality_tables.py).
 
     python -m benchmarks.reports.collect_evaluation F1 F2 F3         # after eval --out F1, ...
     python -m benchmarks.reports.collect_evaluation --restore RUNS   # eval --out RUNS/F1 then measures only what is new

@@ -1,4 +1,4 @@
-"""The README's tables of quality, from the cells that collect_evaluation.py keeps. Run by it, or by itself:
+"""The tables of docs/ranking.md, from the cells that collect_evaluation.py keeps. Run by it, or by itself:
 
 python -m benchmarks.reports.quality_tables
 """
@@ -100,13 +100,13 @@ def _values(found: Cells, task: str, method: str, figure: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "ranking.md")
     args = parser.parse_args(argv)
     found = cells(args.results)
     blocks = {name: list(compared(found, columns)) for name, columns in TABLES.items()}
     for name, run in (("long 8x", "F5"), ("long 4x", "F6")):
         blocks[name] = list(by_length(args.results / f"{run}.cells.jsonl"))
-    fill(args.readme, blocks)
+    fill(args.page, blocks)
 
 
 if __name__ == "__main__":

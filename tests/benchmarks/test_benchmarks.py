@@ -146,13 +146,13 @@ def test_what_was_evaluated_is_gathered_and_gone_on_from(tmp_path: Path, monkeyp
 
 
 def test_the_tables_of_quality_are_those_of_the_results(tmp_path: Path) -> None:
-    said = (BENCHMARKS.parent / "README.md").read_text()
-    readme = tmp_path / "README.md"
-    readme.write_text(re.sub(r"(<!-- generated: .*? -->\n).*?(<!-- end -->)", r"\1\2", said, flags=re.DOTALL))
-    quality_tables.main(["--readme", str(readme)])
+    said = (BENCHMARKS.parent / "docs" / "ranking.md").read_text()
+    page = tmp_path / "ranking.md"
+    page.write_text(re.sub(r"(<!-- generated: .*? -->\n).*?(<!-- end -->)", r"\1\2", said, flags=re.DOTALL))
+    quality_tables.main(["--page", str(page)])
     for block in (*quality_tables.TABLES, "long 8x", "long 4x"):
         mark = f"<!-- generated: {block} -->"
-        written = readme.read_text().partition(mark)[2].partition("<!-- end -->")[0]
+        written = page.read_text().partition(mark)[2].partition("<!-- end -->")[0]
         assert "**beacons, trained**" in written
         assert written == said.partition(mark)[2].partition("<!-- end -->")[0]
 
