@@ -3,7 +3,8 @@
     python examples/01_come_back.py [--model MODEL] [--book FILE]
 
 The first process folds `kjv_stories.txt` (16.6K tokens, twice the model's own window) and a short conversation into
-one session of an SQLite file. The second one opens the session, answers, and prints what it all cost.
+one session of an SQLite file. The second one opens the session, answers beside the same model with the newest tokens
+alone and with nothing, and prints what it all cost.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers.utils import logging
@@ -33,12 +35,13 @@ TALK = [
     {"role": "user", "content": "I am a carpenter, and my favourite colour is green."},
     {"role": "assistant", "content": "A carpenter who likes green. Noted!"},
 ]
-QUESTIONS = [
-    "What is the name of my dog?",
-    "What is my favourite colour?",
-    "What was the name of Naomi's husband?",
-    "What happened to Jonah in the sea?",
-]
+QUESTIONS = {  # and what a right answer says
+    "What is the name of my dog?": "Rex",
+    "Where do I live?": "Lyon",
+    "What is my favourite colour?": "green",
+    "How long was Jonah in the belly of the fish?": "three days",
+    "What grew up over Jonah?": "gourd",
+}
 
 console = Console()
 
@@ -58,21 +61,42 @@ def remember(url: str, model: str, book: Path) -> None:
         console.print(f"read and kept in {seconds:.0f} s: {session.info().tokens} tokens, {session.info().slots} slots")
 
 
-def recall(url: str, model: str) -> None:
+def recall(url: str, model: str, book: Path) -> None:
     """The second process: come back, answer, and count."""
     with opened(url, model) as memory:
         session = memory.session("ada")
         began = time.perf_counter()
-        first = next(session.ask(QUESTIONS[0], stream=True), None)
+        first = next(session.ask(next(iter(QUESTIONS)), stream=True), None)
         back = time.perf_counter() - began
         del first
-        for question in QUESTIONS:
-            console.print(f"\n[bold]{question}[/bold]")
-            for piece in session.ask(question, stream=True, max_new_tokens=48):
-                console.print(piece, end="", soft_wrap=True, highlight=False, markup=False)
-            console.print()
+        with console.status("asking, with memory and without …"):
+            console.print(answers(memory, book))
         again = read_again(memory)
         report(session.info(), back, again)
+
+
+def answers(memory: BeaconMemory, book: Path) -> Table:
+    """What is answered with the memory, with as many of the newest tokens as it has KV entries, and with nothing."""
+    session = memory.session("ada")
+    info, ids = session.info(), memory.model.encode(book.read_text(encoding="utf-8"))
+    newest = memory.session("newest", ratio=1)  # a slot for each token: nothing is compressed
+    newest.add_text(memory.model.decode(ids[-info.slots :]), name="the newest tokens")
+    newest.add(TALK)
+    nothing = memory.session("nothing")
+    nothing.set([])
+    table = Table(title="what it answers")
+    for column in ("", "memory", f"the newest {info.slots} tokens alone", "nothing"):
+        table.add_column(column, ratio=1)
+    for question, right in QUESTIONS.items():
+        said = [
+            session.ask(question, max_new_tokens=32),
+            newest.ask(question, max_new_tokens=32, recall_tokens=0),
+            nothing.ask(question, max_new_tokens=32),
+        ]
+        table.add_row(
+            question, *(f"{'[green]✓' if right.lower() in one.lower() else '[red]✗'}[/] {escape(one)}" for one in said)
+        )
+    return table
 
 
 def read_again(memory: BeaconMemory) -> float:
@@ -108,8 +132,8 @@ def report(info, back: float, again: float) -> None:  # type: ignore[no-untyped-
     console.print()
     console.print(table)
     console.print(
-        "A 135M model, and beacons trained for hours: it forgets and invents. What it knows of the above it has "
-        "from the slots; nothing was searched."
+        "A model of 135M parameters, with memory or without, forgets and invents. No index and no embeddings: what it "
+        "knows it has from the slots, and from passages that its own attention to them found."
     )
 
 
@@ -131,7 +155,7 @@ def main() -> None:
     if args.stage == "remember":
         remember(args.store, args.model, args.book)
     elif args.stage == "recall":
-        recall(args.store, args.model)
+        recall(args.store, args.model, args.book)
     else:
         with tempfile.TemporaryDirectory() as folder:
             for number, stage in (("one", "remember"), ("two", "recall")):

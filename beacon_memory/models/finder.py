@@ -28,6 +28,7 @@ from beacon_memory.state.state import Segment
 FORMAT, VERSION = "beacon-finder", 1
 FILE = "finder.json"
 FEW = 8  # passages: a memory of fewer is scored as one of so many
+MANY = 64  # passages: finders are fitted on no more
 QUESTION = 256  # newest tokens of a question that are looked with
 
 
@@ -119,10 +120,12 @@ def read_finder(folder: str | Path, *, model: str, layers: int, kv_heads: int) -
 def levelled(paid: Tensor) -> Tensor:
     """Scores that one threshold suits, from weighted sums of attention: coarse slots are paid less, all of them, and
     what chance pays one grows as the root of what it pays the mean. Where passages are few each is paid much: there the
-    mean is what it would be among more (benchmarks/LOG.md).  # (…, passages)
+    mean is what it would be among more. Where they are many, one of them is paid much by every question: there all
+    score less (benchmarks/LOG.md).  # (…, passages)
     """
-    mean = paid.sum(dim=-1, keepdim=True) / max(paid.shape[-1], FEW)
-    return paid / mean.clamp(min=1e-9).sqrt()
+    count = paid.shape[-1]
+    mean = paid.sum(dim=-1, keepdim=True) / max(count, FEW)
+    return paid / mean.clamp(min=1e-9).sqrt() / max(count / MANY, 1) ** 0.2
 
 
 def attention(

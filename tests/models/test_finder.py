@@ -11,7 +11,7 @@ from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
 from beacon_memory.models.adapter import save_adapter
 from beacon_memory.models.batch import CACHE
-from beacon_memory.models.finder import FILE, Finder, attention, levelled, read_finder
+from beacon_memory.models.finder import FILE, MANY, Finder, attention, levelled, read_finder
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.resident import ResidentPrefix
 from beacon_memory.testing import tiny_checkpoint, tiny_model
@@ -26,6 +26,8 @@ def test_a_memory_of_few_passages_is_scored_as_one_of_more():
     more = torch.tensor([0.4, 0.2, 0.2, 0.0, 0.0, 0.0, 0.0, 0.0])
     assert torch.allclose(levelled(paid), levelled(more)[:3])
     assert torch.allclose(levelled(more), more / more.mean().sqrt())
+    many = torch.rand(MANY * 4) + 0.1
+    assert torch.allclose(levelled(many), many / many.mean().sqrt() / 4**0.2)  # among many one is paid much by chance
 
 
 SHAPE = {"layers": 2, "kv_heads": 2}
