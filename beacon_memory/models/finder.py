@@ -125,7 +125,8 @@ def levelled(paid: Tensor) -> Tensor:
     """
     count = paid.shape[-1]
     mean = paid.sum(dim=-1, keepdim=True) / max(count, FEW)
-    return paid / mean.clamp(min=1e-9).sqrt() / max(count / MANY, 1) ** 0.2
+    scores: Tensor = paid / mean.clamp(min=1e-9).sqrt() / max(count / MANY, 1) ** 0.2
+    return scores
 
 
 def attention(
