@@ -76,7 +76,10 @@ def talk_of(draw: random.Random, messages: Sequence[Message], count: int) -> Tal
     everything = "\n".join(text for _, text in messages)
     for _ in range(TRIES):
         facts = draw_facts(draw, count)
-        if not any(said(everything, fact.gold) for fact in facts):
+        others = [
+            [everything, *(text for other in facts if other is not fact for text in other.told)] for fact in facts
+        ]
+        if not any(said("\n".join(texts), fact.gold) for texts, fact in zip(others, facts, strict=True)):
             break
     else:
         raise InputError("the small talk says all that could be told in it: give other small talk")
