@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList
 
+from beacon_memory.fold.family import slot_shape
 from beacon_memory.models.batch import CACHE
 
 CHUNK = 256  # tokens of one stored value: LMCache's default
@@ -28,9 +29,9 @@ def random_entries(lm: Any, entries: int, *, seed: int = 0) -> tuple[Tensor, Ten
 
     # (layers, kv_heads, entries, head_dim) each
     """
-    config, random = lm.config, torch.Generator().manual_seed(seed)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    shape = (config.num_hidden_layers, config.num_key_value_heads, entries, width)
+    random = torch.Generator().manual_seed(seed)
+    layers, kv_heads, width = slot_shape(lm.config)
+    shape = (layers, kv_heads, entries, width)
     keys, values = (torch.randn(shape, generator=random).to(torch.bfloat16) for _ in range(2))
     return keys, values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 from collections.abc import Callable
 from functools import cache
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
+from beacon_memory import cli
 from beacon_memory.config import BeaconConfig
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.testing import tiny_model
@@ -26,6 +28,24 @@ logging.disable_progress_bar()
 def family(request: pytest.FixtureRequest) -> str:
     """The families without anything of their own; tests/models/test_families.py has the laws of all of them."""
     return str(request.param)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `beacon-memory` in this process; gives its exit code, stdout and stderr."""
+
+    def command(*args: str, stdin: str | bytes = "") -> tuple[int, str, str]:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr("sys.argv", ["beacon-memory", *args])
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as exc:
+            code = int(exc.code or 0)
+        return code, *capfd.readouterr()
+
+    return command
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from beacon_memory.config import RATIOS
+from beacon_memory.config import RATIOS, RECALL_TOKENS
 from beacon_memory.errors import BudgetExceeded
 from beacon_memory.evaluation.items import Question
 from beacon_memory.evaluation.memories import Folded, Memories
@@ -18,7 +18,6 @@ from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.passages import Cutter
 from beacon_memory.talk.transcript import Transcript
 
-RECALL = 256  # tokens that are read again, at most
 LOOKS = ("beacon+look", "beacon+recall")
 
 
@@ -78,16 +77,19 @@ def looking(memories: Memories, kind: str, ratio: int) -> Looking | None:
     if not planned.slots:
         past = memories.make("beacon", ratio)
         return None if past is None else Looking(model, finder, Folded((), past, 0), tokens=0)
-    if planned.entries + len(memories.item.system) + (RECALL if kind == "beacon+recall" else 0) >= model.positions:
+    if (
+        planned.entries + len(memories.item.system) + (RECALL_TOKENS if kind == "beacon+recall" else 0)
+        >= model.positions
+    ):
         return None
     if kind == "beacon+recall":
-        return Looking(model, finder, memories.folded(ratio), tokens=RECALL)
+        return Looking(model, finder, memories.folded(ratio), tokens=RECALL_TOKENS)
     if 2 * ratio > RATIOS[-1]:
         return None
     # Not more than half of the slots give way.
-    budget = max(planned.slots - RECALL, memories.plan(2 * ratio).slots)
+    budget = max(planned.slots - RECALL_TOKENS, memories.plan(2 * ratio).slots)
     try:
         folded = memories.folded(ratio, budget=budget)
     except BudgetExceeded:
         return None
-    return Looking(model, finder, folded, tokens=min(RECALL, planned.slots - folded.slots))
+    return Looking(model, finder, folded, tokens=min(RECALL_TOKENS, planned.slots - folded.slots))

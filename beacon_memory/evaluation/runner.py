@@ -9,10 +9,10 @@ from hashlib import sha256
 from itertools import groupby
 from typing import Any
 
-from beacon_memory.config import BeaconConfig
+from beacon_memory.config import RECALL_TOKENS, BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.evaluation.items import ANSWERS, Item, Question, Task
-from beacon_memory.evaluation.looking import LOOKS, RECALL, looking
+from beacon_memory.evaluation.looking import LOOKS, looking
 from beacon_memory.evaluation.memories import Memories, Recent
 from beacon_memory.evaluation.methods import Method, attach
 from beacon_memory.evaluation.reading import answer_losses, greedy
@@ -164,7 +164,7 @@ def _looked(
 ) -> tuple[int, tuple[Score, ...]]:
     """The same of a memory that looks again: its entries are what stands in front and what is read again."""
     model, memory = memories.model, looking(memories, method.kind, ratio)
-    if memory is None or memory.past.slots + _room(item) + RECALL > model.positions:
+    if memory is None or memory.past.slots + _room(item) + RECALL_TOKENS > model.positions:
         return 0, ()
     asked = [memory.asked(question) for question in item.questions]
     scores = _answered(model, memory.past, item, [question for question, _ in asked], answers)

@@ -6,10 +6,10 @@ Each comes as the messages that tell it, a question in free words, and an answer
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from beacon_memory.training.facts import draw_own, invented
+from beacon_memory.training.facts import draw_name, draw_own
 
 Message = Mapping[str, str]
 
@@ -103,7 +103,7 @@ def _own(draw: random.Random) -> Told:
 
 
 def _other(draw: random.Random) -> Told:
-    who, name, town = draw.choice(_PEOPLE), _name(draw, _FIRST), _name(draw, _TOWNS)
+    who, name, town = draw.choice(_PEOPLE), draw_name(draw, _FIRST), draw_name(draw, _TOWNS)
     trade, taste = draw.choice(_TRADES), draw.choice(_TASTES)
     an = "an" if trade[0] in "aeiou" else "a"
     told, ask, answer, value = draw.choice(
@@ -137,7 +137,7 @@ def _date(draw: random.Random) -> Told:
 
 def _moved(draw: random.Random) -> Told:
     """Something that was so, and is otherwise now: the newest counts."""
-    old, new = _name(draw, _TOWNS), _name(draw, _TOWNS)
+    old, new = draw_name(draw, _TOWNS), draw_name(draw, _TOWNS)
     first, second = draw.sample(_TRADES, 2)
     event, (noon, later) = draw.choice(_EVENTS), draw.sample(_HOURS, 2)
     changes = [
@@ -168,7 +168,7 @@ def _moved(draw: random.Random) -> Told:
 
 
 def _corrected(draw: random.Random) -> Told:
-    who, wrong, right = draw.choice(_PEOPLE), _name(draw, _FIRST), _name(draw, _FIRST)
+    who, wrong, right = draw.choice(_PEOPLE), draw_name(draw, _FIRST), draw_name(draw, _FIRST)
     sorry = draw.choice(("Sorry, I meant", "No, wait, it is", "I was wrong, it is", "Correction:"))
     told = {"role": "user", "content": f"{_capital(who)} is called {wrong}. {sorry} {right}."}
     return Told(((told, _reply(draw)),), f"What is {who} called?", f"{_capital(_yours(who))} is called {right}.", right)
@@ -176,7 +176,7 @@ def _corrected(draw: random.Random) -> Told:
 
 def _advised(draw: random.Random) -> Told:
     what = draw.choice(list(_IDEAS))
-    idea = _name(draw, _IDEAS[what]) if what != "present" else draw.choice(_IDEAS[what])
+    idea = draw_name(draw, _IDEAS[what]) if what != "present" else draw.choice(_IDEAS[what])
     asked = {"role": "user", "content": draw.choice((f"Can you suggest a {what}?", f"I am looking for a {what}."))}
     said = {
         "role": "assistant",
@@ -195,10 +195,6 @@ def _said(draw: random.Random, told: str) -> tuple[Message, Message]:
     opening = draw.choice(_OPENINGS)
     text = opening + told if not opening or told.startswith(("I ", "I'm")) else opening + told[:1].lower() + told[1:]
     return {"role": "user", "content": _capital(text)}, _reply(draw)
-
-
-def _name(draw: random.Random, names: Sequence[str]) -> str:
-    return invented(draw) if draw.random() < 0.5 else draw.choice(names)
 
 
 def _yours(who: str) -> str:

@@ -203,7 +203,12 @@ def _value(draw: random.Random, values: Sequence[str] | int) -> str:
     if isinstance(values, int):
         return str(draw.randrange(10 ** (values - 1), 10**values))
     named = values[0][0].isupper() and values is not _DAYS
-    return invented(draw) if named and draw.random() < 0.5 else draw.choice(values)
+    return draw_name(draw, values) if named else draw.choice(values)
+
+
+def draw_name(draw: random.Random, names: Sequence[str]) -> str:
+    """One of the names, or as often one that nobody has."""
+    return invented(draw) if draw.random() < 0.5 else draw.choice(names)
 
 
 def invented(draw: random.Random) -> str:

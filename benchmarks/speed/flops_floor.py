@@ -10,6 +10,7 @@ from torch import Tensor
 
 from beacon_memory import BeaconModel
 from beacon_memory.config import slot_count
+from beacon_memory.fold.family import slot_shape
 
 # The layers a token goes through once it is known what it attends to.
 AFTER = (("self_attn", "o_proj"), ("mlp", "gate_proj"), ("mlp", "up_proj"), ("mlp", "down_proj"))
@@ -43,9 +44,8 @@ def fold(model: BeaconModel, tokens: int, *, ratio: int) -> tuple[Callable[[], N
     """
     *layers, last = [_weights(layer) for layer in model.lm.model.layers]
     last = last[: -len(AFTER)]
-    config = model.lm.config
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = model.lm.config.num_attention_heads
+    _, kv_heads, width = slot_shape(model.lm.config)
     overlap = model.config.overlap
     found = [(rows + (overlap if past else 0), past) for rows, past in windows(model, tokens, ratio=ratio)]
     most = max(rows for rows, _ in found)

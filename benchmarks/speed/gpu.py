@@ -46,6 +46,12 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def flash_attentions() -> list[str]:
+    """What transformers calls the kinds of flash-attn that are installed."""
+    there = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_4": is_flash_attn_4_available}
+    return [name for name, available in there.items() if available()]
+
+
 def opened(name: str, *, device: torch.device, attention: str, adapter: str) -> BeaconModel:
     """The model where it is measured, in bfloat16 on a GPU."""
     if name == "tiny":
@@ -106,10 +112,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable_progress_bar()
     device = torch.device(args.device)
-    kinds = ["sdpa"]
-    if device.type == "cuda":
-        kinds += ["flash_attention_2"] if is_flash_attn_2_available() else []
-        kinds += ["flash_attention_4"] if is_flash_attn_4_available() else []
+    kinds = ["sdpa", *(flash_attentions() if device.type == "cuda" else [])]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     args.out.mkdir(parents=True, exist_ok=True)
     table = ["| | attention | ours, s | baseline, s | ours / baseline |", "|---|---|---|---|---|"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 
 import pytest
 
-from beacon_memory import BeaconConfig, BeaconModel, cli
+from beacon_memory import BeaconConfig, BeaconModel
 from beacon_memory.models.adapter import save_adapter
 from beacon_memory.models.finder import Finder
 from beacon_memory.testing import tiny_checkpoint
@@ -31,21 +30,14 @@ def finding(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 @pytest.fixture
-def run(finding, tmp_path, monkeypatch, capfd) -> Run:
+def run(finding, command, tmp_path, monkeypatch) -> Run:
     """Run the command in this process; gives its exit code, stdout and stderr."""
     monkeypatch.setenv("BEACON_MODEL", finding[0])
     monkeypatch.setenv("BEACON_STORE", f"sqlite:///{tmp_path}/memory.db")
     monkeypatch.chdir(tmp_path)
 
     def run(*args: str, stdin: str = "", adapter: str = finding[1]) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["beacon-memory", *args, "--adapter", adapter])
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exc:
-            code = int(exc.code or 0)
-        return code, *capfd.readouterr()
+        return command(*args, "--adapter", adapter, stdin=stdin)
 
     return run
 

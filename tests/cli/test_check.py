@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from beacon_memory import cli
 from beacon_memory.cli.check import about
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ModelError, UnsupportedModel
@@ -29,23 +28,9 @@ def only_config(folder: Path, **settings: Any) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def run(monkeypatch, capfd):
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["beacon-memory", *args])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exc:
-            code = int(exc.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
-
-
-def test_a_model_is_told_without_its_weights(run, tmp_path):
+def test_a_model_is_told_without_its_weights(command, tmp_path):
     folder = str(weightless(tmp_path))
-    code, out, err = run("check", folder)
+    code, out, err = command("check", folder)
     assert (code, err) == (0, "")
     for told in (
         "family     llama (Llama 2, 3.x",
@@ -58,7 +43,7 @@ def test_a_model_is_told_without_its_weights(run, tmp_path):
         f"beacon-memory fit-anchors TEXTS --model {folder} --out FOLDER",
     ):
         assert told in out
-    code, out, _ = run("check", folder, "--json")
+    code, out, _ = command("check", folder, "--json")
     assert json.loads(out)["bytes"]["a slot, bfloat16"] == 128
 
 
@@ -111,13 +96,13 @@ def test_a_model_without_a_template_talks_in_lines(tmp_path):
         ({"model_type": "gpt2"}, "'gpt2' is not supported; supported: llama,"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name_by_the_check_and_by_loading(run, tmp_path, settings, said):
+def test_what_is_not_supported_is_refused_by_name_by_the_check_and_by_loading(command, tmp_path, settings, said):
     folder = only_config(tmp_path, **settings)
     with pytest.raises(UnsupportedModel, match=said):
         about(folder)
     with pytest.raises(UnsupportedModel, match=said):
         BeaconModel.from_pretrained(folder, local_files_only=True)
-    code, out, err = run("check", folder)
+    code, out, err = command("check", folder)
     assert (code, out) == (2, "")
     assert f"'{settings['model_type']}' is not supported" in err
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sqlite3
 import subprocess
@@ -10,7 +9,6 @@ import sys
 
 import pytest
 
-from beacon_memory import cli
 from beacon_memory.testing import redis_server, tiny_checkpoint
 
 
@@ -20,25 +18,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def run(checkpoint, tmp_path, monkeypatch, capfd):
+def run(checkpoint, command, tmp_path, monkeypatch):
     """Run the command in this process; gives its exit code, stdout and stderr."""
     monkeypatch.setenv("BEACON_MODEL", checkpoint)
     monkeypatch.setenv("BEACON_STORE", f"sqlite:///{tmp_path}/memory.db")
     monkeypatch.chdir(tmp_path)
-
-    def run(*args: str, stdin: str | bytes = "") -> tuple[int, str, str]:
-        data = stdin.encode() if isinstance(stdin, str) else stdin
-        monkeypatch.setattr("sys.argv", ["beacon-memory", *args])
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exc:
-            code = int(exc.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+    return command
 
 
 def test_a_session_is_written_asked_forked_exported_and_forgotten(run, tmp_path):

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from made_data import folder_of
 
 from beacon_memory import BeaconConfig, BeaconModel
+from beacon_memory.config import RECALL_TOKENS
 from beacon_memory.evaluation.data import Data
 from beacon_memory.evaluation.items import Item, Question
-from beacon_memory.evaluation.looking import RECALL, looking
+from beacon_memory.evaluation.looking import looking
 from beacon_memory.evaluation.memories import Memories
 from beacon_memory.evaluation.methods import chosen, common_settings
 from beacon_memory.evaluation.reporting.results import Results
@@ -72,14 +73,14 @@ def test_what_is_read_again_is_counted(rounds, ratio, raw, talking):
     whole = looking(memories, "beacon+recall", ratio)
     beacon = memories.make("beacon", ratio)
     assert whole.past.slots == beacon.slots
-    assert whole.asked(item.questions[0])[1] <= RECALL
+    assert whole.asked(item.questions[0])[1] <= RECALL_TOKENS
 
 
 @pytest.mark.parametrize("talking", [True, False])
 def test_a_question_reads_again_what_a_session_would(talking):
     """The prompt of `beacon+recall` is the one that the product makes of the same memory."""
     model = _MADE
-    memory = BeaconMemory.open(model, recall_tokens=RECALL)
+    memory = BeaconMemory.open(model, recall_tokens=RECALL_TOKENS)
     session = memory.session("ada")
     for role, text in TALK:
         session.add({"role": role, "content": text})
@@ -122,7 +123,7 @@ def test_it_is_measured_beside_the_others_where_somebody_asks(tmp_path):
     assert len(found) == cells(task, methods, [4]) == 4
     rows = {cell.method: results.rows[cell, task.items[0].digest] for cell in found}
     assert rows["beacon+look"].entries <= rows["beacon"].entries == rows["bm25"].entries
-    assert rows["beacon"].entries < rows["beacon+recall"].entries <= rows["beacon"].entries + RECALL
+    assert rows["beacon"].entries < rows["beacon+recall"].entries <= rows["beacon"].entries + RECALL_TOKENS
     assert all(score.said is not None and score.right is not None for row in rows.values() for score in row.scores)
     weights = {cell.method: cell.weights for cell in found}
     assert weights["beacon+look"].startswith(weights["beacon"])

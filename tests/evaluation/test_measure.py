@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from beacon_memory import BeaconModel, cli
+from beacon_memory import BeaconModel
 from beacon_memory.models.adapter import save_adapter
 from beacon_memory.testing import tiny_checkpoint
 
@@ -17,17 +17,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def measure(checkpoint, monkeypatch, capfd):
+def measure(checkpoint, command):
     """Run `beacon-memory eval`; gives its exit code, stdout and stderr."""
 
     def measure(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["beacon-memory", "eval", "--model", checkpoint, *args])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exc:
-            code = int(exc.code or 0)
-        return code, *capfd.readouterr()
+        return command("eval", "--model", checkpoint, *args)
 
     return measure
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.utils import is_flash_attn_2_available
 
 from beacon_memory import BeaconConfig, BeaconMemory, BeaconModel
 from beacon_memory.stores.sqlite import SqliteStore
@@ -16,6 +15,7 @@ from beacon_memory.training.data import Corpus
 from beacon_memory.training.examples import Mixture
 from beacon_memory.training.fit import fit_anchors
 from beacon_memory.training.trainer import Plan, train
+from benchmarks.speed.gpu import flash_attentions
 
 pytestmark = [
     pytest.mark.cuda,
@@ -93,24 +93,13 @@ def test_a_run_on_a_gpu_learns_and_leaves_an_adapter_for_a_cpu(tmp_path: Path, l
         torch.testing.assert_close(found.values.cpu(), expected.values, rtol=0.02, atol=0.02)
 
 
-def flash() -> str | None:
-    """What transformers calls the flash-attn that is installed."""
-    if is_flash_attn_2_available():
-        return "flash_attention_2"
-    try:
-        from transformers.utils import is_flash_attn_4_available
-    except ImportError:
-        return None
-    return "flash_attention_4" if is_flash_attn_4_available() else None
-
-
-@pytest.mark.skipif(torch.cuda.is_available() and flash() is None, reason="needs flash-attn")
+@pytest.mark.skipif(torch.cuda.is_available() and not flash_attentions(), reason="needs flash-attn")
 @pytest.mark.parametrize("layout", ["select", "shadow"])
 def test_flash_attention_folds_and_answers_as_sdpa_does(layout: str) -> None:
     config = CONFIG.replace(layout=layout, slot_dtype="bfloat16")
     wide = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
     states, logits = [], []
-    for attention in ("sdpa", flash()):
+    for attention in ("sdpa", flash_attentions()[0]):
         lm = tiny_lm(attn_implementation=attention, **wide).to("cuda", torch.bfloat16)
         model = BeaconModel(lm, tiny_tokenizer(), config)
         ids = model.encode(TEXT * 3)

@@ -16,7 +16,6 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from beacon_memory import cli
 from beacon_memory.stores import open_store
 from beacon_memory.testing import beacon_server, redis_server, scripted_engine, tiny_checkpoint
 
@@ -48,22 +47,6 @@ def served(*options: str, **environ: str) -> Iterator[tuple[subprocess.Popen[str
         process.stderr.close()
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run the command in this process; gives its exit code, stdout and stderr."""
-
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["beacon-memory", *args])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exc:
-            code = int(exc.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
-
-
 def test_a_conversation_goes_on_after_a_restart(checkpoint: Path, tmp_path: Path) -> None:
     options = ("--model", str(checkpoint), "--store", f"sqlite:///{tmp_path}/memory.db")
     talk: list[Any] = [{"role": "user", "content": "The lighthouse at the cape was painted white. " * 40}]
@@ -88,11 +71,11 @@ def test_a_conversation_goes_on_after_a_restart(checkpoint: Path, tmp_path: Path
 
 
 def test_keys_are_made_by_the_command_and_open_a_file_each(
-    checkpoint: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+    checkpoint: Path, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
 ) -> None:
     file, store = tmp_path / "keys.json", f"sqlite:///{tmp_path}/memory.db"
-    secrets = {name: run("keys", "add", name, "--file", str(file))[1].strip() for name in ("acme", "globex")}
-    listed = json.loads(run("keys", "list", "--file", str(file), "--json")[1])
+    secrets = {name: command("keys", "add", name, "--file", str(file))[1].strip() for name in ("acme", "globex")}
+    listed = json.loads(command("keys", "list", "--file", str(file), "--json")[1])
     assert [key["namespace"] for key in listed] == ["acme", "globex"]
     assert "hash" not in listed[0]
     options = ("--model", str(checkpoint), "--name", "mine", "--store", store, "--keys", str(file), "--host", "0.0.0.0")
@@ -103,7 +86,7 @@ def test_keys_are_made_by_the_command_and_open_a_file_each(
             headers = {"Authorization": f"Bearer {secret}"}
             assert httpx.post(f"{url}/v1/sessions/me/messages", json=said, headers=headers).status_code == 201
         assert httpx.get(f"{url}/ready").json()["model"] == "mine"
-        assert run("keys", "revoke", listed[0]["id"], "--file", str(file))[0] == 0
+        assert command("keys", "revoke", listed[0]["id"], "--file", str(file))[0] == 0
         assert (
             httpx.get(f"{url}/v1/sessions", headers={"Authorization": f"Bearer {secrets['acme']}"}).status_code == 401
         )
@@ -121,10 +104,10 @@ def test_keys_are_made_by_the_command_and_open_a_file_each(
     ],
 )
 def test_what_cannot_be_served_is_one_line_and_exit_code_2(
-    checkpoint: Path, run: Callable[..., tuple[int, str, str]], options: tuple[str, ...], said: str
+    checkpoint: Path, command: Callable[..., tuple[int, str, str]], options: tuple[str, ...], said: str
 ) -> None:
     given = options if "--model" in options else ("--model", str(checkpoint), *options)
-    code, out, err = run("serve", "--store", "memory://", *given)
+    code, out, err = command("serve", "--store", "memory://", *given)
     assert (code, out) == (2, "")
     assert said in err
     assert "Traceback" not in err

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from beacon_memory.server.errors import Refused
 from beacon_memory.server.rest.sessions import Search
-from beacon_memory.server.rest.shapes import After, Body, Limit, page, told
+from beacon_memory.server.rest.shapes import After, Body, Limit, named, sources, told
 from beacon_memory.server.visit import Here, Part, StrictRoute, Visit
 from beacon_memory.sessions.documents import Document, Documents
 from beacon_memory.stores.base import check_session
@@ -49,8 +49,7 @@ async def listed(
 ) -> dict[str, Any]:
     """The names under which documents are kept, sorted."""
     names = await here.aside(here.memory.contexts)
-    found = [{"id": name, "object": "context"} for name in names if name.startswith(prefix)]
-    return page(found, limit=limit, after=after)
+    return named(names, "context", prefix=prefix, limit=limit, after=after)
 
 
 @router.get("/{name}")
@@ -118,7 +117,7 @@ async def delete(name: Part, key: Part, here: Here) -> dict[str, Any]:
 async def search(name: Part, asked: Search, here: Here) -> dict[str, Any]:
     """The passages of the documents that a question is about, the best first; the model needs a finder."""
     found = await here.run(lambda: here.memory.context(name).search(asked.query, limit=asked.limit))
-    return {"object": "list", "data": [{"object": "source", **one.to_dict()} for one in found], "has_more": False}
+    return sources(found)
 
 
 async def _put(here: Visit, name: str, asked: list[Named], *, ratio: int | None, new: bool = False) -> dict[str, Any]:

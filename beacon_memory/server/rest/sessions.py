@@ -14,7 +14,7 @@ from pydantic import Field
 from starlette.background import BackgroundTask
 
 from beacon_memory.errors import CodecError, InputError
-from beacon_memory.server.rest.shapes import After, Body, Limit, page, told
+from beacon_memory.server.rest.shapes import After, Body, Limit, named, sources, told
 from beacon_memory.server.visit import Here, Part, StrictRoute
 
 IMPORT = "/v1/sessions/import"  # its bodies may be larger
@@ -52,8 +52,7 @@ async def listed(
 ) -> dict[str, Any]:
     """The sessions whose ids begin with `prefix`, sorted."""
     names = await here.aside(here.memory.sessions)
-    found = [{"id": name, "object": "session"} for name in names if name.startswith(prefix)]
-    return page(found, limit=limit, after=after)
+    return named(names, "session", prefix=prefix, limit=limit, after=after)
 
 
 @router.get("/{session}")
@@ -111,7 +110,7 @@ async def checkout(session: Part, asked: Checkout, here: Here) -> dict[str, Any]
 async def search(session: Part, asked: Search, here: Here) -> dict[str, Any]:
     """The passages of what was folded that a question is about, the best first; the model needs a finder."""
     found = await here.run(lambda: here.memory.session(session).search(asked.query, limit=asked.limit))
-    return {"object": "list", "data": [{"object": "source", **one.to_dict()} for one in found], "has_more": False}
+    return sources(found)
 
 
 @router.get("/{session}/export", response_class=FileResponse)

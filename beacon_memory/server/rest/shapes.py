@@ -10,6 +10,7 @@ from fastapi import Query
 from pydantic import BaseModel, ConfigDict
 
 from beacon_memory.sessions.session import Session
+from beacon_memory.state.source import Source
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="the most entries of this page")]
 After = Annotated[str | None, Query(description="the last entry of the page before")]
@@ -34,6 +35,17 @@ def page(entries: Sequence[dict[str, Any]], *, limit: int, after: str | None, by
         "has_more": len(later) > limit,
         "last_id": shown[-1][by] if shown else None,
     }
+
+
+def named(names: Sequence[str], kind: str, *, prefix: str, limit: int, after: str | None) -> dict[str, Any]:
+    """A page of names that begin with `prefix`, sorted as they are."""
+    found = [{"id": name, "object": kind} for name in names if name.startswith(prefix)]
+    return page(found, limit=limit, after=after)
+
+
+def sources(found: Sequence[Source]) -> dict[str, Any]:
+    """All passages that were found, as one page."""
+    return {"object": "list", "data": [{"object": "source", **one.to_dict()} for one in found], "has_more": False}
 
 
 def told(session: Session, *, kind: str = "session", name: str | None = None) -> dict[str, Any]:
