@@ -147,14 +147,13 @@ class Turn(Pieces):
         forked = found.kept < len(talk)
         if forked:
             head, before, pages = branch(self._memory, head, before, past, found.kept)
-        raw = min(self._raw if self._keep is None else self._keep, len(self._messages) - found.known)
-        places = range(found.known, len(self._messages) - raw)
-        new = [self._messages[n] for n in places]
-        asked = self._messages[len(self._messages) - raw :]
+        said = [*(self._messages[n] for n in found.late), *self._messages[found.known :]]
+        raw = min(self._raw if self._keep is None else self._keep, len(said))
+        new, asked = said[: len(said) - raw], said[len(said) - raw :]
         if not (before.tokens or new or raw):
             raise InputError("no message to answer")
 
-        closing = sum(n < min(self._close, len(self._messages) - 1) for n in places)
+        closing = min(len(new), max(0, min(self._close, len(self._messages) - 1) - len(self._messages) + len(said)))
         closed, ids = ([i for m in part for i in transcript.turn(m)] for part in (new[:closing], new[closing:]))
         if not before.tokens:
             closed, ids = (transcript.opened(closed), ids) if closed else (closed, transcript.opened(ids))

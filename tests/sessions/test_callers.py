@@ -132,10 +132,10 @@ def test_nothing_that_a_caller_sends_is_forgotten_by_2000_callers(memory):
 
 
 HELD = [
-    {"role": "user", "content": "I live in Lyon."},
-    {"role": "assistant", "content": "I see."},
-    {"role": "user", "content": "My dog is Rex."},
-    {"role": "assistant", "content": "Nice."},
+    {"role": "user", "content": "I live in Lyon.", "id": "m0"},
+    {"role": "assistant", "content": "I see.", "id": "m1"},
+    {"role": "user", "content": "My dog is Rex.", "id": "m2"},
+    {"role": "assistant", "content": "Nice.", "id": "m3"},
 ]
 
 
@@ -164,6 +164,17 @@ def test_a_branch_is_listed_and_gone_back_to(memory):
     assert memory.store.sessions() == []
     with pytest.raises(SessionNotFound):
         session.branches()
+
+
+def test_a_new_window_with_the_same_greeting_goes_on_with_the_talk(memory):
+    """Without ids it may be an edit of the second question, or a user who says hello again: nothing is taken away."""
+    session = memory.session("ada")
+    held = [{"role": message["role"], "content": message["content"]} for message in HELD]
+    session.add(held)
+    say(memory, session, [*held[:2], {"role": "user", "content": "Where is Rex?"}])
+    assert words(session.messages())[:5] == [*words(held), ("user", "Where is Rex?")]
+    assert session.branches() == []
+    session.forget()
 
 
 def test_a_talk_that_is_said_to_be_whole_leaves_no_branch(memory):

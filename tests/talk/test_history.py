@@ -25,7 +25,12 @@ def talk(text: str, *, named: bool = False) -> list[dict[str, str]]:
         ("aBcD", "e", (4, 0)),  # the newest message alone
         ("aBcD", "a", (4, 0)),  # said again, not gone back to
         ("aBcD", "aBc", (3, 3)),  # the last answer again
-        ("aBcD", "aBx", (2, 2)),  # edited
+        ("aBcD", "aBx", (4, 2)),  # edited, or a new window with the same greeting: nothing tells, so it is new
+        ("aBcDeF", "aBcDx", (4, 4)),  # edited
+        ("aBcDeF", "aBxDy", (2, 2)),
+        ("aBcDeFgH", "aBgHi", (8, 4)),  # its first messages and its newest ones
+        ("aBcDeFgH", "aBHi", (8, 3)),
+        ("aBcBeB", "aBxBy", (2, 2)),  # the same words again and again tell nothing
         ("aBcD", "aXcDe", (1, 1)),
         ("aBcD", "xBcDe", (0, 0)),  # its first message edited
         ("aBcD", "cDe", (4, 2)),  # trimmed
@@ -57,6 +62,20 @@ def test_ids_tell_a_trimmed_talk_from_its_beginning():
     assert match(stored, [new, *stored[:2]]) == Match(0, 0)  # something was put in front
 
 
+@pytest.mark.parametrize(
+    ("stored", "given_", "kept", "known", "late"),
+    [
+        ("aBcDeF", "xeFg", 6, 3, (0,)),  # a summary in the place of the front
+        ("aBcDeF", "xYeFg", 6, 4, (0, 1)),  # examples
+        ("aBcDeF", "xaBcDeFg", 6, 7, (0,)),  # a summary in front of everything
+        ("aBcDeF", "xBcDeFg", 0, 0, ()),  # the first message edited
+        ("aBcDeF", "xFg", 0, 0, ()),  # one message may be chance
+    ],
+)
+def test_what_is_put_in_front_of_the_newest_messages_is_read_behind_them(stored, given_, kept, known, late):
+    assert match(talk(stored), talk(given_)) == Match(kept, known, late)
+
+
 def test_full_and_append_are_forced():
     assert match(talk("aBcD"), talk("a"), "full") == Match(1, 1)
     assert match(talk("aBcD"), talk("aBcDe"), "append") == Match(4, 0)
@@ -69,9 +88,12 @@ LETTERS = st.text("abAB", max_size=8)
 
 @given(LETTERS, LETTERS, st.sampled_from(["auto", "append", "full"]))
 def test_what_is_known_is_the_end_of_what_is_kept(stored, new, history):
+    """Behind its first messages, if it begins with them, or behind what is late."""
     found = match(talk(stored), talk(new), history)
     assert 0 <= found.kept <= len(stored)
-    assert stored[: found.kept].endswith(new[: found.known])
+    assert found.late == tuple(range(len(found.late)))
+    fronts = [n for n in range(found.known + 1) if stored.startswith(new[:n])] + [len(found.late)]
+    assert any(stored[: found.kept].endswith(new[n : found.known]) for n in fronts)
 
 
 @given(LETTERS, LETTERS)

@@ -52,36 +52,51 @@ class BeaconLLM(BeaconSessions, BaseLLM):
     def batch(
         self, inputs: list[LanguageModelInput], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[str]:
-        if not self._talking(inputs, config, kwargs):
-            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        said: list[Any] = []
-        for prompt, one in zip(inputs, get_config_list(config, len(inputs)), strict=True):
-            try:
-                said.append(self.invoke(prompt, one, **kwargs))
-            except Exception as exc:
-                if not return_exceptions:
-                    raise
-                said.append(exc)
+        """The answers, in one batch; with `return_exceptions`, a prompt that fails takes no other one with it."""
+        configs = get_config_list(config, len(inputs)) if inputs else []
+        try:
+            if not self._talking(configs, kwargs):
+                return super().batch(inputs, config, **kwargs)
+            if len(inputs) == 1 or not return_exceptions:
+                return [self.invoke(prompt, one, **kwargs) for prompt, one in zip(inputs, configs, strict=True)]
+        except Exception as exc:
+            if not return_exceptions:
+                raise
+            if len(inputs) == 1:
+                return [exc]  # type: ignore[list-item]
+        said: list[str] = []
+        for part, of in self._parts(inputs, configs, kwargs):
+            said += self.batch(part, of, return_exceptions=True, **kwargs)
         return said
 
     async def abatch(
         self, inputs: list[LanguageModelInput], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[str]:
-        if not self._talking(inputs, config, kwargs):
-            return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        said: list[Any] = []
-        for prompt, one in zip(inputs, get_config_list(config, len(inputs)), strict=True):
-            try:
-                said.append(await self.ainvoke(prompt, one, **kwargs))
-            except Exception as exc:
-                if not return_exceptions:
-                    raise
-                said.append(exc)
+        configs = get_config_list(config, len(inputs)) if inputs else []
+        try:
+            if not self._talking(configs, kwargs):
+                return await super().abatch(inputs, config, **kwargs)
+            if len(inputs) == 1 or not return_exceptions:
+                return [await self.ainvoke(prompt, one, **kwargs) for prompt, one in zip(inputs, configs, strict=True)]
+        except Exception as exc:
+            if not return_exceptions:
+                raise
+            if len(inputs) == 1:
+                return [exc]  # type: ignore[list-item]
+        said: list[str] = []
+        for part, of in self._parts(inputs, configs, kwargs):
+            said += await self.abatch(part, of, return_exceptions=True, **kwargs)
         return said
 
-    def _talking(self, inputs: list[LanguageModelInput], config: Any, kwargs: dict[str, Any]) -> bool:
+    def _parts(
+        self, inputs: list[LanguageModelInput], configs: list[Any], kwargs: dict[str, Any]
+    ) -> list[tuple[list[LanguageModelInput], list[Any]]]:
+        """What to try again of a batch that failed: its halves; in sessions each alone, once."""
+        size = 1 if self._talking(configs, kwargs) else (len(inputs) + 1) // 2
+        return [(inputs[n : n + size], configs[n : n + size]) for n in range(0, len(inputs), size)]
+
+    def _talking(self, configs: list[Any], kwargs: dict[str, Any]) -> bool:
         """Whether a prompt belongs to a session: what is said there is said in order, not in one batch."""
-        configs = get_config_list(config, len(inputs)) if inputs else []
         return any(self._session_id(self._lifted(one, kwargs)) is not None for one in configs)
 
     def generate(self, prompts: list[str], *args: Any, **kwargs: Any) -> LLMResult:

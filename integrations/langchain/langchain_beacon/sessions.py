@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
+from langchain_core.messages import BaseMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
@@ -13,6 +15,12 @@ from beacon_memory.sessions.session import Session
 from beacon_memory.sessions.stored import kind_of
 from langchain_beacon.errors import translated
 from langchain_beacon.settings import BeaconSettings
+
+NO_SESSION = (
+    "a graph's messages were answered without memory: its thread_id names no session, since calls within tools and "
+    "nodes have it too. Add BeaconMemoryMiddleware, or call with session_id=…; session_id=None asks without memory in "
+    "so many words"
+)
 
 
 class BeaconSessions(BeaconSettings):
@@ -29,22 +37,29 @@ class BeaconSessions(BeaconSettings):
     if not TYPE_CHECKING:  # their types are those of the class behind this one
 
         def invoke(self, input, config=None, **kwargs):
-            return super().invoke(input, config, **self._lifted(config, kwargs))
+            return super().invoke(input, config, **self._lifted(config, kwargs, input))
 
         async def ainvoke(self, input, config=None, **kwargs):
-            return await super().ainvoke(input, config, **self._lifted(config, kwargs))
+            return await super().ainvoke(input, config, **self._lifted(config, kwargs, input))
 
         def stream(self, input, config=None, **kwargs):
-            yield from super().stream(input, config, **self._lifted(config, kwargs))
+            yield from super().stream(input, config, **self._lifted(config, kwargs, input))
 
         async def astream(self, input, config=None, **kwargs):
-            async for chunk in super().astream(input, config, **self._lifted(config, kwargs)):
+            async for chunk in super().astream(input, config, **self._lifted(config, kwargs, input)):
                 yield chunk
 
-    def _lifted(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _lifted(self, config: RunnableConfig | None, kwargs: dict[str, Any], input: Any = None) -> dict[str, Any]:
         """The call's words with its session: what a config says never reaches `_generate` by itself."""
-        if "session_id" not in kwargs and (named := self._configured(config)) is not None:
-            kwargs = kwargs | {"session_id": named}
+        if "session_id" in kwargs:
+            return kwargs
+        if (named := self._configured(config)) is not None:
+            return kwargs | {"session_id": named}
+        if self.session_id is None and self.opened.keeps_sessions and _is_state(input):
+            found = ensure_config(config).get("configurable") or {}
+            nested = "|" in str(found.get("checkpoint_ns"))  # a graph within another one's tool or node
+            if found.get("thread_id") is not None and not nested:
+                warnings.warn(NO_SESSION, stacklevel=3)
         return kwargs
 
     def _configured(self, config: RunnableConfig | None) -> str | None:
@@ -97,3 +112,9 @@ class BeaconSessions(BeaconSettings):
         if self._session_id(kwargs) is None and kwargs.get("context_id", self.context_id) is None:
             return self
         return self.model_copy(update={"cache": False})
+
+
+def _is_state(input: Any) -> bool:
+    """Whether these are the messages of a graph, which gives each an id; a prompt that was made in a node has none."""
+    said = [m for m in input if not isinstance(m, SystemMessage)] if isinstance(input, list) else []
+    return bool(said) and all(isinstance(m, BaseMessage) and m.id is not None for m in said)

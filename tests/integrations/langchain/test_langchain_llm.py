@@ -69,6 +69,24 @@ def test_a_chat_model_of_the_same_session_has_read_the_same(llm):
     assert info["beacon"]["session_id"] == "ada"
 
 
+@pytest.mark.parametrize("place", [0, 1, 4])
+@pytest.mark.parametrize("bad", ["", "\ud800", 5])
+@pytest.mark.parametrize("most", [None, 2])
+async def test_a_prompt_that_fails_takes_no_other_one_of_its_batch_with_it(llm, bad, place, most):
+    prompts = ["Rex1", "Rex2", "Rex3", "Rex4"]
+    prompts.insert(place, bad)
+    config = {"max_concurrency": most} if most else None
+    wanted = [f"I know {prompt}" for prompt in prompts if prompt != bad]
+    for said in (
+        llm.batch(prompts, config, return_exceptions=True),
+        await llm.abatch(prompts, config, return_exceptions=True),
+    ):
+        failed = said.pop(place)
+        assert isinstance(failed, BaseException) or bad == "\ud800"  # which is read as a mark
+        assert said == wanted
+    assert llm.batch([], return_exceptions=True) == []
+
+
 def test_a_batch_in_sessions_is_said_in_order(llm):
     assert llm.batch(["Rex1", "Rex2", "Rex3"], session_id="ada")[-1] == "I know Rex1, Rex2, Rex3"
     others = llm.batch(["Rex4", "Rex5", "Who?"], [cfg(session_id="bob"), cfg(session_id="eve"), {}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
@@ -88,6 +89,7 @@ SIDE: dict[str, Callable[[ChatBeacon], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:a graph's messages")  # a side call of messages with ids is told, too
 @settings(
     deadline=None,
     max_examples=6,
@@ -120,6 +122,20 @@ def test_a_call_within_a_tool_is_no_part_of_the_talk(heard, calls):
     assert [words for words in told(llm, "t1") if words.startswith("fact")] == talk  # each once
     asked_in_thread = any("agent in a thread" in kinds for kinds in calls)
     assert llm.engine.memory.sessions() == (["its own"] if asked_in_thread else []) + ["t1"]
+
+
+def test_a_graph_whose_thread_names_no_session_is_told(heard):
+    """It is answered from what it sends; that nothing is remembered is no secret."""
+    llm = ChatBeacon(engine=heard.engine.with_store("memory://"))
+    agent = create_agent(llm, [], checkpointer=InMemorySaver(), system_prompt="AGENT")
+    with pytest.warns(UserWarning, match="BeaconMemoryMiddleware"):
+        agent.invoke({"messages": [("human", "fact 1")]}, cfg(thread_id="t1"))
+    assert llm.engine.memory.sessions() == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        llm.invoke([HumanMessage("fact 1", id="1")])  # no thread
+        llm.invoke([HumanMessage("fact 1", id="1")], cfg(thread_id="t1"), session_id=None)
+        llm.invoke("fact 1", cfg(thread_id="t1"))
 
 
 class State(TypedDict):
