@@ -114,7 +114,9 @@ def _by_ids(stored: Sequence[Message], given: Sequence[Message]) -> Match | None
         said, there = given[g + 1 + before : later_g], stored[s + 1 + before : later_s]
         after = _run(there[::-1], said[::-1], 0)
         said, there = said[: len(said) - after], there[: len(there) - after]
-        if said and (len(said) != len(there) or any(map(_other, there, said))):
+        named = {m["id"] for m in there if m.get("id")}
+        reworded = all(m.get("id") in named for m in said)
+        if said and not reworded and (len(said) != len(there) or any(map(_other, there, said))):
             kept, known = s + 1 + before, g + 1 + before
             break
         kept, known = later_s + 1, later_g + 1

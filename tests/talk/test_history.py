@@ -76,6 +76,12 @@ def test_what_is_put_in_front_of_the_newest_messages_is_read_behind_them(stored,
     assert match(talk(stored), talk(given_)) == Match(kept, known, late)
 
 
+def test_a_message_that_is_redacted_is_that_message_whatever_was_left_out_beside_it():
+    stored = talk("aBcdE", named=True)
+    asked = {"role": "user", "content": "f", "id": "new"}
+    assert match(stored, [*stored[:2], stored[3] | {"content": "gone"}, stored[4], asked]) == Match(5, 4)
+
+
 def test_full_and_append_are_forced():
     assert match(talk("aBcD"), talk("a"), "full") == Match(1, 1)
     assert match(talk("aBcD"), talk("aBcDe"), "append") == Match(4, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,6 +16,26 @@ from beacon_memory.errors import ConfigError
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.serving.engines import ReadsDocuments
 from beacon_memory.sessions.context import context_sessions
+
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "seed",
+    "max_tokens",
+    "max_new_tokens",
+    "stop_sequences",
+)
+CALL = ("session_id", "history", "budget", "keep", "context_id", "recall_tokens", "model")
+REMOTE = {"api_key", "timeout", "max_retries"}  # LangChain's standard ones that are of servers: here nothing is sent
+ANSWER = (
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "strict",
+)  # strict is what answers always are
 
 Documents = str | Path | Document | Iterable["str | Path | Document"]
 
@@ -61,6 +82,18 @@ class BeaconSettings(ReadsDocuments, BaseModel):
     context_id: str | list[str] | None = None
     """Documents that stand in front of every prompt, as `with_context` named them."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _know_all(cls, fields: Any) -> Any:
+        """Refuse what is no field's name."""
+        if isinstance(fields, dict):
+            known = {name for key, field in cls.model_fields.items() for name in (key, field.alias)}
+            if unknown := sorted(map(str, set(fields) - known - REMOTE)):
+                near = [n for one in unknown for n in get_close_matches(one, [n for n in known if n], 1)]
+                meant = f"; perhaps {', '.join(near)}" if near else ""
+                raise ValueError(f"unknown argument {', '.join(unknown)}{meant}")
+        return fields
+
     @model_validator(mode="after")
     def _set_beacon_engine(self) -> Self:
         if self.recall_tokens is not None:
@@ -95,7 +128,14 @@ class BeaconSettings(ReadsDocuments, BaseModel):
         return str(one.metadata.get("source") or one.id or ""), one.page_content
 
     def _sampling(self, stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """How this answer is drawn: what the call says, else the fields; what neither says, as the core has it."""
+        """How this answer is drawn: what the call says, else the fields; what neither says, as the core has it.
+
+        Raises ConfigError for a word that nobody reads.
+        """
+        if unknown := sorted(set(kwargs) - {*SAMPLING, *CALL, *ANSWER}):
+            raise ConfigError(
+                f"unknown argument {', '.join(unknown)}; there are {', '.join([*SAMPLING, 'stop', *CALL, *ANSWER])}"
+            )
         names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
         found = {name: kwargs.get(name, getattr(self, name)) for name in names}
         for name in ("max_tokens", "max_new_tokens"):

@@ -8,6 +8,7 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.exceptions import ModelConnectionError, ModelInvalidRequestError
 from langchain_core.globals import set_llm_cache
 from langchain_core.prompts import PromptTemplate
+from pydantic import ValidationError
 from remembering import cfg, remembers, told
 
 from beacon_memory.errors import StoreUnavailable
@@ -130,3 +131,19 @@ def test_what_cannot_be_read_is_refused_and_the_session_stays(llm, shared):
         BeaconLLM(engine=shared.with_store(Gone())).invoke("Who?", session_id="ada")
     with pytest.raises(ModelInvalidRequestError, match="nowhere to be kept"):
         BeaconLLM(engine=scripted_engine(remembers, None)).invoke("Who?", session_id="ada")
+
+
+@pytest.mark.parametrize("made", [BeaconLLM, ChatBeacon])
+def test_an_argument_that_nobody_reads_is_refused(llm, made):
+    with pytest.raises(ValidationError, match="sesion_id"):
+        made(engine=llm.engine, sesion_id="ada")
+    model = made(engine=llm.engine, max_tokens=8)
+    for asked in (
+        lambda: model.invoke("Who?", sesion_id="ada"),
+        lambda: list(model.stream("Who?", sesion_id="ada")),
+        lambda: model.bind(sesion_id="ada").invoke("Who?"),
+        lambda: model.batch(["Who?"], sesion_id="ada"),
+    ):
+        with pytest.raises(ModelInvalidRequestError, match="unknown argument sesion_id"):
+            asked()
+    assert model.engine.memory.sessions() == []
