@@ -17,16 +17,8 @@ from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.serving.engines import ReadsDocuments
 from beacon_memory.sessions.context import context_sessions
 
-SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "repetition_penalty",
-    "seed",
-    "max_tokens",
-    "max_new_tokens",
-    "stop_sequences",
-)
+SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+LIMITS = ("max_tokens", "max_new_tokens", "stop", "stop_sequences")
 CALL = ("session_id", "history", "budget", "keep", "context_id", "recall_tokens", "model")
 REMOTE = {"api_key", "timeout", "max_retries"}  # LangChain's standard ones that are of servers: here nothing is sent
 ANSWER = (
@@ -132,12 +124,10 @@ class BeaconSettings(ReadsDocuments, BaseModel):
 
         Raises ConfigError for a word that nobody reads.
         """
-        if unknown := sorted(set(kwargs) - {*SAMPLING, *CALL, *ANSWER}):
-            raise ConfigError(
-                f"unknown argument {', '.join(unknown)}; there are {', '.join([*SAMPLING, 'stop', *CALL, *ANSWER])}"
-            )
-        names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
-        found = {name: kwargs.get(name, getattr(self, name)) for name in names}
+        if unknown := sorted(set(kwargs) - {*SAMPLING, *LIMITS, *CALL, *ANSWER}):
+            there = ", ".join([*SAMPLING, *LIMITS, *CALL, *ANSWER])
+            raise ConfigError(f"unknown argument {', '.join(unknown)}; there are {there}")
+        found = {name: kwargs.get(name, getattr(self, name)) for name in SAMPLING}
         for name in ("max_tokens", "max_new_tokens"):
             found["max_new_tokens"] = kwargs.get(name) or found.get("max_new_tokens") or self.max_tokens
         found["stop"] = self._stops(stop, kwargs) or None
