@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from beacon_memory import older
 from beacon_memory.version import __version__
+
+older.install()
 
 if TYPE_CHECKING:
     from beacon_memory.config import BeaconConfig
