@@ -36,6 +36,7 @@ from llama_index.indices.managed.beacon import (
     BeaconRetriever,
     BeaconSynthesizer,
 )
+from llama_index.indices.managed.beacon.nodes import Whole
 from llama_index.llms.beacon import BeaconLLM
 from llama_index.memory.beacon import BeaconMemory
 from pydantic import Field
@@ -498,7 +499,7 @@ def test_bad_documents_are_refused_and_nothing_is_written(llm):
     index = BeaconIndex.from_documents(docs(*HOUSE), llm=llm, index_id="house")
     before = stored(llm)
     for act, match in (
-        (lambda: index.insert(docs("Again.")[0]), "'d0' already"),
+        (lambda: index.insert_nodes(Whole()(docs("Again."))), "'d0' already"),
         (lambda: index.insert(Document(text="")), "empty"),
         (lambda: index.delete_ref_doc("nobody"), "no document 'nobody'"),
         (lambda: index.refresh_ref_docs([*docs("New."), Document(text="", id_="e")]), "'e' is empty"),

@@ -16,11 +16,11 @@ from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.llms import MockLLM
 from llama_index.core.memory import BaseMemory, InsertMethod, Memory, StaticMemoryBlock
 from llama_index.core.memory.memory import BaseMemoryBlock
-from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore
+from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
 from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Context, JsonSerializer
 from llama_index.llms.beacon import BeaconLLM
-from llama_index.memory.beacon import BeaconMemory, BeaconMemoryBlock, BeaconRedisChatStore
+from llama_index.memory.beacon import BeaconMemory, BeaconMemoryBlock, BeaconRedisChatStore, FoldingMemory
 from workflows.context import PickleSerializer
 
 from beacon_memory.errors import ConfigError, InputError, ModelMismatch, SessionConflict, StoreUnavailable
@@ -256,6 +256,33 @@ async def test_another_block_beside_ours_keeps_its_words(llm, queue):
         await memory.aput(ChatMessage("Well?"))
         reader.chat(await memory.aget())
         assert seen[-1].count("Ada is 36.") == seen[-1].count("fact 000") == seen[-1].count("Well?") == 1
+
+
+async def test_a_folding_memorys_reset_clears_its_block_too(llm, queue):
+    """LlamaIndex's own memory tells no block of a reset: what was folded came back with the next message."""
+
+    def memory_of(session: str) -> FoldingMemory:
+        how = {"token_limit": 60, "token_flush_size": 20, "tokenizer_fn": llm.tokenize, "chat_store": queue}
+        return FoldingMemory.from_defaults(session, memory_blocks=[BeaconMemoryBlock(llm)], **how)
+
+    memories = {name: memory_of(name) for name in ("ada", "bob")}
+    for memory in memories.values():
+        for n in range(6):
+            await memory.aput(ChatMessage(f"fact {n:03} is here, and it is a long one"))
+    ada, bob = memories.values()
+    assert llm.engine.memory.sessions() == ["ada", "bob"]
+    await ada.areset(MessageStatus.ACTIVE)
+    assert llm.chat(await ada.aget()).message.content == "First was fact 000."
+    await ada.areset(MessageStatus.ARCHIVED)
+    assert await ada.aget() == await ada.aget_all() == []
+    for reset in (ada.areset, lambda: asyncio.to_thread(ada.reset)):
+        await reset()
+        await reset()  # there is nothing any more
+        for n in range(6):
+            await ada.aput(ChatMessage(f"note that was said after {n}, and it is a long one"))
+        assert llm.chat(await ada.aget()).message.content == "None."
+        assert "ada" in llm.engine.memory.sessions()
+    assert llm.chat(await bob.aget()).message.content == "First was fact 000."
 
 
 # Trust

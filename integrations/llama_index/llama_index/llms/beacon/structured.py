@@ -33,7 +33,7 @@ class StructuredOutput(FunctionCallingLLM):
         dispatcher.event(
             LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
         )
-        return _parsed(output_cls, self.chat(*self._asked(prompt, prompt_args), **_form(output_cls, llm_kwargs)))
+        return parsed(output_cls, self.chat(*self._asked(prompt, prompt_args), **form(output_cls, llm_kwargs)))
 
     @dispatcher.span
     async def astructured_predict(
@@ -49,7 +49,7 @@ class StructuredOutput(FunctionCallingLLM):
         dispatcher.event(
             LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
         )
-        return _parsed(output_cls, await self.achat(*self._asked(prompt, prompt_args), **_form(output_cls, llm_kwargs)))
+        return parsed(output_cls, await self.achat(*self._asked(prompt, prompt_args), **form(output_cls, llm_kwargs)))
 
     def _structured_stream_call(
         self,
@@ -60,7 +60,7 @@ class StructuredOutput(FunctionCallingLLM):
     ) -> Generator[Any, None, None]:
         if self.pydantic_program_mode != PydanticProgramMode.DEFAULT:
             return super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
-        responses = self.stream_chat(*self._asked(prompt, prompt_args), **_form(output_cls, llm_kwargs))
+        responses = self.stream_chat(*self._asked(prompt, prompt_args), **form(output_cls, llm_kwargs))
         partly = _Partly(output_cls)
         return (partly.read(response) for response in responses)
 
@@ -73,7 +73,7 @@ class StructuredOutput(FunctionCallingLLM):
     ) -> AsyncGenerator[Any, None]:
         if self.pydantic_program_mode != PydanticProgramMode.DEFAULT:
             return await super()._structured_astream_call(output_cls, prompt, llm_kwargs, **prompt_args)
-        responses = await self.astream_chat(*self._asked(prompt, prompt_args), **_form(output_cls, llm_kwargs))
+        responses = await self.astream_chat(*self._asked(prompt, prompt_args), **form(output_cls, llm_kwargs))
         partly = _Partly(output_cls)
         return (partly.read(response) async for response in responses)
 
@@ -94,11 +94,13 @@ class _Partly:
         return found
 
 
-def _form(output_cls: type[Any], llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+def form(output_cls: type[Any], llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """What a call of `chat` is given, for an answer of this class."""
     return {**(llm_kwargs or {}), "schema": output_cls.model_json_schema()}
 
 
-def _parsed(output_cls: type[Model], response: ChatResponse) -> Model:
+def parsed(output_cls: type[Model], response: ChatResponse) -> Model:
+    """The answer as an object of its class."""
     found = output_cls.model_validate_json(response.message.content or "")
     dispatcher.event(LLMStructuredPredictEndEvent(output=found))
     return found

@@ -1,11 +1,13 @@
-"""A block for LlamaIndex's own `Memory`: what leaves its queue is folded."""
+"""A block for LlamaIndex's own `Memory`: what leaves its queue is folded. And that memory, whose reset clears both."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.memory import Memory
 from llama_index.core.memory.memory import BaseMemoryBlock
+from llama_index.core.storage.chat_store.base_db import MessageStatus
 from llama_index.llms.beacon.messages import to_plain
 from llama_index.llms.beacon.reference import Reference
 from llama_index.memory.beacon.engines import engine_of
@@ -21,6 +23,8 @@ class BeaconMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
 
     The session is named as the memory is, or by `session_id`. System messages are not remembered: they belong to the
     agent. The block is never truncated: its slots are not the tokens that `token_limit` counts.
+
+    LlamaIndex's `Memory.reset()` empties its queue and tells no block of it: `FoldingMemory` does.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -75,8 +79,42 @@ class BeaconMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
     async def atruncate(self, content: list[ChatMessage], tokens_to_truncate: int) -> list[ChatMessage] | None:
         return content
 
+    def reset(self, session_id: str | None = None) -> None:
+        """Forget what was folded, every byte of it; the queue is not the block's."""
+        try:
+            self.engine.session(self._named(session_id)).forget()
+        except SessionNotFound:
+            return
+
+    async def areset(self, session_id: str | None = None) -> None:
+        await self.engine.run(lambda: self.reset(session_id))
+
     def _named(self, session_id: Any) -> str:
         found = self.session_id or session_id
         if not found:
             raise InputError("a block remembers a session: give the block or the call a session_id")
         return str(found)
+
+
+class FoldingMemory(Memory):
+    """LlamaIndex's `Memory` with a `BeaconMemoryBlock` among its `memory_blocks`: a reset clears the block as well.
+
+    >>> from beacon_memory.testing import scripted_engine
+    >>> engine = scripted_engine(lambda seen: "Noted.")
+    >>> block = BeaconMemoryBlock(engine=engine)
+    >>> memory = FoldingMemory.from_defaults("ada", tokenizer_fn=str.split, token_limit=8, memory_blocks=[block])
+    >>> for n in range(4): memory.put(ChatMessage(f"My dog is called Rex{n}, again."))
+    >>> engine.memory.sessions()
+    ['ada']
+    >>> memory.reset()
+    >>> memory.get(), engine.memory.sessions()
+    ([], [])
+    """
+
+    async def areset(self, status: MessageStatus | None = None) -> None:
+        """Forget the queue and what was folded; with `status`, the queue (ACTIVE) or what left it (ARCHIVED)."""
+        if status is not MessageStatus.ACTIVE:
+            for block in self.memory_blocks:
+                if isinstance(block, BeaconMemoryBlock):
+                    await block.areset(self.session_id)
+        await super().areset(status)

@@ -6,12 +6,18 @@ from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, 
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatResponse
+from llama_index.core.llms.structured_llm import StructuredLLM
+from llama_index.core.prompts import PromptTemplate, PromptType
 from llama_index.core.schema import NodeWithScore
 from llama_index.llms.beacon import BeaconLLM
+from pydantic import BaseModel
 
 from beacon_memory.errors import ConfigError
 
 EMPTY = "Empty Response"  # LlamaIndex's answer where there are no nodes
+# A small model, asked alone, may not look back at a text that stood in front of the talk.
+QUESTION = PromptTemplate("According to the text above: {query_str}", prompt_type=PromptType.QUESTION_ANSWER)
+READ = "(all that you have read above)"  # what a template's {context_str} becomes: the text itself is in memory
 
 
 def reader(llm: Any, default: BeaconLLM | None = None) -> BeaconLLM:
@@ -20,6 +26,19 @@ def reader(llm: Any, default: BeaconLLM | None = None) -> BeaconLLM:
     if not isinstance(llm, BeaconLLM):
         raise ConfigError(f"what is folded is read by a BeaconLLM, not by {type(llm).__name__}: pass llm=BeaconLLM(…)")
     return llm
+
+
+def structured_reader(
+    llm: Any, output_cls: type[BaseModel] | None, *, streaming: bool, default: BeaconLLM | None = None
+) -> tuple[BeaconLLM, type[BaseModel] | None]:
+    """The same, and the class of its answers, which a structured LLM brings along. Raises ConfigError."""
+    if isinstance(llm, StructuredLLM):
+        if output_cls not in (None, llm.output_cls):
+            raise ConfigError(f"the LLM answers with {llm.output_cls.__name__}, output_cls is another class: give one")
+        llm, output_cls = llm.llm, llm.output_cls
+    if output_cls is not None and streaming:
+        raise ConfigError(f"an answer of class {output_cls.__name__} is whole or not there: leave streaming out")
+    return reader(llm, default), output_cls
 
 
 def metadata_of(nodes: Sequence[NodeWithScore]) -> dict[str, Any]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, Self, cast
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.chat_engine.types import BaseChatEngine
 from llama_index.core.data_structs.data_structs import IndexDict
+from llama_index.core.data_structs.registry import INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS
+from llama_index.core.data_structs.struct_type import IndexStructType
 from llama_index.core.indices.managed.base import BaseManagedIndex
-from llama_index.core.ingestion import run_transformations
+from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
+from llama_index.core.ingestion import arun_transformations, run_transformations
 from llama_index.core.schema import BaseNode, Document, TransformComponent
 from llama_index.core.settings import Settings
 from llama_index.core.storage.docstore.types import RefDocInfo
@@ -30,6 +34,28 @@ from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.serving.engines import named_store
 from beacon_memory.sessions import documents as core
 
+KIND = cast(IndexStructType, "beacon")  # LlamaIndex's list of kinds is closed; it looks them up by their words
+
+# What `as_query_engine` hands on.
+ASKING = (
+    "streaming",
+    "text_qa_template",
+    "recall_tokens",
+    "similarity_cutoff",
+    "output_cls",
+    "node_postprocessors",
+    "verbose",
+)
+
+
+@dataclass
+class BeaconStruct(IndexDict):
+    """What LlamaIndex's index store keeps of an index: its id. The documents are in the LLM's store."""
+
+    @classmethod
+    def get_type(cls) -> IndexStructType:
+        return KIND
+
 
 class BeaconIndex(BaseManagedIndex):
     """Documents that a model has read. No embedding model, no retriever, no chunks: the whole of every document
@@ -44,7 +70,7 @@ class BeaconIndex(BaseManagedIndex):
     'In May.'
     """
 
-    index_struct_cls = IndexDict
+    index_struct_cls = BeaconStruct
 
     def __init__(
         self,
@@ -80,7 +106,7 @@ class BeaconIndex(BaseManagedIndex):
         self._ratio, self._budget = ratio or self.llm.beacon_ratio, budget
         self._read: tuple[int, list[BaseNode]] = (0, [])
         self.windows_folded = 0
-        struct = IndexDict(index_id=name or str(uuid.uuid4()))
+        struct = BeaconStruct(index_id=name or str(uuid.uuid4()))
         self._id = struct.index_id
         self._show_progress = show_progress
         if nodes is None:
@@ -119,6 +145,18 @@ class BeaconIndex(BaseManagedIndex):
             transformations=transformations,
             **kwargs,
         )
+
+    @classmethod
+    def index_ids(cls, llm: Any = None, **place: Any) -> list[str]:
+        """The ids of all indexes in the LLM's store, or in `store`, `redis_url`, `redis_client`; what LangChain's
+        `with_context` keeps under a name is one, too. Raises ConfigError, StoreError.
+        """
+        return _placed(llm, **place).opened.memory.contexts()
+
+    def forget(self) -> None:
+        """Delete the index: every byte of it that no other one names. Raises SessionNotFound."""
+        self.documents.forget()
+        self._storage_context.index_store.delete_index_struct(self._id)
 
     @property
     def engine(self) -> BeaconEngine:
@@ -159,11 +197,13 @@ class BeaconIndex(BaseManagedIndex):
     # Changes: each is whole or not made.
 
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
-        """Read one more document. Raises InputError when its id is there."""
-        self.insert_nodes(_nodes([document], self._transformations))
+        """Read one more document, or one whose id is there in the place of the older text."""
+        self.refresh_ref_docs([document])
 
     def insert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
-        """Read more documents, given in nodes. Raises InputError when the id of one is there."""
+        """Read more documents, given in nodes. Raises InputError when the id of one is there: whether these nodes are
+        more of it, or all of it, they do not tell.
+        """
         with self._callback_manager.as_trace("insert_nodes"):
             self._insert(nodes)
 
@@ -175,6 +215,23 @@ class BeaconIndex(BaseManagedIndex):
         with self._callback_manager.as_trace("delete_ref_doc"):
             self.documents.remove(ref_doc_id)
 
+    def delete_nodes(self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
+        """Take out the documents that these nodes are the whole of. Raises InputError when a part would be left: a
+        document is folded as one.
+        """
+        gone, given = [], set(node_ids)
+        for key, info in self.ref_doc_info.items():
+            if given.issuperset(info.node_ids):
+                gone.append(key)
+                given.difference_update(info.node_ids)
+        if given:
+            raise InputError(
+                f"nodes {', '.join(map(repr, sorted(given)))} are no whole documents of this index: use "
+                f"delete_ref_doc, or update_ref_doc with what is to stay"
+            )
+        if gone:
+            self.documents.remove(*gone)
+
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Read a document again in its place, where it has changed; one that is new comes last."""
         self.refresh_ref_docs([document])
@@ -184,8 +241,10 @@ class BeaconIndex(BaseManagedIndex):
         with self._callback_manager.as_trace("refresh_ref_docs"):
             return self._put(to_documents(_nodes(documents, self._transformations)))
 
+    # Transformations run in the caller's event loop, where they may ask an LLM: only reading is the engine's work.
+
     async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
-        await self.engine.run(lambda: self.insert(document))
+        await self.arefresh_ref_docs([document])
 
     async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
         await self.engine.run(lambda: self.insert_nodes(nodes))
@@ -193,31 +252,50 @@ class BeaconIndex(BaseManagedIndex):
     async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
         await self.engine.run(lambda: self.delete_ref_doc(ref_doc_id))
 
+    async def adelete_nodes(
+        self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
+    ) -> None:
+        await self.engine.run(lambda: self.delete_nodes(node_ids))
+
     async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
-        await self.engine.run(lambda: self.update_ref_doc(document))
+        await self.arefresh_ref_docs([document])
 
     async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
-        return await self.engine.run(lambda: self.refresh_ref_docs(documents))
+        with self._callback_manager.as_trace("refresh_ref_docs"):
+            made = to_documents(await _anodes(documents, self._transformations))
+            return await self.engine.run(lambda: self._put(made))
 
     # Engines
 
     def as_retriever(self, **kwargs: Any) -> BaseRetriever:
         """A retriever that gives every node; nothing is searched."""
-        return BeaconRetriever(self, callback_manager=self._callback_manager, **_none(kwargs))
+        known = {name: kwargs.pop(name) for name in ("verbose",) if name in kwargs}
+        _none(kwargs)
+        return BeaconRetriever(self, callback_manager=self._callback_manager, **known)
 
     def as_query_engine(self, llm: Any = None, **kwargs: Any) -> BaseQueryEngine:
         """Answers from all documents. `kwargs` as `BeaconQueryEngine` takes them: streaming, text_qa_template,
-        recall_tokens, similarity_cutoff.
+        recall_tokens, similarity_cutoff, output_cls, node_postprocessors, verbose. `llm` may be a structured one.
         """
-        names = ("streaming", "text_qa_template", "recall_tokens", "similarity_cutoff")
+        names = (
+            "streaming",
+            "text_qa_template",
+            "recall_tokens",
+            "similarity_cutoff",
+            "output_cls",
+            "node_postprocessors",
+            "verbose",
+        )
         known = {name: kwargs.pop(name) for name in names if name in kwargs}
         _none(kwargs)
         return BeaconQueryEngine(self, llm=llm, callback_manager=self._callback_manager, **known)
 
     def as_chat_engine(self, chat_mode: Any = None, llm: Any = None, **kwargs: Any) -> BaseChatEngine:
         """A talk in front of which all documents stand. `kwargs` as `BeaconChatEngine` takes them: session_id, memory,
-        chat_history, system_prompt, prefix_messages, recall_tokens. There is one mode; `chat_mode` is not looked at.
+        chat_history, system_prompt, prefix_messages, recall_tokens. There is one mode; `chat_mode` and `verbose` are
+        not looked at.
         """
+        kwargs.pop("verbose", None)
         names = ("session_id", "memory", "chat_history", "system_prompt", "prefix_messages", "recall_tokens")
         known = {name: kwargs.pop(name) for name in names if name in kwargs}
         _none(kwargs)
@@ -230,7 +308,8 @@ class BeaconIndex(BaseManagedIndex):
         except SessionNotFound as exc:
             where = "this store" if self.engine.keeps_sessions else "this process, and the llm has no store"
             raise SessionNotFound(
-                f"no index {self._id!r} in {where}: make it by BeaconIndex.from_documents(…, index_id={self._id!r})"
+                f"no index {self._id!r} in {where}: make it by BeaconIndex.from_documents(…, index_id={self._id!r}), "
+                f"or name the llm or the store that has it"
             ) from exc
 
     def _made(self, documents: Sequence[core.Document]) -> None:
@@ -254,7 +333,15 @@ class BeaconIndex(BaseManagedIndex):
 
 def _nodes(documents: Sequence[Document], transformations: Sequence[TransformComponent]) -> list[BaseNode]:
     """The documents' nodes. Raises InputError for an id given twice and a document without text."""
-    nodes: list[BaseNode] = []
+    return [node for one in _checked(documents) for node in run_transformations([one], list(transformations))]
+
+
+async def _anodes(documents: Sequence[Document], transformations: Sequence[TransformComponent]) -> list[BaseNode]:
+    """The same, asynchronously."""
+    return [node for one in _checked(documents) for node in await arun_transformations([one], list(transformations))]
+
+
+def _checked(documents: Sequence[Document]) -> Sequence[Document]:
     given: set[str] = set()
     for document in documents:
         if document.id_ in given:
@@ -262,11 +349,10 @@ def _nodes(documents: Sequence[Document], transformations: Sequence[TransformCom
         given.add(document.id_)
         if not document.text.strip():
             raise InputError(f"document {document.id_!r} is empty: there is nothing to read")
-        nodes += run_transformations([document], list(transformations))
-    return nodes
+    return documents
 
 
-def _placed(llm: Any, *, key_prefix: str, ttl: int | None, **named: Any) -> BeaconLLM:
+def _placed(llm: Any, *, key_prefix: str = "beacon", ttl: int | None = None, **named: Any) -> BeaconLLM:
     """The LLM that reads, over the store that is named. Raises ConfigError for one that cannot."""
     # Settings.llm would make, and ask a key for, another one.
     found = reader(llm or (Settings._llm if isinstance(Settings._llm, BeaconLLM) else BeaconLLM()))
@@ -282,3 +368,8 @@ def _none(kwargs: dict[str, Any]) -> dict[str, Any]:
     if kwargs:
         raise ConfigError(f"unknown option {', '.join(sorted(kwargs))}: nothing is retrieved here, all is read")
     return kwargs
+
+
+# What `load_index_from_storage` looks kinds of index up in: additions alone, nothing of LlamaIndex's is changed.
+INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS[KIND] = BeaconStruct
+INDEX_STRUCT_TYPE_TO_INDEX_CLASS[KIND] = BeaconIndex

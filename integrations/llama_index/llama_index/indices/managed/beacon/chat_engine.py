@@ -226,17 +226,17 @@ class BeaconChatEngine(BaseChatEngine):
         self._instead = None
 
     def _nodes(self) -> list[NodeWithScore]:
-        return source_nodes({}, self._index.nodes())
+        return [NodeWithScore(node=node) for node in self._index.nodes()]
 
 
 def _looked(response: ChatResponse, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
     """What was read again for a whole response, of these nodes."""
-    return source_nodes(told(response), [found.node for found in nodes])
+    return source_nodes(told(response), nodes)
 
 
 def _answer(response: ChatResponse, every: Sequence[BaseNode]) -> AgentChatResponse:
     about = told(response)
-    nodes = source_nodes(about, every)
+    nodes = source_nodes(about, [NodeWithScore(node=node) for node in every])
     return AgentChatResponse(
         response=response.message.content or "", source_nodes=nodes, metadata=metadata_of(nodes) | about
     )

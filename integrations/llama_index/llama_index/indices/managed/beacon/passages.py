@@ -9,18 +9,20 @@ from llama_index.core.schema import BaseNode, NodeRelationship, NodeWithScore, R
 
 
 def source_nodes(
-    about: Mapping[str, Any], nodes: Sequence[BaseNode], *, cutoff: float | None = None
+    about: Mapping[str, Any], nodes: Sequence[NodeWithScore], *, cutoff: float | None = None
 ) -> list[NodeWithScore]:
-    """The passages that were read again for an answer, the best first, each a node with its document's metadata; all
-    `nodes`, without a score, where none was: then the answer had all of them in memory, and nothing else.
+    """The passages that were read again for an answer, the best first, each a node with its document's metadata.
+
+    Where none was, `nodes` as they are: the answer had all of them in memory, and nothing else.
 
     `about` is what the answer tells beside its words; passages that score less than `cutoff` are left out.
     """
     sources = about.get("beacon", {}).get("sources", ())
     if not sources:
-        return [NodeWithScore(node=node) for node in nodes]
+        return list(nodes)
+    every = [found.node for found in nodes]
     kept = [source for source in sources if cutoff is None or source["score"] >= cutoff]
-    return [NodeWithScore(node=_passage(source, nodes), score=source["score"]) for source in kept]
+    return [NodeWithScore(node=_passage(source, every), score=source["score"]) for source in kept]
 
 
 def _passage(source: Mapping[str, Any], nodes: Sequence[BaseNode]) -> TextNode:

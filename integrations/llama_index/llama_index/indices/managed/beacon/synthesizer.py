@@ -12,8 +12,11 @@ from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.settings import Settings
 from llama_index.core.types import RESPONSE_TEXT_TYPE
-from llama_index.indices.managed.beacon.answers import awords, reader, words
-from llama_index.indices.managed.beacon.query_engine import QUESTION, READ
+from llama_index.indices.managed.beacon.answers import QUESTION, READ, awords, structured_reader, words
+from llama_index.llms.beacon.structured import form, parsed
+from pydantic import BaseModel
+
+from beacon_memory.config import check_recall
 
 
 class BeaconSynthesizer(BaseSynthesizer):
@@ -31,11 +34,15 @@ class BeaconSynthesizer(BaseSynthesizer):
         *,
         streaming: bool = False,
         text_qa_template: BasePromptTemplate | None = None,
+        output_cls: type[BaseModel] | None = None,
+        recall_tokens: int | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        """`text_qa_template` as `BeaconQueryEngine` takes it."""
-        self._beacon = reader(llm or Settings._llm)
-        super().__init__(llm=self._beacon, callback_manager=callback_manager, streaming=streaming)
+        """`text_qa_template`, `output_cls`, `recall_tokens` and a structured LLM as `BeaconQueryEngine` takes them."""
+        self._recall = None if recall_tokens is None else check_recall(recall_tokens)
+        self._beacon, output_cls = structured_reader(llm or Settings._llm, output_cls, streaming=streaming)
+        how: dict[str, Any] = {"callback_manager": callback_manager, "streaming": streaming}
+        super().__init__(llm=self._beacon, output_cls=output_cls, **how)
         self._text_qa_template = text_qa_template or QUESTION
 
     def _get_prompts(self) -> PromptDictType:
@@ -48,7 +55,8 @@ class BeaconSynthesizer(BaseSynthesizer):
         messages, how = self._asked(query_str, text_chunks)
         if self._streaming:
             return words(self._beacon.stream_chat(messages, **how), {})
-        return self._beacon.chat(messages, **how).message.content or ""
+        said = self._beacon.chat(messages, **how)
+        return parsed(self._output_cls, said) if self._output_cls else said.message.content or ""
 
     async def aget_response(
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
@@ -56,8 +64,12 @@ class BeaconSynthesizer(BaseSynthesizer):
         messages, how = self._asked(query_str, text_chunks)
         if self._streaming:
             return awords(await self._beacon.astream_chat(messages, **how), {})
-        return (await self._beacon.achat(messages, **how)).message.content or ""
+        said = await self._beacon.achat(messages, **how)
+        return parsed(self._output_cls, said) if self._output_cls else said.message.content or ""
 
     def _asked(self, query_str: str, text_chunks: Sequence[str]) -> tuple[list[ChatMessage], dict[str, Any]]:
         messages = self._text_qa_template.format_messages(llm=self._beacon, query_str=query_str, context_str=READ)
-        return messages, {"texts": list(text_chunks), "session_id": None}
+        how: dict[str, Any] = {"texts": list(text_chunks), "session_id": None}
+        if self._recall is not None:
+            how["recall_tokens"] = self._recall
+        return messages, form(self._output_cls, how) if self._output_cls else how
