@@ -9,7 +9,7 @@ from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.stores import StateStore
-from beacon_memory.talk.sources import leave_out, read_texts, refuse
+from beacon_memory.talk.sources import read_texts
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.documents import Documents
@@ -223,15 +223,16 @@ class ReadsDocuments:
         *,
         context_id: str | None = None,
         delete_missing: bool = False,
-        skip_bad: bool = False,
+        skip_bad: bool = True,
     ) -> Self:
         """This model with documents in front of every prompt, read once and kept folded under their id.
 
         A `Path` is a file's, or a folder's with all its files; text, a framework's document, or any number of these (a
         loader's `lazy_load()`), are read as they are. Under one `context_id` a document takes the place of the older
         one of its name. With `delete_missing` those that are not given are removed: so a folder is kept in step. A
-        document that is empty, binary or not UTF-8 is refused; with `skip_bad` it is left out with a warning, and an
-        older text of its name stays. All are read or none. Raises InputError, ConfigError.
+        document that is empty, binary or not UTF-8 is left out with a warning, and an older text of its name stays;
+        it is refused with `skip_bad=False`, or where no document is good. All others are read or none. Raises
+        InputError, ConfigError.
 
         Where the documents are known by an id already, `bind(context_id=…)` names them again; `documents` lists them.
         """
@@ -239,7 +240,7 @@ class ReadsDocuments:
 
         if delete_missing and context_id is None:
             raise ConfigError("delete_missing keeps the documents of an id in step: name it, context_id=")
-        texts = read_texts(documents, self._document, bad=leave_out if skip_bad else refuse)
+        texts = read_texts(documents, self._document, skip_bad=skip_bad)
         how: dict[str, Any] = {"context_id": context_id, "delete_missing": delete_missing, "ratio": self.beacon_ratio}
         named = read_context(self.opened.memory, texts, **how)
         copied: Self = self.model_copy(update={"context_id": named})

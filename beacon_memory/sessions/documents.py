@@ -19,7 +19,7 @@ from beacon_memory.models.given import check_called, given_list
 from beacon_memory.sessions.session import Session
 from beacon_memory.sessions.stored import context_name
 from beacon_memory.state.budget import next_refold
-from beacon_memory.state.codec import encode_ids
+from beacon_memory.state.codec import decode_ids, encode_ids
 from beacon_memory.state.head import DOCUMENT, Entry, SessionHead, read_note, write_note
 from beacon_memory.state.state import BeaconState, Segment
 from beacon_memory.talk.messages import whole
@@ -155,6 +155,17 @@ class Documents:
             blobs = dict(self._memory.read(list(dict.fromkeys(head.notes.values()))))
             beside = {key: head.notes.get(key) for key in self._notes(head)}
             return {key: read_note(blobs[digest], digest) if digest else {} for key, digest in beside.items()}
+
+        return self._memory.view(self._session.id, read)[0]
+
+    def texts(self) -> dict[str, str]:
+        """The text of each document, by key, as the model's tokenizer gives it back. Raises as `info` does."""
+
+        def read(head: SessionHead) -> dict[str, str]:
+            names = {key: str(note["document"]) for key, note in self._notes(head).items()}
+            digests = {key: head.sources[name] for key, name in names.items() if name in head.sources}
+            blobs = dict(self._memory.read(list(dict.fromkeys(digests.values()))))
+            return {key: self._memory.model.decode(decode_ids(blobs[of], of)) for key, of in digests.items()}
 
         return self._memory.view(self._session.id, read)[0]
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from beacon_memory.errors import InputError
+from beacon_memory.talk.messages import whole
+
+# Control characters but white space, halves of letters, and what stands for what could not be decoded.
+_UNREADABLE = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffd]")
 
 
 def read_source(source: str | Path) -> tuple[str, str]:
@@ -28,55 +34,63 @@ def read_source(source: str | Path) -> tuple[str, str]:
     return text, " ".join(text.split())[:60]
 
 
-def refuse(name: str, why: InputError) -> None:
-    """What `read_texts` does by default with a document that cannot be read. Raises it."""
-    raise why
-
-
-def leave_out(name: str, why: InputError) -> None:
-    """The other choice: warn, and go on with the next one."""
-    warnings.warn(f"{why}; it is left out", stacklevel=2)
-
-
 def read_texts(
-    documents: Any,
-    read: Callable[[Any], tuple[str, str] | None] = lambda one: None,
-    *,
-    bad: Callable[[str, InputError], None] = refuse,
+    documents: Any, read: Callable[[Any], tuple[str, str] | None] = lambda one: None, *, skip_bad: bool = True
 ) -> Iterator[tuple[str, str]]:
     """Names and texts of documents. A Path is a file, or all files of a folder under their paths in it, without hidden
     ones; a string is the text, without a name; what `read` knows is what it says; anything else is many of these.
 
-    One that cannot be read is told to `bad`, which raises; where it does not, the text is "". Raises InputError.
+    Text is cleaned (`clean_text`). A document that is empty, binary or not UTF-8 has the text "", and a warning names
+    it at the end. It is refused where `skip_bad` is off, and where no document is good. Raises InputError.
 
     >>> list(read_texts(["It was dark.", ["And stormy."]]))
     [('', 'It was dark.'), ('', 'And stormy.')]
     """
-    found: list[tuple[str, str | Path]] = []
+    good, bad, parts = False, [], Counter[str]()
+    for given, source in _sources(documents, read):
+        name = whole(given)
+        parts[name] += 1
+        what = f"document {name!r}" + (f", part {parts[name]}" if parts[name] > 1 else "") if name else "text"
+        try:
+            text = clean_text(source, what=what) if isinstance(source, str) else read_source(source)[0]
+        except InputError as exc:
+            if not skip_bad:
+                raise
+            bad.append(exc)
+            text = ""
+        good = good or bool(text)
+        yield name, text
+    leave_out(bad, good=good)
+
+
+def leave_out(bad: Sequence[InputError], *, good: bool) -> None:
+    """Warn of each document that is left out among good ones. Where none is good, raises the first one's InputError."""
+    if bad and not good:
+        raise InputError(f"there is no document to read: {bad[0]}") from bad[0]
+    for why in bad:
+        warnings.warn(f"{why}; it is left out", stacklevel=3)
+
+
+def _sources(documents: Any, read: Callable[[Any], tuple[str, str] | None]) -> Iterator[tuple[str, str | Path]]:
+    """The name of each document, and its text or its file. Raises InputError for what is none, or is not there."""
     if (known := read(documents)) is not None:
-        found.append(known)
+        yield known
     elif isinstance(documents, str):
-        found.append(("", documents))
+        yield "", documents
     elif isinstance(documents, Path):
-        found += _files(documents.expanduser())
-    elif isinstance(documents, Iterable) and not isinstance(documents, bytes):
+        yield from _files(documents.expanduser())
+    elif isinstance(documents, Iterable) and not isinstance(documents, bytes | bytearray | Mapping):
         for one in documents:
-            yield from read_texts(one, read, bad=bad)
+            yield from _sources(one, read)
     else:
         raise InputError(f"a document is a Path, text or a document of the framework's, not {documents!r:.80}")
-    for name, source in found:
-        try:
-            what = f"document {name!r}" if name else "text"
-            text = check_text(source, what=what) if isinstance(source, str) else read_source(source)[0]
-        except InputError as exc:
-            bad(name, exc)
-            text = ""
-        yield name, text
 
 
 def _files(path: Path) -> list[tuple[str, Path]]:
     """A file by its name, or a folder's files by their paths in it. Raises InputError for a folder without any."""
     if not path.is_dir():
+        if not path.exists():
+            raise InputError(f"no text can be read at {path}: there is no such file")
         return [(path.name, path)]
     found = [(file.relative_to(path), file) for file in sorted(path.rglob("*")) if file.is_file()]
     files = [(name.as_posix(), file) for name, file in found if not any(part.startswith(".") for part in name.parts)]
@@ -116,6 +130,20 @@ def _read(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise InputError(f"file {path} is not UTF-8 (byte {exc.start}): convert it first") from exc
+
+
+def clean_text(text: str, *, what: str = "text") -> str:
+    """The text that a document reader gave, so that it can be read: NULs, which readers of PDFs leave in, are taken
+    out, and half a letter becomes U+FFFD. Raises InputError for what is empty, or not text at all.
+
+    >>> clean_text("The lease\\0 ends in May.")
+    'The lease ends in May.'
+    """
+    if isinstance(text, str):
+        if len(_UNREADABLE.findall(text)) > max(8, len(text) // 10):
+            raise InputError(f"{what} is binary: give text")
+        text = whole(text.replace("\0", ""))
+    return check_text(text, what=what)
 
 
 def check_text(text: str, *, what: str = "text") -> str:

@@ -128,7 +128,7 @@ def test_a_folder_is_kept_in_step(make, tmp_path):
         llm.with_context(book, delete_missing=True)
 
 
-def test_a_bad_page_among_good_ones_is_refused_or_left_out(make, tmp_path):
+def test_a_bad_page_among_good_ones_is_left_out_or_refused(make, tmp_path):
     book: Path = tmp_path / "book"
     book.mkdir()
     for name, content in {"a.txt": b"Rex1 is here.", "b.txt": b"Rex2 is here.", "c.txt": b"Rex3 is here."}.items():
@@ -139,16 +139,24 @@ def test_a_bad_page_among_good_ones_is_refused_or_left_out(make, tmp_path):
     for content in (b" \n", b"\0\1", b"caf\xe9"):
         (book / "b.txt").write_bytes(content)
         with pytest.raises(InputError, match=r"b\.txt"):
-            llm.with_context(book, context_id="house")
+            llm.with_context(book, context_id="house", skip_bad=False)
         assert seen(reader) == [1, 2, 3]  # all or none
     with pytest.warns(match=r"b\.txt.*left out"):
-        llm.with_context(book, context_id="house", skip_bad=True, delete_missing=True)
+        llm.with_context(book, context_id="house", delete_missing=True)
     assert seen(reader) == [2, 3, 4]  # what could not be read is not missing
     pages = [page(llm, "Rex5.", "x.pdf"), page(llm, " ", "x.pdf"), page(llm, "Rex6.", "x.pdf")]
-    with pytest.warns(match="x.pdf.*left out"):
-        assert seen(llm.with_context(pages, context_id="flat", skip_bad=True)) == [5, 6]
-    with pytest.raises(InputError, match="no document"):
-        llm.with_context([], context_id="other")
-    with pytest.warns(match="left out"), pytest.raises(InputError, match="no document"):
-        llm.with_context([page(llm, " ", "blank.pdf")], context_id="other", skip_bad=True)
+    with pytest.warns(match="x.pdf.*part 2.*left out"):
+        assert seen(llm.with_context(pages, context_id="flat")) == [5, 6]
+    for none in ([], [page(llm, " ", "blank.pdf")], [" ", page(llm, "\0", "nul.pdf")]):
+        with pytest.raises(InputError, match="no document"):
+            llm.with_context(none, context_id="other")
     assert llm.opened.memory.contexts() == ["flat", "house"]
+
+
+def test_pages_as_readers_of_pdfs_give_them_are_read(make):
+    llm = make()
+    pages = [page(llm, "Rex1\0 is here.", "a.pdf"), page(llm, "Rex2 \ud835 is here.", "b\udce9.pdf")]
+    reader = llm.with_context(pages, context_id="house")
+    assert (seen(reader), names(reader)) == ([1, 2], ["a.pdf", "b\ufffd.pdf"])
+    llm.with_context(pages, context_id="house", delete_missing=True)
+    assert (seen(reader), names(reader)) == ([1, 2], ["a.pdf", "b\ufffd.pdf"])

@@ -295,3 +295,17 @@ def test_a_text_that_is_read_at_another_ratio_or_dtype_stands_once(memory):
     memory.session("ada").delete("long")
     memory.session("ada", ratio=8).add_text(LONG, name="long")  # it was gone: it is read again
     assert memory.session("ada").info().documents == 1
+
+
+def test_the_text_of_each_document_is_told(memory):
+    house = Documents(memory, "house")
+    house.put([doc("a", "The door is green."), doc("b", "The lease ends in May."), doc("c", "The door is green.")])
+    memory.context("house").add_text("It was told.", name="told")
+    assert list(house.texts().items()) == [
+        ("a", "The door is green."),
+        ("b", "The lease ends in May."),
+        ("c", "The door is green."),
+        ("told", "It was told."),
+    ]
+    with pytest.raises(SessionNotFound):
+        Documents(memory, "nobody").texts()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import zlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from beacon_memory.errors import InputError
-from beacon_memory.talk.sources import leave_out, read_source, read_texts
+from beacon_memory.talk.sources import clean_text, read_source, read_texts
 
 
 def test_a_string_is_a_file_where_there_is_one(tmp_path):
@@ -76,17 +80,64 @@ BAD = {"blank": " \n", "nul": "a\0b", "latin": b"caf\xe9"}
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_one_bad_document_among_good_ones_is_refused_by_name_or_left_out(tmp_path, kind):
+def test_one_bad_document_among_good_ones_is_left_out_with_a_warning_or_refused_by_name(tmp_path, kind):
     book = folder(tmp_path, good="Good.", it=BAD[kind], other="Other.")
     with pytest.raises(InputError, match=r"it\.txt"):
-        list(read_texts(book))
+        list(read_texts(book, skip_bad=False))
     with pytest.warns(match=r"it\.txt.*left out"):
-        assert list(read_texts(book, bad=leave_out)) == [("good.txt", "Good."), ("it.txt", ""), ("other.txt", "Other.")]
+        assert list(read_texts(book)) == [("good.txt", "Good."), ("it.txt", ""), ("other.txt", "Other.")]
+    for bad in (book / "it.txt", [book / "it.txt"] * 2):
+        with pytest.raises(InputError, match=r"no document to read.*it\.txt"):
+            list(read_texts(bad))
+
+
+def test_a_file_that_is_not_there_is_never_left_out(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        list(read_texts(["Good.", tmp_path / "nowhere.txt"]))
 
 
 def test_what_is_no_document_is_refused():
-    for bad in (3, None, b"bytes", ["Good.", 4.5]):
+    for bad in (3, None, b"bytes", ["Good.", 4.5], [{"text": "Good."}]):
         with pytest.raises(InputError, match="a document is"):
             list(read_texts(bad))
-    with pytest.warns(match="left out"):
-        assert list(read_texts(["half \ud83d", "Good."], bad=leave_out)) == [("", ""), ("", "Good.")]
+
+
+def test_a_bad_page_is_told_by_its_part():
+    pages = {1: ("book.pdf", "One."), 2: ("book.pdf", " "), 3: ("book.pdf", "Three.")}
+    with pytest.warns(match=r"document 'book\.pdf', part 2 is empty"):
+        texts = [text for _, text in read_texts([1, 2, 3], lambda n: pages.get(n) if isinstance(n, int) else None)]
+    assert texts == ["One.", "", "Three."]
+
+
+LETTERS = st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="\ufffd")
+
+
+@given(st.lists(st.text(LETTERS, min_size=1), min_size=1), st.sampled_from(["\0", "\ud835", "\udc00\0", ""]))
+def test_a_stray_nul_or_half_a_letter_leaves_every_other_letter_in_place(words, stray):
+    """Readers of PDFs leave them in: a whole folder was refused for one of them."""
+    text = ". ".join(word * 20 for word in words)
+    if not text.strip():
+        return
+    half = "\ufffd" * sum("\ud800" <= letter <= "\udfff" for letter in stray)
+    assert clean_text(text[:9] + stray + text[9:]) == text[:9] + half + text[9:]
+    assert clean_text(text) == text
+
+
+@given(st.binary(min_size=200), st.sampled_from(["latin-1", "utf-8", "utf-16-le"]))
+def test_a_text_is_cleaned_or_refused_and_what_comes_can_be_read(data, codec):
+    with contextlib.suppress(InputError):
+        found = clean_text(data.decode(codec, "replace"))
+        assert found.encode()
+        assert "\0" not in found
+
+
+@pytest.mark.parametrize("errors", ["replace", "surrogateescape"])
+def test_a_picture_that_was_read_as_text_is_binary(errors):
+    picture = zlib.compress(bytes(range(256)) * 40, 0)
+    for text in (
+        picture.decode("utf-8", errors),
+        picture.decode("latin-1"),
+        "The lease ends in May. ".encode("utf-16-le").decode() * 9,
+    ):
+        with pytest.raises(InputError, match="binary"):
+            clean_text(text)

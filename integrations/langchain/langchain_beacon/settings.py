@@ -110,7 +110,7 @@ class BeaconSettings(ReadsDocuments, BaseModel):
             *,
             context_id: str | None = None,
             delete_missing: bool = False,
-            skip_bad: bool = False,
+            skip_bad: bool = True,
         ) -> Self: ...
 
     @staticmethod

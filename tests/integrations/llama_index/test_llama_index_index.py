@@ -28,7 +28,7 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer
-from llama_index.core.schema import Document
+from llama_index.core.schema import Document, TextNode
 from llama_index.indices.managed.beacon import (
     BeaconChatEngine,
     BeaconIndex,
@@ -36,7 +36,6 @@ from llama_index.indices.managed.beacon import (
     BeaconRetriever,
     BeaconSynthesizer,
 )
-from llama_index.indices.managed.beacon.nodes import Whole
 from llama_index.llms.beacon import BeaconLLM
 from llama_index.memory.beacon import BeaconMemory
 from pydantic import Field
@@ -488,24 +487,34 @@ def test_a_chunk_that_comes_again_is_not_folded_again(llm):
 
 
 def test_bad_documents_are_refused_and_nothing_is_written(llm):
+    binary = "".join(map(chr, range(32))) * 9
     for bad, match in (
         (docs("Fine.", " \n "), "'d1' is empty"),
-        ([*docs("Fine."), *docs("Other.")], "'d0' is given twice"),
-        (docs("Fine.", "zero \0 byte"), "binary"),
+        (docs("Fine.", binary), "'d1' is binary"),
+        (docs(" ", " "), "'d0' is empty"),
+        ([*docs("Fine."), "text alone"], "Documents or nodes"),
+        ("Fine.", "a list"),
     ):
         with pytest.raises(InputError, match=match):
-            BeaconIndex.from_documents(bad, llm=llm, index_id="house")
+            BeaconIndex.from_documents(bad, llm=llm, index_id="house", skip_bad=False)
         assert llm.opened.memory.sessions() == []
     index = BeaconIndex.from_documents(docs(*HOUSE), llm=llm, index_id="house")
     before = stored(llm)
     for act, match in (
-        (lambda: index.insert_nodes(Whole()(docs("Again."))), "'d0' already"),
         (lambda: index.insert(Document(text="")), "empty"),
+        (lambda: index.insert_nodes([TextNode(text=" ")]), "empty"),
         (lambda: index.delete_ref_doc("nobody"), "no document 'nobody'"),
-        (lambda: index.refresh_ref_docs([*docs("New."), Document(text="", id_="e")]), "'e' is empty"),
-        (lambda: index.refresh_ref_docs([*docs("New."), *docs("New.")]), "given twice"),
+        (lambda: index.delete_nodes(["d0", "nobody"]), "no nodes 'nobody'"),
+        (lambda: index.refresh_ref_docs([*docs("New."), Document(text="", id_="e")], skip_bad=False), "'e' is empty"),
     ):
         with pytest.raises(InputError, match=match):
+            act()
+    for act in (
+        lambda: index.insert(Document(text="New."), similarity=3),
+        lambda: index.refresh_ref_docs(docs("New."), delete=True),
+        lambda: index.delete_nodes(["d0"], recursive=True),
+    ):
+        with pytest.raises(ConfigError, match="unknown option"):
             act()
     assert stored(llm) == before
 

@@ -13,13 +13,12 @@ from llama_index.core import Settings, StorageContext, load_index_from_storage, 
 from llama_index.core.extractors import TitleExtractor
 from llama_index.core.indices.list import SummaryIndex
 from llama_index.core.llms import MockLLM
-from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import BaseNode, Document, TransformComponent
 from llama_index.indices.managed.beacon import BeaconIndex
 from llama_index.indices.managed.beacon.nodes import Whole
 from llama_index.llms.beacon import BeaconLLM
 
-from beacon_memory.errors import InputError, SessionNotFound
+from beacon_memory.errors import SessionNotFound
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.testing import scripted_engine
 
@@ -132,26 +131,6 @@ def test_a_document_of_the_same_id_takes_the_older_ones_place(llm):
     asyncio.run(index.ainsert(Document(text="Now it ends in May9.", id_="d0")))
     again = BeaconIndex.from_documents(docs("May6.", HOUSE[1]), llm=llm, index_id="house")
     assert asked(again) == asked(index) == "I read May2 May6"
-
-
-def test_a_document_and_all_its_nodes_are_taken_out(llm):
-    text = "First May1 came. " * 20 + "Then May2 came. " * 20
-    split = SentenceSplitter(chunk_size=40, chunk_overlap=0)
-    given = [Document(text=text, id_="long"), Document(text="May3.", id_="short"), Document(text="May4.", id_="note")]
-    index = BeaconIndex.from_documents(given, llm=llm, transformations=[split])
-    parts = index.ref_doc_info["long"].node_ids
-    with pytest.raises(InputError, match="no whole documents"):
-        index.delete_nodes(parts[1:])
-    with pytest.raises(InputError, match="no whole documents"):
-        index.delete_nodes([*parts, "nobody"])
-    assert asked(index) == "I read May1 May2 May3 May4"
-    index.delete_nodes([])
-    index.delete_nodes(parts)
-    assert asked(index) == "I read May3 May4"
-    index.delete_ref_doc("short", delete_from_docstore=True)
-    assert asked(index) == "I read May4"
-    asyncio.run(index.adelete_nodes(index.ref_doc_info["note"].node_ids))
-    assert index.nodes() == []
 
 
 # Transformations that ask the model

@@ -127,7 +127,7 @@ class BeaconSettings(ReadsDocuments, StructuredOutput):
             *,
             context_id: str | None = None,
             delete_missing: bool = False,
-            skip_bad: bool = False,
+            skip_bad: bool = True,
         ) -> Self: ...
 
     @staticmethod

@@ -14,25 +14,21 @@ from llama_index.core.chat_engine.types import BaseChatEngine
 from llama_index.core.data_structs.data_structs import IndexDict
 from llama_index.core.data_structs.registry import INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS
 from llama_index.core.data_structs.struct_type import IndexStructType
-from llama_index.core.indices.managed.base import BaseManagedIndex
 from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
-from llama_index.core.ingestion import arun_transformations, run_transformations
 from llama_index.core.schema import BaseNode, Document, TransformComponent
 from llama_index.core.settings import Settings
-from llama_index.core.storage.docstore.types import RefDocInfo
 from llama_index.core.storage.storage_context import StorageContext
 from llama_index.indices.managed.beacon.answers import reader
+from llama_index.indices.managed.beacon.changes import ChangingIndex
 from llama_index.indices.managed.beacon.chat_engine import BeaconChatEngine
-from llama_index.indices.managed.beacon.nodes import Whole, from_about, to_documents
+from llama_index.indices.managed.beacon.given import Given
+from llama_index.indices.managed.beacon.nodes import Whole, text_of
 from llama_index.indices.managed.beacon.query_engine import BeaconQueryEngine
 from llama_index.indices.managed.beacon.retriever import BeaconRetriever
 from llama_index.llms.beacon import BeaconLLM
-from tqdm import tqdm
 
-from beacon_memory.errors import ConfigError, InputError, SessionExists, SessionNotFound
-from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.errors import ConfigError, SessionExists, SessionNotFound
 from beacon_memory.serving.engines import named_store
-from beacon_memory.sessions import documents as core
 
 KIND = cast(IndexStructType, "beacon")  # LlamaIndex's list of kinds is closed; it looks them up by their words
 
@@ -57,7 +53,7 @@ class BeaconStruct(IndexDict):
         return KIND
 
 
-class BeaconIndex(BaseManagedIndex):
+class BeaconIndex(ChangingIndex):
     """Documents that a model has read. No embedding model, no retriever, no chunks: the whole of every document
     stands, folded, in front of each question. Adding a document folds that one, removing one folds none.
 
@@ -90,13 +86,16 @@ class BeaconIndex(BaseManagedIndex):
         show_progress: bool = False,
         callback_manager: CallbackManager | None = None,
         transformations: list[TransformComponent] | None = None,
+        skip_bad: bool = True,
+        delete_missing: bool = False,
     ) -> None:
         """The index that is kept under `index_id`, which must be there; with `nodes`, one that holds these.
 
         `llm` reads and answers; default: `Settings.llm` where that is a BeaconLLM, else a new one. The index is kept in
         its store, or in `store`, `redis_url`, `redis_client`. `ratio` is of what is folded from now on, `budget` the
-        most slots the index may have: beyond it old documents get coarser. Raises SessionNotFound, ModelMismatch,
-        InputError, ConfigError, StoreError.
+        most slots the index may have: beyond it old documents get coarser. `skip_bad` and `delete_missing` as
+        `from_documents` has them. Raises SessionNotFound, SessionExists, ModelMismatch, InputError, ConfigError,
+        StoreError.
         """
         named = {"store": store, "redis_url": redis_url, "redis_client": redis_client}
         self.llm = _placed(llm, key_prefix=key_prefix, ttl=ttl, **named)
@@ -104,7 +103,7 @@ class BeaconIndex(BaseManagedIndex):
         if name is None and nodes is None:
             raise ConfigError("an index is opened by its index_id; a new one is made by BeaconIndex.from_documents")
         self._ratio, self._budget = ratio or self.llm.beacon_ratio, budget
-        self._read: tuple[int, list[BaseNode]] = (0, [])
+        self._read = (0, [])
         self.windows_folded = 0
         struct = BeaconStruct(index_id=name or str(uuid.uuid4()))
         self._id = struct.index_id
@@ -112,7 +111,10 @@ class BeaconIndex(BaseManagedIndex):
         if nodes is None:
             self._opened()
         else:
-            self._made(to_documents(nodes))
+            given = nodes if isinstance(nodes, Given) else Given.nodes(nodes, skip_bad=skip_bad)
+            self._made(
+                given, None if given is not nodes else transformations or [Whole()], delete_missing=delete_missing
+            )
         super().__init__(
             index_struct=struct,
             storage_context=storage_context,
@@ -133,12 +135,13 @@ class BeaconIndex(BaseManagedIndex):
     ) -> Self:
         """The index of these documents, all of them read or none. Where it is there already, only what changed is.
 
-        An index of this id that holds other documents is refused, never overwritten. `kwargs` as the constructor takes
-        them. Raises SessionExists, InputError for an empty document or an id given twice, and what the constructor
-        does.
+        Documents of one id are parts of one. What is empty, binary or cannot be kept is left out with a warning; with
+        `skip_bad=False`, or where no document is good, it is refused. An index of this id that holds other documents
+        is refused too, unless `delete_missing` says that they go. `kwargs` as the constructor takes them. Raises
+        InputError, and what the constructor does.
         """
         return cls(
-            _nodes(documents, transformations or [Whole()]),
+            Given.documents(documents, skip_bad=kwargs.get("skip_bad", True)),  # type: ignore[arg-type]
             storage_context=storage_context,
             show_progress=show_progress,
             callback_manager=callback_manager,
@@ -158,112 +161,11 @@ class BeaconIndex(BaseManagedIndex):
         self.documents.forget()
         self._storage_context.index_store.delete_index_struct(self._id)
 
-    @property
-    def engine(self) -> BeaconEngine:
-        """The model and the store."""
-        return self.llm.opened
-
-    @property
-    def documents(self) -> core.Documents:
-        """The core's documents behind this index."""
-        return core.Documents(self.engine.memory, self._id, ratio=self._ratio, budget=self._budget)
-
-    def nodes(self) -> list[BaseNode]:
-        """Every node, in the order in which they are read."""
-        documents = self.documents
-        version = documents.version
-        if not version or version != self._read[0]:
-            found = [node for about in documents.about().values() for node in from_about(about)]
-            self._read = (version, found)
-        return list(self._read[1])
-
-    @property
-    def ref_doc_info(self) -> dict[str, RefDocInfo]:
-        """The documents by id, with their nodes' ids and the metadata of the first."""
-        infos: dict[str, RefDocInfo] = {}
-        for key, about in self.documents.about().items():
-            nodes = from_about(about)
-            infos[key] = RefDocInfo(
-                node_ids=[node.node_id for node in nodes], metadata=dict(nodes[0].metadata) if nodes else {}
-            )
-        return infos
-
     def set_index_id(self, index_id: str) -> None:
         """Keep the index under another id. Raises SessionExists."""
         self.documents.rename(index_id)
         self._id = index_id
         super().set_index_id(index_id)
-
-    # Changes: each is whole or not made.
-
-    def insert(self, document: Document, **insert_kwargs: Any) -> None:
-        """Read one more document, or one whose id is there in the place of the older text."""
-        self.refresh_ref_docs([document])
-
-    def insert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
-        """Read more documents, given in nodes. Raises InputError when the id of one is there: whether these nodes are
-        more of it, or all of it, they do not tell.
-        """
-        with self._callback_manager.as_trace("insert_nodes"):
-            self._insert(nodes)
-
-    def _insert(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
-        self._put(to_documents(nodes), new=True)
-
-    def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
-        """Take a document out; nothing is folded. Raises InputError when it is not there."""
-        with self._callback_manager.as_trace("delete_ref_doc"):
-            self.documents.remove(ref_doc_id)
-
-    def delete_nodes(self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
-        """Take out the documents that these nodes are the whole of. Raises InputError when a part would be left: a
-        document is folded as one.
-        """
-        gone, given = [], set(node_ids)
-        for key, info in self.ref_doc_info.items():
-            if given.issuperset(info.node_ids):
-                gone.append(key)
-                given.difference_update(info.node_ids)
-        if given:
-            raise InputError(
-                f"nodes {', '.join(map(repr, sorted(given)))} are no whole documents of this index: use "
-                f"delete_ref_doc, or update_ref_doc with what is to stay"
-            )
-        if gone:
-            self.documents.remove(*gone)
-
-    def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
-        """Read a document again in its place, where it has changed; one that is new comes last."""
-        self.refresh_ref_docs([document])
-
-    def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
-        """Read those documents that are new or have changed; says which. The others are not folded again."""
-        with self._callback_manager.as_trace("refresh_ref_docs"):
-            return self._put(to_documents(_nodes(documents, self._transformations)))
-
-    # Transformations run in the caller's event loop, where they may ask an LLM: only reading is the engine's work.
-
-    async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
-        await self.arefresh_ref_docs([document])
-
-    async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
-        await self.engine.run(lambda: self.insert_nodes(nodes))
-
-    async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
-        await self.engine.run(lambda: self.delete_ref_doc(ref_doc_id))
-
-    async def adelete_nodes(
-        self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
-    ) -> None:
-        await self.engine.run(lambda: self.delete_nodes(node_ids))
-
-    async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
-        await self.arefresh_ref_docs([document])
-
-    async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
-        with self._callback_manager.as_trace("refresh_ref_docs"):
-            made = to_documents(await _anodes(documents, self._transformations))
-            return await self.engine.run(lambda: self._put(made))
 
     # Engines
 
@@ -312,44 +214,26 @@ class BeaconIndex(BaseManagedIndex):
                 f"or name the llm or the store that has it"
             ) from exc
 
-    def _made(self, documents: Sequence[core.Document]) -> None:
+    def _made(
+        self, given: Given, transformations: Sequence[TransformComponent] | None, *, delete_missing: bool
+    ) -> None:
         """Read the documents of a new index, or what changed of one that holds no others."""
-        there = self.documents
-        if there.version:
-            given = {document.key for document in documents}
-            if others := [info.key for info in there.info() if info.key not in given]:
+        made = given.cut(given.unread(self._hashes()), transformations) if transformations else given.made(given.parts)
+        with self._turn():
+            held = self._kept(create=True)
+            others = held.keys() - given.parts.keys() - given.bad.keys()
+            # An id that LlamaIndex has made up is another one in each run: there the text says what is the same.
+            texts = {text_of(held[key]): key for key in others}
+            same = {one.key: texts[one.text] for one in made if one.key not in held and one.text in texts}
+            others -= set(same.values())
+            if others and not delete_missing:
                 raise SessionExists(
-                    f"index {self._id!r} holds {len(others)} other documents ({others[0]!r}, …): open it by "
-                    f"BeaconIndex(index_id={self._id!r}) to change it, or give another index_id"
+                    f"index {self._id!r} holds {len(others)} other documents ({min(others)!r}, …): open it by "
+                    f"BeaconIndex(index_id={self._id!r}) to change it, give another index_id, or delete_missing=True "
+                    f"to have these documents alone"
                 )
-        self._put(documents)
-
-    def _put(self, documents: Sequence[core.Document], *, new: bool = False) -> list[bool]:
-        with tqdm(desc="Folding", unit=" tokens", disable=not self._show_progress) as bar:
-            written = self.documents.put(documents, new=new, progress=bar.update)
-        self.windows_folded += written.windows
-        return list(written.changed)
-
-
-def _nodes(documents: Sequence[Document], transformations: Sequence[TransformComponent]) -> list[BaseNode]:
-    """The documents' nodes. Raises InputError for an id given twice and a document without text."""
-    return [node for one in _checked(documents) for node in run_transformations([one], list(transformations))]
-
-
-async def _anodes(documents: Sequence[Document], transformations: Sequence[TransformComponent]) -> list[BaseNode]:
-    """The same, asynchronously."""
-    return [node for one in _checked(documents) for node in await arun_transformations([one], list(transformations))]
-
-
-def _checked(documents: Sequence[Document]) -> Sequence[Document]:
-    given: set[str] = set()
-    for document in documents:
-        if document.id_ in given:
-            raise InputError(f"document {document.id_!r} is given twice: give each its own id")
-        given.add(document.id_)
-        if not document.text.strip():
-            raise InputError(f"document {document.id_!r} is empty: there is nothing to read")
-    return documents
+            given.parts |= {key: [] for key in same.values()}
+            self._put(given, [one for one in made if one.key not in same], delete_missing=delete_missing)
 
 
 def _placed(llm: Any, *, key_prefix: str = "beacon", ttl: int | None = None, **named: Any) -> BeaconLLM:
