@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -81,6 +82,43 @@ def add(
                     opened.add_text(text, name=name, progress=advance)
         info = opened.info()
     say(f"session {session}: {info.tokens} tokens read, {info.slots} slots kept ({size(info.bytes)})")
+
+
+@app.command()
+def sync(
+    name: Annotated[str, typer.Argument(help="the documents' name", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="a folder of text files, or one file", show_default=False)],
+    keep: Annotated[bool, typer.Option("--keep", help="keep documents whose files are gone")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="refuse a file that cannot be read, leave none out")] = False,
+    model: Model = "smollm2",
+    store: Store = DEFAULT_STORE,
+    adapter: Adapter = "auto",
+    ratio: Ratio = None,
+) -> None:
+    """Keep documents in step with a folder: read new and changed files, take out those that are gone."""
+    from beacon_memory.sessions.stored import CONTEXT
+    from beacon_memory.talk.sources import read_texts
+
+    name = name.removeprefix(CONTEXT)
+    with warnings.catch_warnings(record=True) as left:
+        warnings.simplefilter("always")
+        texts = list(read_texts(folder, skip_bad=not strict))
+    for one in left:
+        say(str(one.message))
+    with remembering(model, store, adapter=adapter) as memory:
+        from beacon_memory.sessions.context import read_context
+        from beacon_memory.sessions.documents import Documents
+
+        documents = Documents(memory, name, ratio=ratio)
+        before = {info.key: info.hash for info in documents.info()} if documents.version else {}
+        with waiting(f"reading {folder}"):
+            read_context(memory, texts, context_id=name, ratio=ratio, delete_missing=not keep)
+        after = {info.key: info.hash for info in documents.info()}
+    changed = sum(before[key] != of for key, of in after.items() if key in before)
+    say(
+        f"{CONTEXT}{name}: {len(after)} documents; {len(after.keys() - before.keys())} new, {changed} changed, "
+        f"{len(before.keys() - after.keys())} gone"
+    )
 
 
 @app.command()

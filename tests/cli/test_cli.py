@@ -72,6 +72,31 @@ def test_documents_are_listed_and_deleted_by_their_names_too(run):
     assert run("messages", "context:house")[1] == "0 document: The rent is 900 euros.\n"
 
 
+def test_documents_are_kept_in_step_with_a_folder(run, tmp_path):
+    book = tmp_path / "book"
+    (book / "deep").mkdir(parents=True)
+    for name in ("a.txt", "b.txt", "deep/c.txt"):
+        (book / name).write_text(f"This is {name}.")
+    (book / "logo.png").write_bytes(b"\x89PNG\0\0")
+    code, out, err = run("sync", "house", "book")
+    assert (code, out) == (0, "")
+    assert err.endswith("context:house: 3 documents; 3 new, 0 changed, 0 gone\n")
+    assert "logo.png is binary" in err
+    assert run("sync", "house", "book", "--strict")[0] == 2
+    (book / "logo.png").unlink()
+    (book / "a.txt").write_text("Now it is another.")
+    (book / "b.txt").unlink()
+    (book / "d.txt").write_text("This is new.")
+    assert run("sync", "house", "book", "--keep")[2] == "context:house: 4 documents; 1 new, 1 changed, 0 gone\n"
+    assert run("sync", "context:house", "book")[2] == "context:house: 3 documents; 0 new, 0 changed, 1 gone\n"
+    assert run("sync", "house", "book")[2] == "context:house: 3 documents; 0 new, 0 changed, 0 gone\n"
+    listed = run("messages", "context:house")[1]
+    for path in book.rglob("*.txt"):
+        path.unlink()
+    assert run("sync", "house", "book")[0] == run("sync", "house", "nowhere")[0] == 2
+    assert run("messages", "context:house")[1] == listed  # an empty folder, or none, takes nothing out
+
+
 def test_a_file_or_standard_input_that_holds_a_files_name_is_text(run, tmp_path):
     """What had been read was once taken for a path again."""
     (tmp_path / "secret.txt").write_text("The key is under the mat.")

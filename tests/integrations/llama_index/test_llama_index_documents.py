@@ -9,6 +9,7 @@ import json
 import re
 import uuid
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,25 @@ def test_nodes_of_no_known_version_are_more_of_their_document(llm):
     for n in (1, 2, 2):
         index.insert_nodes([TextNode(text=f"May{n}.", relationships=source)])
     assert (asked(index), list(index.ref_doc_info)) == ("May1 May2", ["doc"])
+
+
+def test_many_threads_that_change_one_index_lose_nothing(llm):
+    source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="doc")}
+    index = BeaconIndex([], llm=llm, index_id="house")
+
+    def change(n: int) -> None:
+        BeaconIndex.from_documents([], llm=llm, index_id=f"other{n % 2}")
+        here = opened_again(index)
+        here.insert_nodes([TextNode(text=f"Part {n}.", id_=f"n{n}", relationships=source)])
+        here.insert_nodes([TextNode(text=f"Gone {n}.", id_=f"g{n}", relationships=source)])
+        here.delete_nodes([f"g{n}"])
+        here.insert(Document(text=f"Whole {n}.", id_=f"d{n}"))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(change, range(8)))
+    there = index.ref_doc_info
+    assert sorted(there["doc"].node_ids) == [f"n{n}" for n in range(8)]
+    assert set(there) == {"doc", *(f"d{n}" for n in range(8))}
 
 
 def test_llama_indexs_own_ways_to_call_are_taken(llm):

@@ -283,6 +283,15 @@ async def test_a_folding_memorys_reset_clears_its_block_too(llm, queue):
         assert llm.chat(await ada.aget()).message.content == "None."
         assert "ada" in llm.engine.memory.sessions()
     assert llm.chat(await bob.aget()).message.content == "First was fact 000."
+    before = await bob.aget_all()
+    await bob.aset(await bob.aget())  # nothing was taken out: nothing is forgotten
+    assert [message.content for message in before][-1:] == [message.content for message in await bob.aget_all()][-1:]
+    with pytest.raises(InputError, match="another memory, of 'bob'"):
+        await ada.aset(await bob.aget())
+    assert llm.chat(await bob.aget()).message.content == "First was fact 000."
+    await bob.aset([ChatMessage("A note, and nothing else.")])
+    assert [message.content for message in await bob.aget()] == ["A note, and nothing else."]
+    assert "bob" not in llm.engine.memory.sessions()
 
 
 # Trust

@@ -1,4 +1,4 @@
-"""A block for LlamaIndex's own `Memory`: what leaves its queue is folded. And that memory, whose reset clears both."""
+"""A block for LlamaIndex's own `Memory`: what leaves its queue is folded. And a memory whose reset clears both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llama_index.core.memory import Memory
 from llama_index.core.memory.memory import BaseMemoryBlock
 from llama_index.core.storage.chat_store.base_db import MessageStatus
 from llama_index.llms.beacon.messages import to_plain
-from llama_index.llms.beacon.reference import Reference
+from llama_index.llms.beacon.reference import Reference, take_reference
 from llama_index.memory.beacon.engines import engine_of
 from pydantic import ConfigDict, Field
 
@@ -24,7 +24,7 @@ class BeaconMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
     The session is named as the memory is, or by `session_id`. System messages are not remembered: they belong to the
     agent. The block is never truncated: its slots are not the tokens that `token_limit` counts.
 
-    LlamaIndex's `Memory.reset()` empties its queue and tells no block of it: `FoldingMemory` does.
+    LlamaIndex's `Memory.reset()` and `set()` empty its queue and tell no block of it: `FoldingMemory` does.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -49,7 +49,7 @@ class BeaconMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
         super().__init__(**fields | {"engine": engine})
 
     async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> list[ChatMessage]:
-        named = self._named(block_kwargs.get("session_id"))
+        named = self.named(block_kwargs.get("session_id"))
 
         def read() -> list[ChatMessage]:
             try:
@@ -65,10 +65,10 @@ class BeaconMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
     ) -> None:
         # LlamaIndex writes the session's id into the messages; one that came in a message would be anybody's.
         if not from_short_term_memory or self.accept_short_term_memory:
-            await self._write(messages, self._named(session_id))
+            await self._write(messages, self.named(session_id))
 
     async def _aput(self, messages: list[ChatMessage]) -> None:
-        await self._write(messages, self._named(None))
+        await self._write(messages, self.named(None))
 
     async def _write(self, messages: list[ChatMessage], session_id: str) -> None:
         said = to_plain(messages).messages
@@ -82,14 +82,15 @@ class BeaconMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
     def reset(self, session_id: str | None = None) -> None:
         """Forget what was folded, every byte of it; the queue is not the block's."""
         try:
-            self.engine.session(self._named(session_id)).forget()
+            self.engine.session(self.named(session_id)).forget()
         except SessionNotFound:
             return
 
     async def areset(self, session_id: str | None = None) -> None:
         await self.engine.run(lambda: self.reset(session_id))
 
-    def _named(self, session_id: Any) -> str:
+    def named(self, session_id: Any = None) -> str:
+        """The session of a memory of this id. Raises InputError where neither names one."""
         found = self.session_id or session_id
         if not found:
             raise InputError("a block remembers a session: give the block or the call a session_id")
@@ -97,24 +98,32 @@ class BeaconMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
 
 
 class FoldingMemory(Memory):
-    """LlamaIndex's `Memory` with a `BeaconMemoryBlock` among its `memory_blocks`: a reset clears the block as well.
+    """LlamaIndex's `Memory` with a `BeaconMemoryBlock` in its `memory_blocks`: `reset` and `set` clear the block too.
 
-    >>> from beacon_memory.testing import scripted_engine
-    >>> engine = scripted_engine(lambda seen: "Noted.")
-    >>> block = BeaconMemoryBlock(engine=engine)
-    >>> memory = FoldingMemory.from_defaults("ada", tokenizer_fn=str.split, token_limit=8, memory_blocks=[block])
-    >>> for n in range(4): memory.put(ChatMessage(f"My dog is called Rex{n}, again."))
-    >>> engine.memory.sessions()
-    ['ada']
-    >>> memory.reset()
-    >>> memory.get(), engine.memory.sessions()
-    ([], [])
+    It is made as `Memory` is: `FoldingMemory.from_defaults("ada", memory_blocks=[BeaconMemoryBlock(llm)])`.
     """
 
     async def areset(self, status: MessageStatus | None = None) -> None:
         """Forget the queue and what was folded; with `status`, the queue (ACTIVE) or what left it (ARCHIVED)."""
         if status is not MessageStatus.ACTIVE:
-            for block in self.memory_blocks:
-                if isinstance(block, BeaconMemoryBlock):
-                    await block.areset(self.session_id)
+            await self._empty_blocks()
         await super().areset(status)
+
+    async def aset(self, messages: list[ChatMessage]) -> None:
+        """Put these messages in the place of all that was said, of what was folded too; that stays where its own
+        message, as `get` gave it, is among them. Raises InputError for another memory's.
+        """
+        reference, queue = take_reference(messages)
+        if reference is not None and reference.session_id not in [block.named(self.session_id) for block in self._ours]:
+            raise InputError(f"these messages stand behind another memory, of {reference.session_id!r}: get them here")
+        await super().aset(queue)
+        if reference is None:
+            await self._empty_blocks()
+
+    @property
+    def _ours(self) -> list[BeaconMemoryBlock]:
+        return [block for block in self.memory_blocks if isinstance(block, BeaconMemoryBlock)]
+
+    async def _empty_blocks(self) -> None:
+        for block in self._ours:
+            await block.areset(self.session_id)
