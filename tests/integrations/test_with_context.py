@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langchain_beacon import BeaconLLM as LangChainText
 from langchain_beacon import ChatBeacon
 from langchain_core.documents import Document
@@ -160,3 +163,42 @@ def test_pages_as_readers_of_pdfs_give_them_are_read(make):
     assert (seen(reader), names(reader)) == ([1, 2], ["a.pdf", "b\ufffd.pdf"])
     llm.with_context(pages, context_id="house", delete_missing=True)
     assert (seen(reader), names(reader)) == ([1, 2], ["a.pdf", "b\ufffd.pdf"])
+
+
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=30)
+NAMES = st.sampled_from(["a.pdf", "b.pdf", "c\udce9.pdf", ""])
+PAGES = st.lists(st.tuples(TEXTS | TEXTS.map(lambda text: f"Here: {text}"), NAMES), max_size=4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(sorted(MODELS)), st.lists(st.tuples(PAGES, st.booleans(), st.booleans()), min_size=1, max_size=3)
+)
+def test_whatever_pages_come_each_is_read_or_named_and_nothing_else_moves(shared, kind, calls):
+    llm = MODELS[kind](shared.with_store("memory://"))
+    first = llm.with_context([page(llm, "Always here.", "first")], context_id="house")
+    for pages, skip_bad, delete_missing in calls:
+        # Without a name a document of LlamaIndex has an id that is made up.
+        documents = [page(llm, text, name) if name else text for text, name in pages]
+        before, how = first.documents().texts(), {"context_id": "house", "delete_missing": delete_missing}
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            try:
+                llm.with_context(documents, skip_bad=skip_bad, **how)
+            except InputError:
+                assert first.documents().texts() == before  # all or none
+                continue
+        told, there = " ".join(str(one.message) for one in warned), names(first)
+        for _, name in pages:
+            key = name.replace("\udce9", "\ufffd")
+            read = key in there if key else any(name.startswith("text ") for name in there)
+            assert read or (repr(key) if key else "text") in told
+        kept = {name.replace("\udce9", "\ufffd") for _, name in pages}
+        gone = set(before) - set(there)
+        assert not gone & kept
+        assert delete_missing or not gone
+        version = first.documents().version
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            llm.with_context(documents, skip_bad=skip_bad, **how)
+        assert first.documents().version == version  # it is all there

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llama_index.core import SimpleDirectoryReader
 from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.postprocessor import LongContextReorder
 from llama_index.core.schema import (
     BaseNode,
     Document,
@@ -26,11 +27,12 @@ from llama_index.core.schema import (
     IndexNode,
     MediaResource,
     NodeRelationship,
+    NodeWithScore,
     RelatedNodeInfo,
     TextNode,
     TransformComponent,
 )
-from llama_index.indices.managed.beacon import BeaconIndex
+from llama_index.indices.managed.beacon import BeaconIndex, BeaconSynthesizer
 from llama_index.llms.beacon import BeaconLLM
 
 from beacon_memory.errors import BeaconError, ConfigError, InputError, SessionExists
@@ -143,6 +145,29 @@ def test_a_bad_document_among_good_ones_is_left_out_with_a_warning_or_refused_by
     with pytest.warns(match="'bad'.*left out"):
         assert index.refresh_ref_docs([bad, documents[0]], delete_missing=True) == [False, False]
     assert asked(index) == "May1 May3"  # what could not be read is not missing: its older text stays
+
+
+def test_what_is_left_out_is_told_by_the_file_and_page_it_is_of(llm):
+    bad = Document(text=" ", metadata={"file_path": "/data/lease.pdf", "page_label": "7"})
+    with pytest.warns(match=r"document '.*' \(/data/lease.pdf, page 7\) is empty"):
+        BeaconIndex.from_documents([Document(text=GOOD), bad], llm=llm, index_id="house")
+
+
+async def test_chunks_that_cannot_be_read_do_not_stop_an_answer(llm):
+    """A blank node, or a NUL in what another index's retriever found, was an error for each question."""
+    found = [NodeWithScore(node=TextNode(text=text)) for text in ("It is\0 May1.", " ", "It is \ud835 May2.")]
+    synthesizer = BeaconSynthesizer(llm)
+    assert str(synthesizer.synthesize("When?", found)) == "I read May1 May2"
+    assert str(await synthesizer.asynthesize("When?", found)) == "I read May1 May2"
+    with pytest.raises(InputError, match="no document to read"):
+        synthesizer.synthesize("When?", found[1:2])
+    nodes = [TextNode(text="It is May1.", id_="a"), TextNode(text=" ", id_="b"), TextNode(text="It is May2.", id_="c")]
+    source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="doc")}
+    index = BeaconIndex(
+        [node.model_copy(update={"relationships": source}) for node in nodes], llm=llm, index_id="house"
+    )
+    assert str(index.as_query_engine(node_postprocessors=[LongContextReorder()]).query("When?")) == "I read May1 May2"
+    assert len(index.nodes()) == 3
 
 
 async def test_documents_of_one_id_are_parts_of_one(llm):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,14 @@ def test_a_storage_holds_indexes_of_several_kinds(llm, tmp_path, monkeypatch):
     garden.set_index_id("yard")
     garden.forget()
     assert {index.index_id for index in load_indices_from_storage(again)} == {"summary", "house"}
+
+
+def test_a_process_that_has_not_imported_the_index_is_told_to(llm, tmp_path):
+    BeaconIndex.from_documents(docs(*HOUSE), llm=llm, index_id="house").storage_context.persist(tmp_path)
+    load = f"load_index_from_storage(StorageContext.from_defaults(persist_dir={str(tmp_path)!r}))"
+    loading = f"from llama_index.core import StorageContext, load_index_from_storage; {load}"
+    ended = subprocess.run([sys.executable, "-c", loading], capture_output=True, text=True, check=False)
+    assert "import llama_index.indices.managed.beacon first" in ended.stderr
 
 
 def test_an_index_that_is_persisted_without_its_store_is_named(llm, tmp_path, monkeypatch):

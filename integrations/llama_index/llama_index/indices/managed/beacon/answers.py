@@ -13,6 +13,7 @@ from llama_index.llms.beacon import BeaconLLM
 from pydantic import BaseModel
 
 from beacon_memory.errors import ConfigError
+from beacon_memory.talk.sources import read_texts
 
 EMPTY = "Empty Response"  # LlamaIndex's answer where there are no nodes
 # A small model, asked alone, may not look back at a text that stood in front of the talk.
@@ -39,6 +40,12 @@ def structured_reader(
     if output_cls is not None and streaming:
         raise ConfigError(f"an answer of class {output_cls.__name__} is whole or not there: leave streaming out")
     return reader(llm, default), output_cls
+
+
+def readable(chunks: Sequence[str]) -> list[str]:
+    """The chunks that can be read, cleaned as documents are. Raises InputError where there are some, and none can."""
+    said = [chunk for chunk in chunks if chunk.strip()] or list(chunks)
+    return [text for _, text in read_texts(said) if text]
 
 
 def metadata_of(nodes: Sequence[NodeWithScore]) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from llama_index.llms.beacon import BeaconLLM
 from beacon_memory.errors import ConfigError, SessionExists, SessionNotFound
 from beacon_memory.serving.engines import named_store
 
-KIND = cast(IndexStructType, "beacon")  # LlamaIndex's list of kinds is closed; it looks them up by their words
+# LlamaIndex's list of kinds is closed; it looks them up by their words, and these are its error where they are missing.
+KIND = cast(IndexStructType, "beacon (import llama_index.indices.managed.beacon first)")
 
 # What `as_query_engine` hands on.
 ASKING = (

@@ -10,6 +10,7 @@ from llama_index.core.ingestion import arun_transformations, run_transformations
 from llama_index.core.schema import BaseNode, TransformComponent
 from llama_index.indices.managed.beacon.nodes import (
     by_document,
+    called,
     check_node,
     cleaned,
     hash_of,
@@ -101,7 +102,7 @@ class Given:
         self.keys.append(key)
         try:
             one = cleaned(document)
-            clean_text(one.get_content(), what=f"document {key!r}")
+            clean_text(one.get_content(), what=called(document))
         except InputError as exc:
             self._refuse(key, exc)
             return None

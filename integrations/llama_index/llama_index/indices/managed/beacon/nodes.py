@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from llama_index.core.constants import DATA_KEY
@@ -65,13 +66,22 @@ def check_node(node: BaseNode) -> BaseNode:
     return node
 
 
+def called(node: BaseNode) -> str:
+    """What errors and warnings call a document: its id, and the file and page that its reader has noted."""
+    noted = {name: value for name, value in node.metadata.items() if isinstance(value, str | int | Path) and value}
+    file = next((noted[name] for name in ("file_path", "file_name", "source", "url", "title") if name in noted), "")
+    page = f"page {noted['page_label']}" if "page_label" in noted else ""
+    where = ", ".join(str(part) for part in (file, page) if part)
+    return plain(f"document {plain(node.node_id)!r}" + (f" ({where})" if where else ""))
+
+
 def cleaned(node: BaseNode) -> BaseNode:
     """A node as it will be kept: of JSON alone, without what cannot be read. It is the same object where it was so.
 
     What is not JSON, such as a date or a path in the metadata, becomes its `str()`. The object of an `IndexNode` that
     cannot be written down is left out. Raises InputError for a node that is binary or cannot be kept.
     """
-    what = f"document {plain(node.node_id)!r}"
+    what = called(node)
     if (text := node.get_content()).replace("\0", "").strip():
         clean_text(text, what=what)
     try:

@@ -30,6 +30,7 @@ from llama_index.indices.managed.beacon.answers import (
     awords,
     empty,
     metadata_of,
+    readable,
     structured_reader,
     told,
     words,
@@ -170,7 +171,8 @@ class BeaconQueryEngine(BaseQueryEngine):
         """In front of a question stand the documents, or the nodes that postprocessors left, and no talk."""
         how: dict[str, Any] = {"context_id": self._index.index_id, "session_id": None}
         if self._postprocessors:
-            how = {"texts": [found.node.get_content(MetadataMode.LLM) for found in nodes], "session_id": None}
+            texts = readable([found.node.get_content(MetadataMode.LLM) for found in nodes])
+            how = {"texts": texts, "session_id": None}
         if self._recall is not None:
             how["recall_tokens"] = self._recall
         return how if self._output_cls is None else form(self._output_cls, how)

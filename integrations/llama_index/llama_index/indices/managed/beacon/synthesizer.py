@@ -12,7 +12,7 @@ from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.settings import Settings
 from llama_index.core.types import RESPONSE_TEXT_TYPE
-from llama_index.indices.managed.beacon.answers import QUESTION, READ, awords, structured_reader, words
+from llama_index.indices.managed.beacon.answers import QUESTION, READ, awords, readable, structured_reader, words
 from llama_index.llms.beacon.structured import form, parsed
 from pydantic import BaseModel
 
@@ -69,7 +69,7 @@ class BeaconSynthesizer(BaseSynthesizer):
 
     def _asked(self, query_str: str, text_chunks: Sequence[str]) -> tuple[list[ChatMessage], dict[str, Any]]:
         messages = self._text_qa_template.format_messages(llm=self._beacon, query_str=query_str, context_str=READ)
-        how: dict[str, Any] = {"texts": list(text_chunks), "session_id": None}
+        how: dict[str, Any] = {"texts": readable(text_chunks), "session_id": None}
         if self._recall is not None:
             how["recall_tokens"] = self._recall
         return messages, form(self._output_cls, how) if self._output_cls else how
