@@ -173,7 +173,7 @@ class Tenant:
     def context(self, name: str) -> tuple[str, set[int], str]:
         number, words = self.fact()
         reader = self.llm.with_context(words, context_id=f"read-{name}")
-        self.read[f"read-{name}"].add(number)
+        self.read[f"read-{name}"] = {number}  # text without a name is known by its place
         return "", self.read[f"read-{name}"], reader.invoke("Who?", session_id=None).text
 
     def index(self, name: str) -> tuple[str, set[int], str]:
