@@ -105,6 +105,12 @@ def test_classes_that_make_no_sense_are_refused(index, llm):
         (lambda: BeaconIndex(index_id="house", llm=llm.as_structured_llm(Months)), "StructuredLLM"),
         (lambda: index.as_chat_engine(output_cls=Months), "output_cls"),
         (lambda: index.as_query_engine(response_mode="refine"), "response_mode"),
+        (lambda: index.as_query_engine(output_cls=dict), "output_cls is a pydantic class"),
+        (lambda: BeaconSynthesizer(llm, output_cls=3), "output_cls is a pydantic class"),
+        (lambda: index.as_query_engine(node_postprocessors=[str]), "node_postprocessors"),
+        (lambda: index.as_query_engine(node_postprocessors=5), "node_postprocessors"),
+        (lambda: index.as_query_engine(text_qa_template="{query_str}"), "text_qa_template"),
+        (lambda: index.as_query_engine(similarity_cutoff="high"), "similarity_cutoff"),
     ):
         with pytest.raises(ConfigError, match=match):
             make()

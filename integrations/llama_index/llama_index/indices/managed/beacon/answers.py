@@ -7,7 +7,7 @@ from typing import Any
 
 from llama_index.core.base.llms.types import ChatResponse
 from llama_index.core.llms.structured_llm import StructuredLLM
-from llama_index.core.prompts import PromptTemplate, PromptType
+from llama_index.core.prompts import BasePromptTemplate, PromptTemplate, PromptType
 from llama_index.core.schema import NodeWithScore
 from llama_index.llms.beacon import BeaconLLM
 from pydantic import BaseModel
@@ -37,9 +37,18 @@ def structured_reader(
         if output_cls not in (None, llm.output_cls):
             raise ConfigError(f"the LLM answers with {llm.output_cls.__name__}, output_cls is another class: give one")
         llm, output_cls = llm.llm, llm.output_cls
+    if output_cls is not None and not (isinstance(output_cls, type) and issubclass(output_cls, BaseModel)):
+        raise ConfigError(f"output_cls is a pydantic class, not {output_cls!r:.80}")
     if output_cls is not None and streaming:
         raise ConfigError(f"an answer of class {output_cls.__name__} is whole or not there: leave streaming out")
     return reader(llm, default), output_cls
+
+
+def question_template(template: BasePromptTemplate | None) -> BasePromptTemplate:
+    """What a question is asked with. Raises ConfigError."""
+    if not isinstance(template, BasePromptTemplate | None):
+        raise ConfigError(f"text_qa_template is a prompt template, PromptTemplate(…), not {template!r:.80}")
+    return template or QUESTION
 
 
 def readable(chunks: Sequence[str]) -> list[str]:

@@ -113,9 +113,8 @@ class BeaconIndex(ChangingIndex):
             self._opened()
         else:
             given = nodes if isinstance(nodes, Given) else Given.nodes(nodes, skip_bad=skip_bad)
-            self._made(
-                given, None if given is not nodes else transformations or [Whole()], delete_missing=delete_missing
-            )
+            cut = (transformations or [Whole()]) if isinstance(nodes, Given) else None
+            self._made(given, cut, delete_missing=delete_missing)
         super().__init__(
             index_struct=struct,
             storage_context=storage_context,

@@ -30,7 +30,7 @@ class KeptDocstore(SimpleDocumentStore):
     async def _arefused(self, *args: Any, **kwargs: Any) -> NoReturn:
         self._refused()
 
-    add_documents = delete_document = delete_ref_doc = _refused  # type: ignore[assignment]
-    set_document_hash = set_document_hashes = _refused  # type: ignore[assignment]
-    async_add_documents = adelete_document = adelete_ref_doc = _arefused  # type: ignore[assignment]
-    aset_document_hash = aset_document_hashes = _arefused  # type: ignore[assignment]
+    add_documents = delete_document = delete_ref_doc = _refused
+    set_document_hash = set_document_hashes = _refused
+    async_add_documents = adelete_document = adelete_ref_doc = _arefused
+    aset_document_hash = aset_document_hashes = _arefused

@@ -72,7 +72,7 @@ def called(node: BaseNode) -> str:
     file = next((noted[name] for name in ("file_path", "file_name", "source", "url", "title") if name in noted), "")
     page = f"page {noted['page_label']}" if "page_label" in noted else ""
     where = ", ".join(str(part) for part in (file, page) if part)
-    return plain(f"document {plain(node.node_id)!r}" + (f" ({where})" if where else ""))
+    return f"document {plain(node.node_id)!r}" + (f" ({plain(where)})" if where else "")
 
 
 def cleaned(node: BaseNode) -> BaseNode:

@@ -24,12 +24,12 @@ from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.indices.managed.beacon.answers import (
     EMPTY,
-    QUESTION,
     READ,
     aempty,
     awords,
     empty,
     metadata_of,
+    question_template,
     readable,
     structured_reader,
     told,
@@ -42,6 +42,7 @@ from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel
 
 from beacon_memory.config import check_recall
+from beacon_memory.errors import ConfigError
 
 if TYPE_CHECKING:
     from llama_index.indices.managed.beacon.base import BeaconIndex
@@ -80,12 +81,14 @@ class BeaconQueryEngine(BaseQueryEngine):
         in their order. `verbose` logs what an answer took. Raises ConfigError.
         """
         self._recall = None if recall_tokens is None else check_recall(recall_tokens)
+        if not isinstance(similarity_cutoff, float | int | None):
+            raise ConfigError(f"similarity_cutoff is a number, not {similarity_cutoff!r:.80}")
         self._cutoff = similarity_cutoff
         self._index = index
         self._llm, self._output_cls = structured_reader(llm, output_cls, streaming=streaming, default=index.llm)
         self._streaming = streaming
-        self._text_qa_template = text_qa_template or QUESTION
-        self._postprocessors = list(node_postprocessors or ())
+        self._text_qa_template = question_template(text_qa_template)
+        self._postprocessors = _postprocessors(node_postprocessors)
         self._verbose = verbose
         super().__init__(callback_manager or self._llm.callback_manager)
         for postprocessor in self._postprocessors:
@@ -222,3 +225,10 @@ class BeaconQueryEngine(BaseQueryEngine):
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as event:
             yield ended
             event.on_end(payload={EventPayload.RESPONSE: ended[-1]})
+
+
+def _postprocessors(given: Sequence[BaseNodePostprocessor] | None) -> list[BaseNodePostprocessor]:
+    found = list(given) if isinstance(given, Sequence) else [given] if given is not None else []
+    if wrong := [one for one in found if not isinstance(one, BaseNodePostprocessor)]:
+        raise ConfigError(f"node_postprocessors are a list of LlamaIndex's, not {wrong[0]!r:.80}")
+    return found

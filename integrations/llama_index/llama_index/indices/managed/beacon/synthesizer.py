@@ -12,7 +12,14 @@ from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.settings import Settings
 from llama_index.core.types import RESPONSE_TEXT_TYPE
-from llama_index.indices.managed.beacon.answers import QUESTION, READ, awords, readable, structured_reader, words
+from llama_index.indices.managed.beacon.answers import (
+    READ,
+    awords,
+    question_template,
+    readable,
+    structured_reader,
+    words,
+)
 from llama_index.llms.beacon.structured import form, parsed
 from pydantic import BaseModel
 
@@ -43,7 +50,7 @@ class BeaconSynthesizer(BaseSynthesizer):
         self._beacon, output_cls = structured_reader(llm or Settings._llm, output_cls, streaming=streaming)
         how: dict[str, Any] = {"callback_manager": callback_manager, "streaming": streaming}
         super().__init__(llm=self._beacon, output_cls=output_cls, **how)
-        self._text_qa_template = text_qa_template or QUESTION
+        self._text_qa_template = question_template(text_qa_template)
 
     def _get_prompts(self) -> PromptDictType:
         return {"text_qa_template": self._text_qa_template}
