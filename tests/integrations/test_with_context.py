@@ -74,6 +74,22 @@ def test_text_without_a_name_is_known_by_its_place(make):
     assert (seen(reader), names(reader)) == ([3, 4], ["text 1", "text 2"])
 
 
+def test_documents_without_a_name_are_known_by_their_place_too(make):
+    """LlamaIndex makes an id up for each: in the next run the old text stood in front of the new one."""
+    llm = make()
+
+    def run(*texts: str) -> Any:
+        plain = [IndexDocument(text=t) if isinstance(llm, BeaconLLM) else Document(t) for t in texts]
+        return llm.with_context(plain, context_id="house")
+
+    run("Rex1 is here.", "Rex2 is here.")
+    reader = run("Rex1 is here.", "Rex3 is here.")
+    assert (seen(reader), names(reader)) == ([1, 3], ["text 1", "text 2"])
+    owned = IndexDocument(text="Rex4.", id_="own") if isinstance(llm, BeaconLLM) else Document("Rex4.", id="own")
+    llm.with_context(owned, context_id="house")
+    assert names(reader) == ["text 1", "text 2", "own"]
+
+
 def test_the_pages_of_a_file_are_one_document(make):
     llm = make()
     pages = [page(llm, f"Rex{n} is here.", "book.pdf") for n in range(1, 4)]

@@ -134,8 +134,9 @@ class BeaconSettings(ReadsDocuments, StructuredOutput):
     def _document(one: Any) -> tuple[str, str] | None:
         if not isinstance(one, BaseNode):
             return None
-        name = one.metadata.get("file_name") or one.metadata.get("title") or one.node_id
-        return str(name), one.get_content()
+        # An id that LlamaIndex made up is another one in each run, and would put the same document behind itself.
+        own = one.node_id if "id_" in one.model_fields_set else ""
+        return str(one.metadata.get("file_name") or one.metadata.get("title") or own), one.get_content()
 
     def _sampling(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """How this answer is drawn: what the call says, else the fields; what neither says, as the core has it.
