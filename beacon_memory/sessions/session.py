@@ -85,7 +85,8 @@ class Session(StoredSession):
 
     def add_document(self, source: str | Path, *, name: str | None = None, progress: Progress | None = None) -> None:
         """Read a document: the path of a UTF-8 text file, or the text itself. One that the session has read is not
-        read again; one that any session has folded before is not folded again.
+        read again; one that any session has folded before is not folded again. A new text takes the place of the
+        older one of its name, as `delete` takes it out.
 
         Raises InputError for a file that is missing, empty or not text.
         """
@@ -123,6 +124,20 @@ class Session(StoredSession):
             return noted, state, pages | {digest: source}
 
         self.change(change)
+        for place in self._older(name, digest):
+            self._edit(place, None)
+
+    def _older(self, name: str, digest: str) -> list[int]:
+        """Where documents of this name stand that have another text, the last first."""
+
+        def read(head: SessionHead) -> list[int]:
+            if len({entry.document for entry in head.entries if entry.document}) < 2:
+                return []
+            past = [(n, m) for n, m in enumerate(self._memory.messages(head)) if m["role"] == DOCUMENT]
+            found = [n for n, m in past if m["content"] == name and head.sources.get(m["document"]) != digest]
+            return found[::-1]
+
+        return self._memory.view(self.id, read)[0]
 
     @overload
     def ask(self, question: str, *, system: str | None = ..., stream: Literal[False] = ..., **sampling: Any) -> str: ...

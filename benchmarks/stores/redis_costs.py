@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import redis
@@ -41,7 +42,7 @@ def lines(bench: Bench) -> Iterator[Result]:
         for length in bench.form.segments:
             for ttl in (None, DAY):
                 bench.told(f"a turn on {length} segments, ttl {ttl}")
-                yield turns(url, length, ttl=ttl, count=bench.form.repeats * 4)
+                yield turns(url, length, ttl=ttl, alone=True, count=bench.form.repeats * 4)
         for tokens in bench.cases("store", bench.form.loads):
             yield loads(bench, url, tokens)
 
@@ -58,8 +59,9 @@ def segment(number: int, form: str) -> tuple[str, bytes]:
     return digest, encode_segment(made, fingerprint=OURS, config=config)
 
 
-def turns(url: str, length: int, *, ttl: int | None, count: int, **signing: Any) -> Result:
-    """What a turn costs a session that names so many segments: seconds, bytes both ways, round trips.
+def turns(url: str, length: int, *, ttl: int | None, count: int, alone: bool = False, **signing: Any) -> Result:
+    """What a turn costs a session that names so many segments: seconds, bytes both ways, round trips. Who is `alone`
+    does not wait for other writers' turns.
 
     A turn loads the session, as a worker does that has seen the last one, and commits one segment more of 1,000 bytes
     (a real one would hide what the rest costs) and a tail of 600 tokens.
@@ -88,8 +90,9 @@ def turns(url: str, length: int, *, ttl: int | None, count: int, **signing: Any)
             return head(len(entries))
 
         def turn(new: Head) -> None:
-            assert store.load("alice")[1] == version[0]
-            version[0] = store.commit("alice", new, {new.digests[-1]: b"x" * 1000}, expected=version[0])
+            with nullcontext() if alone else store.turn("alice"):
+                assert store.load("alice")[1] == version[0]
+                version[0] = store.commit("alice", new, {new.digests[-1]: b"x" * 1000}, expected=version[0])
 
         store._client.execute_command = counted
         before = client.info("stats")

@@ -527,3 +527,22 @@ def test_the_newest_turn_is_found_whatever_page_it_is_on(memory):
     book = memory.session("book")
     book.add_text("The lease ends in May.", name="lease")
     assert book.newest() == (1, [])
+
+
+def test_a_new_text_takes_the_place_of_the_older_one_of_its_name(model):
+    memory, plain = BeaconMemory(model, MemoryStore()), BeaconMemory(model, MemoryStore())
+    for at, texts in (
+        (memory, ("The lease ends in May. ", "The lease ends in June. ")),
+        (plain, ("", "The lease ends in June. ")),
+    ):
+        session = at.session("ada")
+        for text in texts:
+            if text:
+                session.add_document("The caretaker is Nora. " * 9, name="house")
+                session.add_document(text * 9, name="lease")
+                session.add_document(text * 9, name="lease")
+    assert [m["content"] for m in memory.session("ada").messages()] == ["house", "lease"]
+    same, anew = memory.session("ada").state(), plain.session("ada").state()
+    assert [s.digest for s in same.segments] == [s.digest for s in anew.segments]
+    memory.session("ada").forget()
+    assert memory.store.sessions() == []
