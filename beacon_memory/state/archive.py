@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -23,8 +24,9 @@ _UNREADABLE = (
     ValueError,
     AttributeError,
     EOFError,
-    NotImplementedError,
-    RecursionError,
+    OverflowError,
+    RuntimeError,  # zipfile, for a file with a password or by a method unknown to it; recursion that is too deep
+    struct.error,
 )
 
 
@@ -66,6 +68,8 @@ def read_archive(path: str | Path) -> Exported:
         with zipfile.ZipFile(path) as archive:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                 raise CodecError(f"{path}: a session archive is not compressed")
+            if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+                raise CodecError(f"{path}: its files claim more bytes than the archive has")
             about = json.loads(archive.read("session.json"))
             if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
                 raise CodecError(f"{path}: expected {FORMAT} version {VERSION}, found {about!r:.120}")

@@ -214,7 +214,7 @@ def write_note(about: Mapping[str, Any]) -> tuple[str, bytes]:
     """Digest and bytes of what a document's owner keeps beside it. Raises InputError when that is not JSON."""
     try:
         blob = encode_json(NOTE, about)
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, RecursionError) as exc:
         raise InputError(f"what is kept beside a document must be JSON: {exc}") from exc
     return hashlib.sha256(blob).hexdigest(), blob
 

@@ -180,8 +180,9 @@ class SqliteStore(StateStore):
 
     def reseal(self, *, batch: int = 100) -> int:
         with self._transaction("BEGIN") as db:
-            sessions = [name for (name,) in db.execute("SELECT session FROM heads")]
-            digests = [name for (name,) in db.execute("SELECT digest FROM blobs")]
+            # What is no text is no name of ours, and no one can ask for it.
+            sessions = [name for (name,) in db.execute("SELECT session FROM heads") if isinstance(name, str)]
+            digests = [name for (name,) in db.execute("SELECT digest FROM blobs") if isinstance(name, str)]
         done = 0
         for start in range(0, len(sessions), batch):
             with self._transaction("BEGIN IMMEDIATE"):
@@ -193,14 +194,12 @@ class SqliteStore(StateStore):
                     self._write(session, version, head)
                     done += 1
         for start in range(0, len(digests), batch):
-            with self._transaction("BEGIN IMMEDIATE") as db:
+            with self._transaction("BEGIN IMMEDIATE"):
                 for digest in digests[start : start + batch]:
-                    row = db.execute("SELECT tag, bytes FROM blobs WHERE digest = ?", (digest,)).fetchone()
-                    if row is None or self._newest("blob", digest, row[0], row[1]):
+                    kept = self._kept(digest)
+                    if kept is None or self._newest("blob", digest, *kept):
                         continue
-                    blob = self._blob(digest)
-                    assert blob is not None
-                    self._replace(digest, blob)
+                    self._replace(digest, self._verified("blob", digest, kept[0], kept=kept[1]))
                     done += 1
         self.scrub()
         return done
@@ -266,12 +265,17 @@ class SqliteStore(StateStore):
         self._db.execute("INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?, ?)", row)
 
     def _blob(self, digest: str) -> bytes | None:
+        kept = self._kept(digest)
+        return None if kept is None else self._verified("blob", digest, kept[0], kept=kept[1])
+
+    def _kept(self, digest: str) -> tuple[bytes | None, bytes] | None:
+        """A blob's tag, and its bytes as they are kept. Raises IntegrityError."""
         row = self._db.execute("SELECT tag, bytes FROM blobs WHERE digest = ?", (digest,)).fetchone()
         if row is None:
             return None
         if not isinstance(row[1], bytes) or not isinstance(row[0], bytes | None):
             raise IntegrityError(f"blob {digest!r:.80} is damaged: it is not bytes")
-        return self._verified("blob", digest, row[0], kept=row[1])
+        return row[0], row[1]
 
     def _put(self, digest: str, blob: bytes, *, damaged: bool) -> None:
         """Write a blob, unless it is there already. Raises BlobDiffers."""
@@ -376,6 +380,8 @@ class SqliteStore(StateStore):
             if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
                 raise StoreFull(f"no room left for {self._path}: nothing was written ({exc})") from exc
             raise StoreUnavailable(f"cannot use the SQLite store {self._path}: {exc}") from exc
+        except UnicodeDecodeError as exc:  # of SQLite's message about a damaged schema, which repeats its bytes
+            raise StoreUnavailable(f"cannot use the SQLite store {self._path}: its schema is damaged") from exc
 
 
 def _listed(digests: Sequence[str]) -> bytes:

@@ -13,6 +13,7 @@ from beacon_memory.talk.tools import Call, Said, as_json, read_said, write_said
 Message = Mapping[str, Any]
 
 ROLES = ("user", "assistant", "tool")
+DEEPEST = 100  # lists and objects within each other: Python reads some hundreds, fewer where a framework calls it
 _TEXTS = ("text", "input_text", "output_text", "refusal")  # blocks of content that are words
 # A thought begins a line, so that an answer may speak of <think> within a sentence.
 # To its end, or to a call, or to where the answer was cut off.
@@ -165,4 +166,15 @@ def _about(message: Message) -> dict[str, Any]:
         kept: dict[str, Any] = json.loads(whole(json.dumps(about, ensure_ascii=False)))
     except (TypeError, ValueError, RecursionError) as exc:
         raise InputError(f"a message is made of JSON values: {exc}") from exc
+    if nested(kept) > DEEPEST:
+        raise InputError(f"a message's values may be nested {DEEPEST} deep, not more")
     return kept
+
+
+def nested(value: object) -> int:
+    """How deep the lists and objects of a JSON value are within each other."""
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+        depth += 1
+    return depth

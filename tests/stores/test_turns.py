@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from beacon_memory.stores import Head, StateStore, open_store
 from beacon_memory.stores.memory import MemoryStore
@@ -125,6 +126,26 @@ def test_a_turn_that_takes_long_is_renewed():
         mine = store._client.get(store._key("turn", "room"))
         with turn(other, "room", seconds=2.5):  # it does not come
             assert store._client.get(store._key("turn", "room")) == mine
+
+
+class SentAgain(redis.Redis):
+    """A client that sends a SET twice, because the first reply was lost."""
+
+    def set(self, *args: object, **options: object) -> object:
+        super().set(*args, **options)
+        return super().set(*args, **options)
+
+
+def test_a_turn_whose_reply_was_lost_is_ones_own():
+    """Sent again, it was told that somebody had the turn, and waited 12 seconds for itself."""
+    with redis_server("redis") as url, SentAgain.from_url(url) as client:
+        store = RedisStore(client=client)
+        with turn(store, "room", seconds=0):
+            assert client.get(store._key("turn", "room"))
+            with turn(RedisStore(url), "room", seconds=0):
+                pass
+            assert client.get(store._key("turn", "room"))
+        assert client.get(store._key("turn", "room")) is None
 
 
 def test_a_turn_needs_nothing(tmp_path):

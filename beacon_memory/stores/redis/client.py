@@ -62,6 +62,8 @@ def settings(url: str | None, **given: Any) -> tuple[dict[str, Any], str]:
     for name in NAMES:
         if not isinstance(found[name], str) or not found[name]:
             raise ConfigError("namespace and prefix of a Redis store must be text of 1 character or more")
+        if any("\ud800" <= char <= "\udfff" for char in found[name]):
+            raise ConfigError(f"{name} of a Redis store must be valid unicode, not {found[name]!a:.80}")
     return found, rest
 
 
@@ -107,6 +109,8 @@ def connect(url: str, *, timeout: float = TIMEOUT) -> Any:
             plain = parts._replace(scheme="rediss" if secure else "redis").geturl()
             redis.ConnectionPool.from_url(plain)  # refuses a wrong URL before connecting
             return RedisCluster.from_url(plain, retry=retry)
+        if parts.scheme in ("redis", "rediss") and not (parts.path.strip("/") or "0").isdecimal():
+            raise ConfigError(f"{HINT}; the database after the host is a number")  # not repeated: see above
         # A server that starts or changes its role refuses for a while. A commit that is sent twice is one commit.
         client = redis.Redis.from_url(url, retry=retry)
         _check_options(client.connection_pool)

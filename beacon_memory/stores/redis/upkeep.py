@@ -71,7 +71,8 @@ def _resealed_head(space: RedisSpace, session: str) -> int:
         fields = space._client.hmget(space._head(session), FIELDS)
     if fields[0] is None:
         return 0
-    version, past, tag, digests, kept = fields
+    past = fields[1]
+    version, _, tag, digests, kept = (field or b"" for field in fields)
     about = (version, past or b"", digests)
     if past is not None and space._signer.newest(tag, "head", session, *about, kept):
         return 0
