@@ -59,6 +59,8 @@ def match(stored: Sequence[Message], given: Sequence[Message], history: History 
         return Match(begin + run, run)
     if begin is None and all(m["role"] == "user" for m in given):
         return Match(len(stored), 0)
+    if same == len(given):
+        return Match(same, same)  # the same list again, up to a question
     if same < len(stored) and (pasted := _pasted(stored, given)):
         return Match(len(stored), pasted)
     if same < len(stored) and (ends := _head_and_tail(stored, given, same)):

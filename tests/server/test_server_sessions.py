@@ -106,12 +106,15 @@ def test_a_fork_goes_its_own_way_and_a_rewound_session_forgets(http: httpx.Clien
 def test_a_branch_is_checked_out(http: httpx.Client, session: str) -> None:
     hello = "Hello there, how do you do?"
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": hello}]
+    first = {"model": "scripted", "messages": [*talk, {"role": "user", "content": "Well?"}], "session_id": session}
+    http.post("/v1/chat/completions", json=first).raise_for_status()
+    talk += [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": hello}]
     for question in ("And you?", "Who are you?"):
         body = {"model": "scripted", "messages": [*talk, {"role": "user", "content": question}], "session_id": session}
         http.post("/v1/chat/completions", json=body).raise_for_status()
     (branch,) = http.get(f"/v1/sessions/{session}/branches").json()["data"]
     http.post(f"/v1/sessions/{session}/checkout", json={"branch": branch["id"]}).raise_for_status()
-    assert texts(http, session) == ["Hi", hello, "And you?", hello]
+    assert texts(http, session) == ["Hi", hello, "Well?", hello, "And you?", hello]
     assert http.post(f"/v1/sessions/{session}/checkout", json={"branch": "77"}).status_code == 400
 
 

@@ -270,7 +270,7 @@ def test_documents_are_kept_in_step_with_what_is_given(memory):
 
 
 def test_a_name_that_has_no_key_is_its_documents_key(memory):
-    """Contexts that were written by `add_text`: the new text of a name stood behind the old one."""
+    """Contexts that were written by `add_text`."""
     old = memory.context("old")
     old.add_text("The door is green.", name="door")
     old.add_text("One.", name="twice")
@@ -279,11 +279,11 @@ def test_a_name_that_has_no_key_is_its_documents_key(memory):
     assert keys(house)[0] == "door"
     assert house.put([doc("door", "The door is green.")]) == Written((True,), windows=0)
     assert house.put([doc("door", "The door is blue.")]) == Written((True,), windows=1)
-    assert state_of(memory, "old").equals(apart(memory, "The door is blue.", "One.", "Two."))
+    assert state_of(memory, "old").equals(apart(memory, "The door is blue.", "Two."))
     old.add_text("Another door.", name="door")
-    assert len(house.info()) == 4  # none hides another
+    assert len(house.info()) == 2  # each name has the text that it was given last
     house.remove("door")
-    assert len(house.info()) == 3
+    assert len(house.info()) == 1
 
 
 def test_a_text_that_is_read_at_another_ratio_or_dtype_stands_once(memory):
