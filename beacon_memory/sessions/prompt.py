@@ -136,7 +136,7 @@ def fitted(memory: Repository, prompt: Prompt, *, answer: int) -> Prompt:
     room = model.positions - answer
     if prompt.slots + len(prompt.ids) <= room:
         return prompt
-    segments, pieces = list(prompt.segments), [(part.name, prompt.ids[part.start : part.end]) for part in prompt.parts]
+    segments, pieces = list(prompt.segments), [(part.name, prompt.part(part.name)) for part in prompt.parts]
     tail = 0 if prompt.foldable else len(prompt.part("start")) + len(prompt.part("tail"))
     if not prompt.foldable and len(prompt.ids) - tail > room:
         return prompt
@@ -155,10 +155,7 @@ def _folded(
     memory: Repository, pieces: Pieces, segments: Sequence[Segment], *, asked: bool
 ) -> tuple[Pieces, list[Segment]]:
     """The pieces without what was said before the newest tokens, which stands in segments; what is `asked` may be."""
-    model = memory.model
-    named: dict[str, tuple[int, ...]] = {"start": (), "system": ()}
-    for name, ids in pieces:  # a tail in two pieces is whole again, behind the system prompt
-        named[name] = (*named.get(name, ()), *ids)
+    model, named = memory.model, dict(pieces)
     tail, before = named.get("tail", ()), tuple(overlapped(segments, config=model.config))
     if before and tail[: len(before)] == before:
         tail = tail[len(before) :]  # the fold reads it itself

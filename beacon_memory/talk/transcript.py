@@ -133,10 +133,10 @@ class Transcript:
     ) -> list[tuple[str, list[int]]]:
         """What asks for an answer, each piece with its name, in order: system prompt, raw tail, what is asked, header.
 
-        The system prompt stands in front of the first message that begins in the tail, or within the newest question
-        where the template puts it in one. `newest` is the message that the tail ends with. The stream's opening token
-        stands first of all ("start"), or nowhere when the prompt stands `behind` slots, which have their own; a tail
-        that `opens` the stream begins with one, where it is no template's.
+        The system prompt stands in front, or within the newest question where the template puts it in one. `newest` is
+        the message that the tail ends with. The stream's opening token stands first of all ("start"), or nowhere when
+        the prompt stands `behind` slots, which have their own; a tail that `opens` the stream begins with one, where
+        it is no template's.
         """
         opening = [*self.start, *self._repeated]
         size = len(self.start) if opens and list(tail[: len(opening)]) == opening else 0
@@ -152,12 +152,10 @@ class Transcript:
         ids = _joined(turns)
         # A template may begin the first question with the opening token: it stands there once.
         begun = bool(self._repeated) and not told and [*rest, *ids][: len(self.start)] == self.start
-        cut = 0 if opens or not told else next((n for n, i in enumerate(rest) if i in self.openings), 0)
         return [
             ("start", [] if behind or begun else self.start),
-            *([("tail", rest[:cut])] if cut else []),
             ("system", told),
-            ("tail", rest[cut:]),
+            ("tail", rest),
             ("asked", ids),
             ("header", self.header()),
         ]

@@ -141,22 +141,3 @@ def test_sessions_and_frameworks_ask_the_model_in_one_place_alone():
         if re.search(r"model\.(stream|answers|generate)\(", file.read_text())
     }
     assert asking == {"beacon_memory/sessions/turn.py"}
-
-
-def test_a_system_prompt_stands_where_a_message_begins():
-    """Not within one whose first words are folded."""
-    memory = BeaconMemory(tiny_model(config=CONFIG), MemoryStore())
-    session, cut = memory.session("ada"), 0
-    for n in range(24):
-        session.add([{"role": ("user", "assistant")[n % 2], "content": f"{n} " + "so it is. " * (n % 4)}])
-        prompt = session.prompt_for(QUESTION, system=SYSTEM)
-        state, head, _ = memory.view("ada", memory.state)
-        tail = list(prompt.part("tail"))
-        assert tail == list(memory.model.tail(state, opens=head.unfolded))[-len(tail) :]
-        (told,) = [part for part in prompt.parts if part.name == "system"]
-        begins = [at for at, token in enumerate(prompt.ids) if token in memory.transcript.openings]
-        if prompt.segments and any(i in memory.transcript.openings for i in tail):
-            assert told.end == min(at for at in begins if at >= told.end)
-            assert not [at for at in begins if at < told.start]
-            cut += told.start > 0
-    assert cut > 4
