@@ -1,4 +1,4 @@
-"""What a release does in the situations of docs/security.md's last table, by names that old and new releases have.
+"""What a release does in the situations of a table in docs/security.md, by names that old and new releases have.
 
 Run it as a file, so that the release on PYTHONPATH is the one that is met:
 
