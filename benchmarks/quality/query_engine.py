@@ -39,7 +39,7 @@ from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import Document
 from llama_index.indices.managed.beacon import BeaconIndex
-from llama_index.indices.managed.beacon.query_engine import QUESTION
+from llama_index.indices.managed.beacon.answers import QUESTION
 from llama_index.llms.beacon import BeaconLLM
 from llama_index.llms.beacon.messages import to_plain
 from pydantic import Field
