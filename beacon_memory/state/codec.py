@@ -236,6 +236,10 @@ def encode_json(kind: bytes, value: Any) -> bytes:
 def decode_json(kind: bytes, blob: bytes) -> Any:
     """The value of a head or a page. Raises CodecError."""
     try:
-        return json.loads(unseal(kind, blob))
+        payload = unseal(kind, blob)
+        value = json.loads(payload)
+        if b"\\ud" in payload or b"\\uD" in payload:  # half a letter, which could be read and not be written again
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as exc:
         raise CodecError(f"{kind.decode().lower()}: not a readable payload: {exc}") from exc

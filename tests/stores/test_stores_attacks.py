@@ -16,32 +16,20 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from beacon_memory import BeaconConfig, BeaconMemory, BeaconModel
+from beacon_memory import BeaconMemory, BeaconModel
 from beacon_memory.errors import BeaconError, CodecError, ConfigError, InputError, IntegrityError
-from beacon_memory.state.codec import HEAD, seal, unseal
+from beacon_memory.state.codec import HEAD, decode_json, seal, unseal
+from beacon_memory.state.head import SessionHead
 from beacon_memory.stores import Head
 from beacon_memory.stores.memory import MemoryStore
 from beacon_memory.stores.redis import RedisStore
 from beacon_memory.stores.signing import NONCE, Signer
 from beacon_memory.stores.sqlite import SqliteStore
-from beacon_memory.testing import redis_server, tiny_model
 from beacon_memory.testing.stores import digest, put
 
 KEY = b"a key of this deployment"
 LEASE = "The lease ends on 31 March 2027. The rent is 900 euros a month. " * 3
-CONFIG = BeaconConfig(window=32, keep_last=8, sink=2, anchors="last")
 SAME = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(scope="module")
-def model() -> BeaconModel:
-    return tiny_model(config=CONFIG, max_position_embeddings=2048)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with redis_server("valkey") as url:
-        yield url
 
 
 # Files of SQLite with bytes changed
@@ -358,6 +346,16 @@ def test_a_head_with_any_value_in_any_place_raises_our_errors(
     blobs = {name.partition("/")[2]: blob for name, blob in exported.items() if name.startswith("blobs/")}
     memory.store.commit("y", Head(edited, tuple(blobs)), blobs, expected=0)
     used(memory, "y")
+
+
+def test_half_a_letter_anywhere_in_a_head_is_refused(exported: dict[str, bytes]) -> None:
+    """It was read, and what had read it could not be written again."""
+    head = json.loads(unseal(HEAD, exported["head"]))
+    for path in places(head):
+        with pytest.raises(CodecError, match="not a readable payload"):
+            SessionHead.from_bytes(seal(HEAD, json.dumps(changed(head, path, "\ud800")).encode()))
+    said = json.dumps(head | {"extra": "\U0001f600 and \\ud800"})  # a whole letter, and words about half of one
+    assert decode_json(HEAD, seal(HEAD, said.encode()))["extra"] == "\U0001f600 and \\ud800"
 
 
 @settings(SAME, max_examples=200)

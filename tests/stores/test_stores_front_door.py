@@ -13,7 +13,7 @@ import redis
 import torch
 from safetensors.torch import load, save
 
-from beacon_memory import BeaconConfig, BeaconMemory, BeaconModel
+from beacon_memory import BeaconMemory, BeaconModel
 from beacon_memory.errors import (
     BeaconError,
     BudgetExceeded,
@@ -27,23 +27,11 @@ from beacon_memory.state.codec import HEAD, SEGMENT, seal, unseal
 from beacon_memory.stores import StateStore, open_store
 from beacon_memory.stores.memory import MemoryStore
 from beacon_memory.stores.redis import RedisStore
-from beacon_memory.testing import RedisServer, redis_server, tiny_model
+from beacon_memory.testing import RedisServer
 from beacon_memory.testing.servers import until
 
 KEY = b"a key of this deployment"
 LEASE = "The lease ends on 31 March 2027. The rent is 900 euros a month. " * 4
-CONFIG = BeaconConfig(window=32, keep_last=8, sink=2, anchors="last")
-
-
-@pytest.fixture(scope="module")
-def model() -> BeaconModel:
-    return tiny_model(config=CONFIG, max_position_embeddings=2048)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with redis_server("valkey") as url:
-        yield url
 
 
 @pytest.fixture(params=["memory", "sqlite", "sqlite keyed", "redis", "redis keyed"])
