@@ -123,9 +123,10 @@ class Session(StoredSession):
             noted = replace(noted, sources={**head.sources, document: digest})
             return noted, state, pages | {digest: source}
 
-        self.change(change)
-        for place in self._older(name, digest):
-            self._edit(place, None)
+        with self._memory.turn(self.id):  # no one moves what stands behind meanwhile
+            self.change(change)
+            for place in self._older(name, digest):
+                self._edit(place, None)
 
     def _older(self, name: str, digest: str) -> list[int]:
         """Where documents of this name stand that have another text, the last first."""
@@ -134,8 +135,7 @@ class Session(StoredSession):
             if len({entry.document for entry in head.entries if entry.document}) < 2:
                 return []
             past = [(n, m) for n, m in enumerate(self._memory.messages(head)) if m["role"] == DOCUMENT]
-            found = [n for n, m in past if m["content"] == name and head.sources.get(m["document"]) != digest]
-            return found[::-1]
+            return [n for n, m in past[::-1] if m["content"] == name and head.sources.get(m["document"]) != digest]
 
         return self._memory.view(self.id, read)[0]
 

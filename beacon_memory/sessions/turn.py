@@ -153,7 +153,8 @@ class Turn(Pieces):
         if not (before.tokens or new or raw):
             raise InputError("no message to answer")
 
-        closing = min(len(new), max(0, min(self._close, len(self._messages) - 1) - len(self._messages) + len(said)))
+        known = len(self._messages) - len(said)
+        closing = min(len(new), max(0, min(self._close, len(self._messages) - 1) - known))
         closed, ids = ([i for m in part for i in transcript.turn(m)] for part in (new[:closing], new[closing:]))
         if not before.tokens:
             closed, ids = (transcript.opened(closed), ids) if closed else (closed, transcript.opened(ids))

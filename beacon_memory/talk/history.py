@@ -59,11 +59,11 @@ def match(stored: Sequence[Message], given: Sequence[Message], history: History 
         return Match(begin + run, run)
     if begin is None and all(m["role"] == "user" for m in given):
         return Match(len(stored), 0)
-    if same == len(given):
-        return Match(same, same)  # the same list again, up to a question
-    if same < len(stored) and (pasted := _pasted(stored, given)):
+    if same in (len(given), len(stored)):
+        return Match(same, same)  # the same list again, up to a question; or all that is stored, and more
+    if pasted := _pasted(stored, given):
         return Match(len(stored), pasted)
-    if same < len(stored) and (ends := _head_and_tail(stored, given, same)):
+    if ends := _head_and_tail(stored, given, same):
         return Match(len(stored), ends)
     if same:
         return Match(len(stored) if _greets(stored, given, same) else same, same)
@@ -146,10 +146,9 @@ def _anchors(stored: Sequence[Message], given: Sequence[Message]) -> list[tuple[
 
 def _greets(stored: Sequence[Message], given: Sequence[Message], same: int) -> bool:
     """Whether all that the list has in common with what is stored is one exchange at the beginning of both."""
-    new = given[same:]
-    if same > GREETING or not new or given[same - 1]["role"] != "assistant":
+    if same > GREETING or given[same - 1]["role"] != "assistant":
         return False
-    return not any(_same(a, b) for a in stored for b in new)
+    return not any(_same(a, b) for a in stored for b in given[same:])
 
 
 def _head_and_tail(stored: Sequence[Message], given: Sequence[Message], same: int) -> int:

@@ -6,9 +6,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -152,6 +153,34 @@ def redis_sentinel(kind: str = "redis", *, deadline: float = 30.0) -> Iterator[t
         with _Sentinel(kind, master=master.port) as sentinel, redis.Redis(port=sentinel.port) as client:
             until(lambda: len(client.execute_command("SENTINEL", "REPLICAS", "beacon")) == 1, deadline)
             yield f"redis+sentinel://127.0.0.1:{sentinel.port}/beacon/0", [master, replica]
+
+
+class Proxy:
+    """A port of this machine that leads to a server's; a subclass carries what goes through, and may keep some back."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._connected, args=[client], daemon=True).start()
+
+    def _connected(self, client: socket.socket) -> None:
+        with suppress(OSError), client, socket.create_connection(("127.0.0.1", self._to)) as server:
+            self.carry(client, server)
+
+    def carry(self, client: socket.socket, server: socket.socket) -> None:
+        """Carry bytes both ways until one side ends. The connection is cut when this returns."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._listener.close()
 
 
 class _Sentinel(RedisServer):

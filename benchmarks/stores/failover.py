@@ -33,47 +33,32 @@ from beacon_memory.stores import Head
 from beacon_memory.stores.base import retrying
 from beacon_memory.stores.redis import RedisStore
 from beacon_memory.testing import RedisServer, redis_cluster
-from beacon_memory.testing.servers import _Sentinel, until
+from beacon_memory.testing.servers import Proxy, _Sentinel, until
 
 WRITERS, BEFORE_S, AFTER_S = 3, 2.0, 12.0
 HOWS = ("killed", "planned", "hangs", "cut off")
 INNER = (b"REPLCONF", b"PSYNC", b"sentinel")  # what only Sentinel and replicas say
 
 
-class Proxy:
+class CutOff(Proxy):
     """Carries bytes to a server; while `cut`, not those of Sentinel and replicas."""
 
-    def __init__(self, port: int) -> None:
-        self._to = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self.cut = False
-        threading.Thread(target=self._accept, daemon=True).start()
+    cut = False
 
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._carry, args=[client], daemon=True).start()
-
-    def _carry(self, client: socket.socket) -> None:
+    def carry(self, client: socket.socket, server: socket.socket) -> None:
         inner = False
-        with suppress(OSError), client, socket.create_connection(("127.0.0.1", self._to)) as server:
-            while True:
-                ready = select.select([client, server], [], [], 0.05)[0]
+        while True:
+            ready = select.select([client, server], [], [], 0.05)[0]
+            if self.cut and inner:
+                return
+            for source in ready:
+                data = source.recv(1 << 16)
+                if not data:
+                    return
+                inner = inner or (source is client and any(word in data for word in INNER))
                 if self.cut and inner:
                     return
-                for source in ready:
-                    data = source.recv(1 << 16)
-                    if not data:
-                        return
-                    inner = inner or (source is client and any(word in data for word in INNER))
-                    if self.cut and inner:
-                        return
-                    (server if source is client else client).sendall(data)
-
-    def close(self) -> None:
-        self._listener.close()
+                (server if source is client else client).sendall(data)
 
 
 @dataclass
@@ -84,7 +69,7 @@ class Site:
     master: RedisServer
     plan: Callable[[], object]
     changed: Callable[[], bool]  # whether another is master
-    proxy: Proxy | None = None
+    proxy: CutOff | None = None
 
     def act(self, how: str) -> None:
         """Have it happen, until another server is master and the old one is back, if it lives."""
@@ -110,7 +95,7 @@ def sentinel(kind: str) -> Iterator[Site]:
     """A master and two replicas, which reach it through a proxy, as everybody does."""
     with ExitStack() as stack:
         master = stack.enter_context(RedisServer(kind))
-        proxy = Proxy(master.port)
+        proxy = CutOff(master.port)
         stack.callback(proxy.close)
         replicas = [stack.enter_context(RedisServer(kind, replicaof=f"127.0.0.1 {proxy.port}")) for _ in range(2)]
         for replica in replicas:

@@ -1,4 +1,4 @@
-"""A script that says which names it has seen, and what a session of its model was told."""
+"""Scripts that say which names or months they have seen, and what a session of their model was told."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 def remembers(seen: str) -> str:
     """Says which names it has seen."""
     return "I know " + ", ".join(sorted(set(re.findall(r"Rex\d+", seen))) or ["nobody"])
+
+
+def calendar(seen: str) -> str:
+    """Says which months it has seen, the question left out."""
+    return "I read " + " ".join(sorted(set(re.findall(r"May\d", seen))) or ["nothing"])
 
 
 def told(llm: Any, session: str) -> list[str]:

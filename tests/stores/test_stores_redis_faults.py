@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from beacon_memory.errors import SessionConflict, SessionNotFound, StoreUnavaila
 from beacon_memory.stores import Head, StateStore
 from beacon_memory.stores.redis import RedisStore
 from beacon_memory.testing import RedisServer, redis_cluster, redis_sentinel, redis_server
-from beacon_memory.testing.servers import until
+from beacon_memory.testing.servers import Proxy, until
 from beacon_memory.testing.stores import digest, put
 
 WRITERS = Path(__file__).with_name("store_writers.py")
@@ -37,44 +37,27 @@ def impatient(port: int, **settings: object) -> redis.Redis:
     return redis.Redis(port=port, retry=Retry(NoBackoff(), 0), **settings)  # type: ignore[arg-type]
 
 
-class Cut:
+class Cut(Proxy):
     """A way to a server that ends after so many bytes of replies, each time it is used, until it is mended."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.left: int | None = None  # bytes of replies that still come through; None for all
-        self.cuts = 0
-        threading.Thread(target=self._serve, daemon=True).start()
+    left: int | None = None  # bytes of replies that still come through; None for all
+    cuts = 0
 
-    def _serve(self) -> None:
+    def carry(self, client: socket.socket, server: socket.socket) -> None:
         while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._carry, args=[client], daemon=True).start()
-
-    def _carry(self, client: socket.socket) -> None:
-        with client, suppress(OSError), socket.create_connection(("127.0.0.1", self._port)) as server:
-            while True:
-                for source in select.select([client, server], [], [])[0]:
-                    if not (data := source.recv(65536)):
-                        return
-                    if source is client:
-                        server.sendall(data)
-                        continue
-                    through = data if self.left is None else data[: self.left]
-                    if self.left is not None:
-                        self.left -= len(through)
-                    client.sendall(through)
-                    if len(through) < len(data):
-                        self.cuts += 1
-                        return
-
-    def close(self) -> None:
-        self._listener.close()
+            for source in select.select([client, server], [], [])[0]:
+                if not (data := source.recv(65536)):
+                    return
+                if source is client:
+                    server.sendall(data)
+                    continue
+                through = data if self.left is None else data[: self.left]
+                if self.left is not None:
+                    self.left -= len(through)
+                client.sendall(through)
+                if len(through) < len(data):
+                    self.cuts += 1
+                    return
 
 
 @contextmanager

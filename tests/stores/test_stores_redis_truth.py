@@ -31,17 +31,11 @@ from beacon_memory.stores import Head
 from beacon_memory.stores.delta import shared
 from beacon_memory.stores.redis import RedisStore
 from beacon_memory.stores.signing import Signer
-from beacon_memory.testing import redis_server, tiny_model
+from beacon_memory.testing import tiny_model
 from beacon_memory.testing.stores import digest, holds, put
 
 KEY = b"a key of this deployment"
 BEACON = "beacon:{default}"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with redis_server("valkey") as url:
-        yield url
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sized
 from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -54,8 +54,9 @@ class BeaconLLM(BeaconSessions, BaseLLM):
     ) -> list[str]:
         """The answers, in one batch; with `return_exceptions`, a prompt that fails takes no other one with it."""
         configs = get_config_list(config, len(inputs)) if inputs else []
+        talking = self._talking(configs, kwargs)
         try:
-            if not self._talking(configs, kwargs):
+            if not talking:
                 return super().batch(inputs, config, **kwargs)
             if len(inputs) == 1 or not return_exceptions:
                 return [self.invoke(prompt, one, **kwargs) for prompt, one in zip(inputs, configs, strict=True)]
@@ -65,16 +66,17 @@ class BeaconLLM(BeaconSessions, BaseLLM):
             if len(inputs) == 1:
                 return [exc]  # type: ignore[list-item]
         said: list[str] = []
-        for part, of in self._parts(inputs, configs, kwargs):
-            said += self.batch(part, of, return_exceptions=True, **kwargs)
+        for part in _parts(inputs, talking=talking):
+            said += self.batch(inputs[part], configs[part], return_exceptions=True, **kwargs)
         return said
 
     async def abatch(
         self, inputs: list[LanguageModelInput], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[str]:
         configs = get_config_list(config, len(inputs)) if inputs else []
+        talking = self._talking(configs, kwargs)
         try:
-            if not self._talking(configs, kwargs):
+            if not talking:
                 return await super().abatch(inputs, config, **kwargs)
             if len(inputs) == 1 or not return_exceptions:
                 return [await self.ainvoke(prompt, one, **kwargs) for prompt, one in zip(inputs, configs, strict=True)]
@@ -84,16 +86,9 @@ class BeaconLLM(BeaconSessions, BaseLLM):
             if len(inputs) == 1:
                 return [exc]  # type: ignore[list-item]
         said: list[str] = []
-        for part, of in self._parts(inputs, configs, kwargs):
-            said += await self.abatch(part, of, return_exceptions=True, **kwargs)
+        for part in _parts(inputs, talking=talking):
+            said += await self.abatch(inputs[part], configs[part], return_exceptions=True, **kwargs)
         return said
-
-    def _parts(
-        self, inputs: list[LanguageModelInput], configs: list[Any], kwargs: dict[str, Any]
-    ) -> list[tuple[list[LanguageModelInput], list[Any]]]:
-        """What to try again of a batch that failed: its halves; in sessions each alone, once."""
-        size = 1 if self._talking(configs, kwargs) else (len(inputs) + 1) // 2
-        return [(inputs[n : n + size], configs[n : n + size]) for n in range(0, len(inputs), size)]
 
     def _talking(self, configs: list[Any], kwargs: dict[str, Any]) -> bool:
         """Whether a prompt belongs to a session: what is said there is said in order, not in one batch."""
@@ -199,6 +194,12 @@ class BeaconLLM(BeaconSessions, BaseLLM):
 
     def get_token_ids(self, text: str) -> list[int]:
         return self.opened.memory.model.encode(text)
+
+
+def _parts(inputs: Sized, *, talking: bool) -> list[slice]:
+    """What to try again of a batch that failed: its halves; in sessions each prompt alone, once."""
+    size = 1 if talking else (len(inputs) + 1) // 2
+    return [slice(n, n + size) for n in range(0, len(inputs), size)]
 
 
 def _looked(prompt: Prompt | None) -> dict[str, Any]:

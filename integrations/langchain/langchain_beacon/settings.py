@@ -21,13 +21,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
 LIMITS = ("max_tokens", "max_new_tokens", "stop", "stop_sequences")
 CALL = ("session_id", "history", "budget", "keep", "context_id", "recall_tokens", "model")
 REMOTE = {"api_key", "timeout", "max_retries"}  # LangChain's standard ones that are of servers: here nothing is sent
-ANSWER = (
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "response_format",
-    "strict",
-)  # strict is what answers always are
+ANSWER = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "strict")  # answers are strict anyhow
 
 Documents = str | Path | Document | Iterable["str | Path | Document"]
 

@@ -52,11 +52,6 @@ def shared() -> BeaconEngine:
     return scripted_engine(calendar)
 
 
-@pytest.fixture
-def llm(shared: BeaconEngine) -> BeaconLLM:
-    return BeaconLLM(engine=shared.with_store("memory://"), max_new_tokens=60)
-
-
 def asked(index: BeaconIndex) -> str:
     return str(index.as_query_engine().query("When?")).removeprefix("I read ")
 

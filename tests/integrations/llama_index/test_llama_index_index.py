@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,6 +38,7 @@ from llama_index.indices.managed.beacon import (
 from llama_index.llms.beacon import BeaconLLM
 from llama_index.memory.beacon import BeaconMemory
 from pydantic import Field
+from remembering import calendar
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from beacon_memory import BeaconConfig
@@ -59,20 +59,9 @@ from beacon_memory.testing import scripted_engine, tiny_checkpoint, tiny_model
 HOUSE = ["The lease ends in May1.", "The door is May2 green.", "The cellar floods in May3."]
 
 
-def calendar(seen: str) -> str:
-    """Says what it has seen, the question left out."""
-    return "I read " + " ".join(sorted(set(re.findall(r"May\d", seen))) or ["nothing"])
-
-
 @pytest.fixture(scope="module")
 def shared() -> BeaconEngine:
     return scripted_engine(calendar)
-
-
-@pytest.fixture
-def llm(shared: BeaconEngine) -> BeaconLLM:
-    """A model with nothing in its store yet."""
-    return BeaconLLM(engine=shared.with_store("memory://"), max_new_tokens=60)
 
 
 @pytest.fixture
@@ -544,7 +533,7 @@ def test_what_is_not_there_is_named(llm):
     with pytest.raises(SessionNotFound, match=r"no index 'house'.*from_documents"):
         BeaconIndex(index_id="house", llm=llm)
     with pytest.raises(SessionNotFound, match="has no store"):
-        BeaconIndex(index_id="house", llm=BeaconLLM(engine=scripted_engine(calendar, None)))
+        BeaconIndex(index_id="house", llm=BeaconLLM(engine=scripted_engine(lambda seen: "", None)))
     with pytest.raises(ConfigError, match="index_id"):
         BeaconIndex(llm=llm)
     with pytest.raises(StoreUnavailable):

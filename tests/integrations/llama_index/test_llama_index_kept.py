@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from llama_index.core.schema import BaseNode, Document, TransformComponent
 from llama_index.indices.managed.beacon import BeaconIndex
 from llama_index.indices.managed.beacon.nodes import Whole
 from llama_index.llms.beacon import BeaconLLM
+from remembering import calendar
 
 from beacon_memory.errors import SessionNotFound
 from beacon_memory.serving.engine import BeaconEngine
@@ -27,18 +27,9 @@ from beacon_memory.testing import scripted_engine
 HOUSE = ["The lease ends in May1.", "The door is May2 green."]
 
 
-def calendar(seen: str) -> str:
-    return "I read " + " ".join(sorted(set(re.findall(r"May\d", seen))) or ["nothing"])
-
-
 @pytest.fixture(scope="module")
 def shared() -> BeaconEngine:
     return scripted_engine(calendar)
-
-
-@pytest.fixture
-def llm(shared: BeaconEngine) -> BeaconLLM:
-    return BeaconLLM(engine=shared.with_store("memory://"), max_new_tokens=60)
 
 
 def docs(*texts: str) -> list[Document]:

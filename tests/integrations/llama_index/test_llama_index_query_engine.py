@@ -50,11 +50,6 @@ def shared() -> BeaconEngine:
 
 
 @pytest.fixture
-def llm(shared: BeaconEngine) -> BeaconLLM:
-    return BeaconLLM(engine=shared.with_store("memory://"), max_new_tokens=60)
-
-
-@pytest.fixture
 def index(llm: BeaconLLM) -> BeaconIndex:
     made = [Document(text=text, id_=f"d{n}") for n, text in enumerate(HOUSE)]
     return BeaconIndex.from_documents(made, llm=llm, index_id="house")

@@ -179,16 +179,7 @@ class BeaconIndex(ChangingIndex):
         """Answers from all documents. `kwargs` as `BeaconQueryEngine` takes them: streaming, text_qa_template,
         recall_tokens, similarity_cutoff, output_cls, node_postprocessors, verbose. `llm` may be a structured one.
         """
-        names = (
-            "streaming",
-            "text_qa_template",
-            "recall_tokens",
-            "similarity_cutoff",
-            "output_cls",
-            "node_postprocessors",
-            "verbose",
-        )
-        known = {name: kwargs.pop(name) for name in names if name in kwargs}
+        known = {name: kwargs.pop(name) for name in ASKING if name in kwargs}
         _none(kwargs)
         return BeaconQueryEngine(self, llm=llm, callback_manager=self._callback_manager, **known)
 
