@@ -1,4 +1,4 @@
-"""Locks, and a thread for work, that a forked process has anew: the threads that may hold them are the parent's.
+"""Locks, and threads for work, that a forked process has anew: the threads that may hold them are the parent's.
 
 A web server may open a memory, answer once, and then fork its workers (`gunicorn --preload`).
 """
@@ -53,19 +53,19 @@ class Lock:
 
 
 class Worker(ThreadPoolExecutor):
-    """One thread that does what it is given, in order. A forked process has a new one, with nothing to do yet.
+    """Threads that do what they are given, in order. A forked process has new ones, with nothing to do yet.
 
-    Work that asks for more work of the same thread and waits for it, itself or in a thread or event loop that it runs,
-    does it where it stands: it would wait for itself for ever.
+    Work that asks for more work of the same threads and waits for it, itself or in a thread or event loop that it runs,
+    does it where it stands: all of them could be waiting for one another.
 
     >>> worker = Worker("one")
     >>> worker.submit(lambda: worker.submit(lambda: "done").result()).result()
     'done'
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        super().__init__(max_workers=1, thread_name_prefix=name)
+    def __init__(self, name: str, *, threads: int = 1) -> None:
+        self._name, self._most = name, threads
+        super().__init__(max_workers=threads, thread_name_prefix=name)
         renewed(self)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -83,7 +83,7 @@ class Worker(ThreadPoolExecutor):
 
     def after_fork(self) -> None:
         """Begin anew: what was waiting is the parent's to do."""
-        super().__init__(max_workers=1, thread_name_prefix=self._name)
+        super().__init__(max_workers=self._most, thread_name_prefix=self._name)
 
 
 _RENEWED: WeakSet[_Forked] = WeakSet()

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList
 
 from beacon_memory.fold.family import slot_shape
-from beacon_memory.models.batch import CACHE
+from beacon_memory.models.resident import CACHE
 
 CHUNK = 256  # tokens of one stored value: LMCache's default
 BATCH_BYTES = 32 << 20  # of one MGET

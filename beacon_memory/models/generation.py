@@ -1,8 +1,7 @@
-"""Answers by transformers' stock `generate()`, on a cache filled from states: no decode loop of our own."""
+"""How answers are drawn and where they end, by the parts of transformers' `generate()`."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
@@ -16,17 +15,14 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
     TemperatureLogitsWarper,
-    TextIteratorStreamer,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from beacon_memory.errors import ConfigError
-from beacon_memory.models.batch import Batch
 from beacon_memory.models.encoding import turn_end
 
 Finish = Literal["stop", "length"]
@@ -92,51 +88,27 @@ class Sampling:
         """The stop strings, as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) and self.stop else tuple(self.stop or ())
 
-    def options(self, tokenizer: PreTrainedTokenizerBase, lm: Any, *, batch: Batch) -> dict[str, Any]:
-        """The arguments of transformers' generate(). The model's own defaults are switched off."""
-        defaults = lm.generation_config.to_diff_dict().keys() - {"bos_token_id", "eos_token_id", "transformers_version"}
-        ends = end_ids(lm, tokenizer)
-        options: dict[str, Any] = dict.fromkeys(defaults) | {
-            "max_new_tokens": self.max_new_tokens,
-            "num_beams": 1,
-            "use_cache": True,
-            "do_sample": False,  # the last processor draws
-            "eos_token_id": ends or None,
-            "pad_token_id": ends[0] if ends else 0,  # what follows an answer in a batch reads as its end
-            "logits_processor": self._processors(batch, tokenizer, ends),
-            "stopping_criteria": StoppingCriteriaList(),
-        }
-        if self.stops:
-            options["stopping_criteria"].append(_Said(tokenizer, self.stops, prompt=batch.ids.shape[1]))
-        return options
+    def criteria(self, tokenizer: PreTrainedTokenizerBase, *, prompt: int) -> StoppingCriteriaList:
+        """What ends an answer behind `prompt` ids, beside its end and its length."""
+        return StoppingCriteriaList([_Said(tokenizer, self.stops, prompt=prompt)] if self.stops else [])
 
-    def answer(self, text: str, ids: Sequence[int], ends: Sequence[int]) -> Answer:
-        """The answer in a row of new ids: its text up to the first stop string, its tokens up to its end."""
-        at = next((n for n, i in enumerate(ids) if i in ends), None)
-        certain = StopFilter(self.stops)
-        cut = certain.cut(text)
-        tokens = len(ids) if at is None else at + 1
-        # A row that a stop string ended early is padded with the end's id, or was the longest of its batch.
-        return Answer(cut, tokens, "stop" if at is not None or certain.stopped else "length")
-
-    def _processors(self, batch: Batch, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> LogitsProcessorList:
+    def processors(
+        self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], *, prompt: int, device: torch.device
+    ) -> LogitsProcessorList:
+        """What makes of a model's logits those of the next token behind `prompt` ids, of which the highest is taken."""
         found = LogitsProcessorList()
         if self.repetition_penalty != 1:
-            # Made here: generate() would mistake slots for padding, and padding for slots.
-            padding = (batch.mask[:, -batch.ids.shape[1] :] == 0).sum(dim=1)
-            found.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty), padding))
+            found.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
         if self.constraint is not None:
-            rows, prompt = batch.ids.shape
-            found.append(
-                self.constraint.processor(tokenizer, ends=ends, rows=rows, prompt=prompt, limit=self.max_new_tokens)
-            )
+            limit = self.max_new_tokens
+            found.append(self.constraint.processor(tokenizer, ends=ends, rows=1, prompt=prompt, limit=limit))
         if self.temperature > 0:
             found.append(TemperatureLogitsWarper(max(float(self.temperature), COLDEST)))
             if self.top_k:
                 found.append(TopKLogitsWarper(int(self.top_k)))
             if self.top_p < 1:
                 found.append(TopPLogitsWarper(float(self.top_p)))
-            found.append(_Draw(self.seed, rows=len(batch.ids), device=batch.ids.device))
+            found.append(_Draw(self.seed, device=device))
         return found
 
 
@@ -162,20 +134,23 @@ def end_ids(lm: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> list[i
     return list(dict.fromkeys(ends))
 
 
+def ended(ids: Sequence[int], ends: Sequence[int], *, stopped: bool) -> tuple[int, Finish]:
+    """How many tokens an answer has, its end counted, and how it ended; `stopped` by a stop string."""
+    at = next((n for n, i in enumerate(ids) if i in ends), None)
+    return len(ids) if at is None else at + 1, "stop" if at is not None or stopped else "length"
+
+
 class _Draw(LogitsProcessor):  # type: ignore[misc]
-    """Draws one token per row, from a random stream of the row's own. So what a seed gives depends neither on the batch
-    nor on other threads, and the caller's random state is left alone.
+    """Draws a token from a random stream of its own. So what a seed gives depends neither on other answers nor on other
+    threads, and the caller's random state is left alone.
     """
 
-    def __init__(self, seed: int | None, *, rows: int, device: torch.device) -> None:
-        self._random: list[torch.Generator | None] = [None] * rows
-        if seed is not None:
-            self._random = [torch.Generator(device).manual_seed(int(seed)) for _ in range(rows)]
+    def __init__(self, seed: int | None, *, device: torch.device) -> None:
+        self._random = None if seed is None else torch.Generator(device).manual_seed(int(seed))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        chances = scores.softmax(dim=-1)
-        drawn = [torch.multinomial(row, 1, generator=random) for row, random in zip(chances, self._random, strict=True)]
-        return torch.full_like(scores, float("-inf")).scatter_(1, torch.stack(drawn), 0.0)
+        drawn = torch.multinomial(scores.softmax(dim=-1), 1, generator=self._random)
+        return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)
 
 
 class _Said(StopStringCriteria):  # type: ignore[misc]
@@ -224,16 +199,6 @@ class StopFilter:
         return self.feed(text) + self.end()
 
 
-class Left(StoppingCriteria):  # type: ignore[misc]
-    """Ends the rows that nobody waits for any more."""
-
-    def __init__(self, rows: Sequence[threading.Event]) -> None:
-        self._rows = rows
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return torch.tensor([left.is_set() for left in self._rows], device=input_ids.device)
-
-
 class Pieces(Iterator[str]):
     """Text in pieces as it is generated. Closing it stops the generation, and waits until it has stopped."""
 
@@ -247,59 +212,3 @@ class Pieces(Iterator[str]):
 
     def close(self) -> None:
         self._pieces.close()
-
-
-class Stream(Pieces):
-    """An answer in pieces as it is generated; `answer` is set once it is complete."""
-
-    def __init__(self, lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: Sampling) -> None:
-        self._whole: list[Answer] = []
-        # The generator does not refer to this object, so a dropped stream is closed at once, not by the next garbage
-        # collection.
-        self._pieces = _streamed(lm, tokenizer, one, sampling, self._whole)
-
-    @property
-    def answer(self) -> Answer | None:
-        """The whole answer; None until it is complete."""
-        return self._whole[0] if self._whole else None
-
-
-def _streamed(
-    lm: Any, tokenizer: PreTrainedTokenizerBase, one: Batch, sampling: Sampling, done: list[Answer]
-) -> Generator[str, None, None]:
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    cancelled = threading.Event()
-    failure: list[BaseException] = []
-    made: list[list[int]] = []
-
-    def work() -> None:
-        try:
-            options = sampling.options(tokenizer, lm, batch=one)
-            options["stopping_criteria"].append(Left([cancelled]))
-            with torch.inference_mode():
-                output = lm.generate(**one.inputs, streamer=streamer, **options)
-            made.append(output[0, one.ids.shape[1] :].tolist())
-            one.settle(made)
-        except BaseException as exc:
-            failure.append(exc)
-            streamer.end()
-
-    worker = threading.Thread(target=work, name="beacon-generate", daemon=True)
-    worker.start()
-    certain, whole = StopFilter(sampling.stops), []
-    try:
-        for piece in streamer:
-            if text := certain.feed(piece):
-                whole.append(text)
-                yield text
-        if not failure and (text := certain.end()):
-            whole.append(text)
-            yield text
-    finally:
-        cancelled.set()
-        if threading.current_thread() is not worker:  # any thread may collect garbage
-            worker.join()
-    if failure:
-        raise failure[0]
-    answer = sampling.answer("", made[0], end_ids(lm, tokenizer))
-    done.append(Answer("".join(whole), answer.tokens, "stop" if certain.stopped else answer.finish))

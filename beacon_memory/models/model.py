@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from beacon_memory.config import BeaconConfig, check_ratio
 from beacon_memory.errors import InputError, ModelError, PromptTooLong
 from beacon_memory.fold.attention import Beacons
-from beacon_memory.fold.family import family_of, positions_of, slot_shape
+from beacon_memory.fold.family import positions_of, slot_shape
 from beacon_memory.fold.fold import fold
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.models.adapter import (
@@ -27,10 +27,9 @@ from beacon_memory.models.adapter import (
     published_config,
     settings_for,
 )
-from beacon_memory.models.batch import Batch, batch
 from beacon_memory.models.families import check_supported
 from beacon_memory.models.finder import read_finder
-from beacon_memory.models.generation import Answer, Left, Sampling, Stream, end_ids
+from beacon_memory.models.generation import Answer, Sampling, StopFilter, ended
 from beacon_memory.models.given import check_budget, check_called, given_prompts, given_segments, given_state, token_ids
 from beacon_memory.models.loading import (
     checkpoint_files,
@@ -43,7 +42,10 @@ from beacon_memory.models.loading import (
     resolve,
     tokenizer_fingerprint,
 )
-from beacon_memory.models.resident import ResidentPrefix
+from beacon_memory.models.resident import CACHE, ResidentPrefix, cache_of
+from beacon_memory.models.running.rows import Row
+from beacon_memory.models.running.running import Running
+from beacon_memory.models.running.stream import Stream
 from beacon_memory.state.budget import check_room, default_budget, next_refold
 from beacon_memory.state.places import pack_places
 from beacon_memory.state.quantise import BITS, pack
@@ -95,6 +97,7 @@ class BeaconModel:
             self.beacons.detach()
             raise
         self.empty = Prefix.empty(lm)  # what stands before the first window
+        self.running = Running(lm)  # the answers that are made now
 
     @classmethod
     def from_pretrained(
@@ -149,11 +152,6 @@ class BeaconModel:
     def positions(self) -> int:
         """The number of positions of the model: memory, prompt and answer must fit."""
         return positions_of(self.lm.config)
-
-    @property
-    def _windowed(self) -> bool:
-        # A window counts columns, and between the slots and the prompt of a batch's shorter rows some are padding.
-        return any(layer.window for layer in family_of(self.lm.config).layers(self.lm.config))
 
     @property
     def raw_bytes_per_token(self) -> int:
@@ -289,20 +287,16 @@ class BeaconModel:
         """
         how = Sampling.of(sampling)
         prompts, states = given_prompts(prompts, states)
-        if len(prompts) > 1 and self._windowed:
-            kept, left = residents or [None] * len(prompts), left or [Event() for _ in prompts]
-            each = zip(prompts, states, kept, left, strict=True)
-            alone = (self.answers([p], [s], residents=[r], left=[gone], **sampling) for p, s, r, gone in each)
-            return [answer for answers in alone for answer in answers]
-        one = self._batch(prompts, states, how, residents)
-        options = how.options(self.tokenizer, self.lm, batch=one)
-        if left:
-            options["stopping_criteria"].append(Left(left))
-        with torch.inference_mode():
-            output = self.lm.generate(**one.inputs, **options)
-        rows, ends = output[:, one.ids.shape[1] :].tolist(), end_ids(self.lm, self.tokenizer)
-        one.settle(rows)
-        return [how.answer(self.decode(row), row, ends) for row in rows]
+        kept, gone = residents or [None] * len(prompts), left or [Event() for _ in prompts]
+        each = zip(prompts, states, kept, gone, strict=True)
+        rows = [self._row(prompt, state, how, resident, one) for prompt, state, resident, one in each]
+        self.running.whole(rows)
+        answers = []
+        for row in rows:
+            certain = StopFilter(how.stops)
+            text = certain.cut(self.decode(row.made))
+            answers.append(Answer(text, *ended(row.made, row.ends, stopped=certain.stopped)))
+        return answers
 
     def stream(
         self,
@@ -316,8 +310,8 @@ class BeaconModel:
         earlier turn left on the device. Raises PromptTooLong.
         """
         how = Sampling.of(sampling)
-        one = self._batch([prompt], [given_state(state)], how, [resident])
-        return Stream(self.lm, self.tokenizer, one, how)
+        row = self._row(prompt, given_state(state), how, resident)
+        return Stream(self.running, row, self.tokenizer, how.stops)
 
     def logits(self, ids: Sequence[int], state: BeaconState | None = None) -> Tensor:
         """The next-token logits at each of `ids`, read after a state and its tail.  # (ids, vocabulary)"""
@@ -325,14 +319,18 @@ class BeaconModel:
             raise InputError("logits take at least one token id")
         state = given_state(state)
         rows = [*self.tail(state), *ids]
-        one = batch(self.lm, self.empty, [state.segments], [rows], new=0)
-        with torch.inference_mode():
-            output = self.lm(**one.inputs, use_cache=True, logits_to_keep=len(ids))
+        resident = ResidentPrefix(self.empty)
+        resident.stand(state.segments, room=len(rows))
+        cache = cache_of(resident.roomy(self.lm, len(rows)), filled=resident.past.slots)
+        with self.running.line, torch.inference_mode():
+            read = torch.tensor([rows], device=self.lm.device)
+            output = self.lm(read, **{CACHE: cache}, use_cache=True, logits_to_keep=len(ids))
         logits: Tensor = output.logits[0]
         return logits
 
     def detach(self) -> Any:
         """The base model, as it was before beacons were attached."""
+        self.running.line.detach()
         self.beacons.detach()
         return self.lm
 
@@ -356,7 +354,7 @@ class BeaconModel:
         if known is not None and (segment := known(digest)) is not None:
             return segment
         rows = torch.tensor([[*again, *ids]], device=self.lm.device)
-        with torch.inference_mode():
+        with self.running.line, torch.inference_mode():
             folded = fold(self.beacons, past, rows, config=self.config, states=False, **named)
         assert folded.places is not None
         named = {"overlap": len(again), "placed": pack_places(folded.places[:, 0], ratio=ratio)}
@@ -369,26 +367,24 @@ class BeaconModel:
         keys, values = (t[:, 0].to(dtype).clone().contiguous() for t in (folded.keys, folded.values))
         return Segment(digest, parent, tuple(ids), ratio, sink, (keys, values), **named)
 
-    def _batch(
+    def _row(
         self,
-        prompts: Sequence[Sequence[int]],
-        states: Sequence[BeaconState],
+        prompt: Sequence[int],
+        state: BeaconState,
         sampling: Sampling,
-        residents: Sequence[ResidentPrefix | None] | None = None,
-    ) -> Batch:
-        rows = [[*self.tail(state), *self._checked(prompt)] for prompt, state in zip(prompts, states, strict=True)]
-        for row, state in zip(rows, states, strict=True):
-            if not row:
-                raise InputError("nothing to answer: the prompt and the state's tail are both empty")
-            if (total := state.slots + len(row) + sampling.max_new_tokens) > self.positions:
-                raise PromptTooLong(
-                    f"{state.slots} slots, {len(row)} prompt tokens and {sampling.max_new_tokens} for the answer are "
-                    f"{total}, the model has {self.positions} positions: shorten the prompt or compress it first"
-                )
-        # A penalty looks at the ids that it is given: it needs all of them.
-        again = sampling.repetition_penalty == 1
-        pasts, new = [state.segments for state in states], sampling.max_new_tokens
-        return batch(self.lm, self.empty, pasts, rows, new=new, residents=residents, again=again)
+        resident: ResidentPrefix | None,
+        gone: Event | None = None,
+    ) -> Row:
+        ids = [*self.tail(state), *self._checked(prompt)]
+        if not ids:
+            raise InputError("nothing to answer: the prompt and the state's tail are both empty")
+        if (total := state.slots + len(ids) + sampling.max_new_tokens) > self.positions:
+            raise PromptTooLong(
+                f"{state.slots} slots, {len(ids)} prompt tokens and {sampling.max_new_tokens} for the answer are "
+                f"{total}, the model has {self.positions} positions: shorten the prompt or compress it first"
+            )
+        resident = resident or ResidentPrefix(self.empty)
+        return Row.behind(self.lm, self.tokenizer, resident, state.segments, ids, sampling, gone=gone)
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         return token_ids(ids, vocabulary=self.lm.config.vocab_size)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
 from beacon_memory.fold.family import slot_shape
@@ -21,6 +22,8 @@ from beacon_memory.fold.prefix import Prefix, Room
 if TYPE_CHECKING:
     from beacon_memory.state.state import Segment
 
+# The name of the cache argument of models and generate(): transformers 5.24 renamed it.
+CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
 SPARE = 512  # rows of room beyond what a turn needs, for later turns
 
 
@@ -74,17 +77,12 @@ class ResidentPrefix:
     def roomy(self, lm: Any, rows: int) -> Room:
         """Its room. An empty prefix has none until a language model gives the shape."""
         if self.past.room is None:
-            room = room_for(lm, rows + SPARE, batch=1, like=self.past)
+            layers, kv_heads, width = slot_shape(lm.config)
+            shape = torch.empty(layers, 1, kv_heads, 0, width)
+            room = Room.like(shape, capacity=rows + SPARE, dtype=self.past.dtype, device=self.past.device)
             self.past = replace(self.past, keys=room.keys[..., :0, :], values=room.values[..., :0, :], room=room)
         assert self.past.room is not None
         return self.past.room
-
-    def copy(self, room: Room, *, row: int, start: int, end: int) -> None:
-        """Append the rows that a batch has read, from its column `start` to `end`."""
-        assert self.past.room is not None
-        own, there = self.past.room, slice(self.past.slots, self.past.slots + end - start)
-        own.keys[:, 0, :, there] = room.keys[:, row, :, start:end]
-        own.values[:, 0, :, there] = room.values[:, row, :, start:end]
 
     def read(self, ids: Sequence[int]) -> None:
         """Record that the rows of these ids have been appended."""
@@ -122,37 +120,8 @@ class RoomLayer(DynamicLayer):  # type: ignore[misc]
         return self._seen
 
 
-def room_for(lm: Any, rows: int, *, batch: int, like: Prefix) -> Room:
-    """Room for `rows` rows of a language model, in the dtype and on the device of `like`."""
-    layers, kv_heads, width = slot_shape(lm.config)
-    shape = torch.empty(layers, batch, kv_heads, 0, width)
-    return Room.like(shape, capacity=rows, dtype=like.dtype, device=like.device)
-
-
 def cache_of(room: Room, *, filled: int) -> DynamicCache:
     """A cache that starts with the first `filled` rows of a room and writes the next ones there."""
     cache = DynamicCache()
     cache.layers = [RoomLayer(*layer, filled=filled) for layer in zip(room.keys, room.values, strict=True)]
     return cache
-
-
-def fill(
-    room: Room,
-    row: int,
-    empty: Prefix,
-    segments: Sequence[Segment],
-    *,
-    resident: ResidentPrefix | None,
-    first: int,
-    end: int,
-) -> None:
-    """Write a prefix into a row of a batch, from column `first` to `end`. The columns before it become zeros."""
-    for all_rows in (room.keys, room.values):
-        all_rows[:, row, :, :first] = 0  # masked, but a mask does not hide a NaN
-    own = Room(room.keys[:, row : row + 1, :, first:end], room.values[:, row : row + 1, :, first:end])
-    if resident is not None and resident.past.keys is not None and resident.past.values is not None:
-        own.keys.copy_(resident.past.keys)
-        own.values.copy_(resident.past.values)
-    else:
-        nothing = replace(empty, keys=own.keys[..., :0, :], values=own.values[..., :0, :], room=own)
-        nothing.extend(segments)

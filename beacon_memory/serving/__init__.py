@@ -1,4 +1,4 @@
-"""Many callers of one model: engines that frameworks share, requests in batches, work on one thread.
+"""Many callers of one model: engines that frameworks share, and the threads that work for them.
 
 May import: sessions and every room below it. Hands out: `engine.BeaconEngine`.
 A new serving backend goes here.

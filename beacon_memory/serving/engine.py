@@ -1,4 +1,4 @@
-"""A memory for frameworks: opened when first used, its weights shared, its work done on one thread."""
+"""A memory for frameworks: opened when first used, its weights shared, its work done on threads of its own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.errors import ConfigError
-from beacon_memory.locks import Lock, Worker
-from beacon_memory.serving.batching import BatchQueue
+from beacon_memory.errors import ConfigError, EngineBusy
+from beacon_memory.locks import Lock, Worker, renewed
 
 if TYPE_CHECKING:
     from beacon_memory.models.model import BeaconModel
@@ -24,11 +23,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+THREADS = 16  # answers that are made, and texts that are folded, at the same time
+WAITING = 64  # questions of `ask`, those that are being answered among them
+
 
 class BeaconEngine:
     """A model and a store by name, neither opened before it is needed.
 
-    Engines that name the same model with the same options share its weights and its worker thread. Without a store no
+    Engines that name the same model with the same options share its weights and its threads. Without a store no
     session can be kept.
 
     >>> engine = BeaconEngine("smollm2", "sqlite:///memory.db")        # costs nothing
@@ -57,7 +59,7 @@ class BeaconEngine:
         self.keeps_sessions = store is not None
         self._store = _Lazy(_opener(store))
         self._memory = _Lazy(self._open)
-        self._desk = BatchQueue(lambda: self.memory, lambda: self.worker)
+        self._asked = _Count()
 
     @property
     def memory(self) -> BeaconMemory:
@@ -66,7 +68,7 @@ class BeaconEngine:
 
     @property
     def worker(self) -> ThreadPoolExecutor:
-        """The one thread on which asynchronous work is done."""
+        """The threads on which asynchronous work is done."""
         return self._weights.worker
 
     @property
@@ -116,23 +118,28 @@ class BeaconEngine:
         other.name, other._weights, other._settings = self.name, self._weights, self._settings
         other.place, other.keeps_sessions, other._store = place, keeps_sessions, store
         other._memory = _Lazy(other._open)
-        other._desk = BatchQueue(lambda: other.memory, lambda: other.worker)
+        other._asked = _Count()
         return other
 
     async def ask(self, session_id: str, question: str, *, system: str | None = None, **sampling: Any) -> str:
-        """An answer from a session; nothing is written. Questions that wait at the same time, and are asked with the
-        same system prompt and sampling, are answered in one batch. Cancelling frees the place.
+        """An answer from a session; nothing is written. Questions that are asked at the same time are answered in the
+        same passes of the model. Cancelling ends the answer.
 
-        Raises EngineBusy when 64 questions wait, and what `Session.ask` raises.
+        Raises EngineBusy when 64 questions are being answered or wait, and what `Session.ask` raises.
         """
-        return await self._desk.ask(session_id, question, system=system, **sampling)
+        if self._asked.count >= WAITING:
+            raise EngineBusy(f"{WAITING} questions wait already: ask again when some are answered")
+        with self._asked:
+            how = {"system": system, **sampling}
+            pieces = self.stream(lambda: self.memory.session(session_id).ask(question, stream=True, **how))
+            return "".join([piece async for piece in pieces])
 
     async def run(self, act: Callable[[], T]) -> T:
-        """The result of `act`, called on the engine's thread."""
+        """The result of `act`, called on one of the engine's threads."""
         return await asyncio.get_running_loop().run_in_executor(self.worker, act)
 
     async def stream(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-        """The items of the iterator that `begin` returns, read on the engine's thread.
+        """The items of the iterator that `begin` returns, read on one of the engine's threads.
 
         Leaving early, or cancelling, closes the iterator after its current item.
         """
@@ -191,6 +198,26 @@ class BeaconEngine:
         return BeaconMemory(self._weights.model.get(), store)
 
 
+class _Count:
+    """How many are within it; none in a forked process."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self.after_fork()
+        renewed(self)
+
+    def after_fork(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.count += 1
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self.count -= 1
+
+
 class _Lazy(Generic[T]):
     """A value that is made once, by the first thread that asks for it."""
 
@@ -216,12 +243,12 @@ class _Lazy(Generic[T]):
 
 
 class _Weights:
-    """One loaded model and its thread."""
+    """One loaded model and its threads."""
 
     def __init__(self, load: Callable[[], BeaconModel], name: str) -> None:
         self.model = _Lazy(load)
         self.name = name
-        self.worker = Worker("beacon")
+        self.worker = Worker("beacon", threads=THREADS)
 
     def config(self) -> BeaconConfig | None:
         """The loaded model's settings."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from beacon_memory.config import check_recall
 from beacon_memory.errors import InputError, SegmentMissing, SessionConflict, SessionRolledBack
-from beacon_memory.models.generation import Answer, Pieces, Sampling, Stream
+from beacon_memory.models.generation import Answer, Pieces, Sampling
+from beacon_memory.models.running.stream import Stream
 from beacon_memory.sessions.looking.again import look_again
 from beacon_memory.sessions.looking.source import context_origins, origins_of
 from beacon_memory.sessions.prompt import Prompt, context_state, fitted, make_prompt

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.models.generation import Answer, Constraint, Stream
+from beacon_memory.models.generation import Constraint, Sampling
 from beacon_memory.models.model import BeaconModel
+from beacon_memory.models.running.rows import Row
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.state.state import BeaconState
 from beacon_memory.stores import StateStore
@@ -36,23 +37,10 @@ class ScriptedModel(BeaconModel):
         super().__init__(tiny_lm(**{"max_position_embeddings": 16384, **changes}), tiny_tokenizer(), config)
         self.script = script
 
-    def answers(
-        self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState] | None = None, **sampling: Any
-    ) -> list[Answer]:
-        seen = states or [BeaconState()] * len(prompts)
-        return super().answers(prompts, states, **self._led(prompts, seen, sampling))
-
-    def stream(self, prompt: Sequence[int], state: BeaconState | None = None, **sampling: Any) -> Stream:
-        return super().stream(prompt, state, **self._led([prompt], [state or BeaconState()], sampling))
-
-    def _led(
-        self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState], sampling: dict[str, Any]
-    ) -> dict[str, Any]:
-        lines = []
-        for prompt, state in zip(prompts, states, strict=True):
-            ids = [*(i for segment in state.segments for i in segment.ids), *state.tail, *prompt]
-            lines.append([*self.encode(self.script(self.tokenizer.decode(ids))), self.lm.config.eos_token_id])
-        return sampling | {"constraint": _Script(lines, sampling.get("constraint"))}
+    def _row(self, prompt: Sequence[int], state: BeaconState, sampling: Sampling, *more: Any) -> Row:
+        ids = [*(i for segment in state.segments for i in segment.ids), *state.tail, *prompt]
+        line = [*self.encode(self.script(self.tokenizer.decode(ids))), self.lm.config.eos_token_id]
+        return super()._row(prompt, state, replace(sampling, constraint=_Script(line, sampling.constraint)), *more)
 
 
 def scripted_engine(
@@ -77,25 +65,24 @@ def scripted_engine(
 class _Script:
     """A script's words, and what may forbid them."""
 
-    lines: list[list[int]]
-    within: Constraint | None = field(default=None)
+    line: list[int]
+    within: Constraint | None = None
 
     def processor(
         self, tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], rows: int, prompt: int, limit: int
     ) -> LogitsProcessor:
         within = self.within and self.within.processor(tokenizer, ends=ends, rows=rows, prompt=prompt, limit=limit)
-        return _Led(self.lines, within, prompt=prompt)
+        return _Led(self.line, within, prompt=prompt)
 
 
 class _Led(LogitsProcessor):  # type: ignore[misc]
-    def __init__(self, lines: list[list[int]], within: LogitsProcessor | None, *, prompt: int) -> None:
-        self._lines, self._within, self._prompt = lines, within, prompt
+    def __init__(self, line: list[int], within: LogitsProcessor | None, *, prompt: int) -> None:
+        self._line, self._within, self._prompt = line, within, prompt
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self._prompt
         scores = scores * 1e-3
-        for i, line in enumerate(self._lines):
-            scores[i, line[min(step, len(line) - 1)]] += 1e4
+        scores[:, self._line[min(step, len(self._line) - 1)]] += 1e4
         return scores if self._within is None else self._within(input_ids, scores)
 
 

@@ -21,8 +21,8 @@ from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
 from beacon_memory.fold.fold import fold
 from beacon_memory.fold.prefix import Rope
-from beacon_memory.models.batch import CACHE
 from beacon_memory.models.model import BeaconModel
+from beacon_memory.models.resident import CACHE
 from beacon_memory.state.state import BeaconState
 from beacon_memory.testing.models import tiny_lm, tiny_model, tiny_tokenizer
 

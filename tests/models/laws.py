@@ -25,10 +25,9 @@ from beacon_memory.config import BeaconConfig
 from beacon_memory.fold.family import FAMILIES, Family, slot_shape
 from beacon_memory.fold.fold import embed, read
 from beacon_memory.fold.passes import SeekPass
-from beacon_memory.models.batch import CACHE
 from beacon_memory.models.families import REFUSED
 from beacon_memory.models.model import BeaconModel
-from beacon_memory.models.resident import ResidentPrefix
+from beacon_memory.models.resident import CACHE, ResidentPrefix
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.state.state import BeaconState
 from beacon_memory.testing.models import tiny_lm, tiny_tokenizer

@@ -10,10 +10,9 @@ import torch
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
 from beacon_memory.models.adapter import save_adapter
-from beacon_memory.models.batch import CACHE
 from beacon_memory.models.finder import FILE, MANY, Finder, attention, levelled, read_finder
 from beacon_memory.models.model import BeaconModel
-from beacon_memory.models.resident import ResidentPrefix
+from beacon_memory.models.resident import CACHE, ResidentPrefix
 from beacon_memory.testing import tiny_checkpoint, tiny_model
 
 CONFIG = BeaconConfig(window=16, sink=2, keep_last=4, anchors="reconstruct")

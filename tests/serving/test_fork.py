@@ -17,7 +17,7 @@ import pytest
 
 from beacon_memory.errors import StoreUnavailable
 from beacon_memory.locks import Lock, Worker
-from beacon_memory.serving.batching import BatchQueue
+from beacon_memory.serving import engine as engines
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.testing import tiny_model
 
@@ -83,25 +83,42 @@ def test_what_other_threads_held_is_free_in_a_child():
     busy.result()
 
 
-async def test_questions_that_wait_are_not_answered_in_a_child_as_well():
+async def test_questions_that_wait_are_not_answered_in_a_child_as_well(monkeypatch):
     """A child had its parent's questions in its queue: they took the places of its own, and were answered twice."""
     engine, leave = BeaconEngine(tiny_model(), "memory://"), threading.Event()
     engine.session("ada").add("I am Ada.")
-    desk = BatchQueue(lambda: engine.memory, lambda: engine.worker, waiting=2)
+    monkeypatch.setattr(engines, "WAITING", 2)
 
     async def ask() -> str:
-        return await desk.ask("ada", "Who am I?", max_new_tokens=4)
+        return await engine.ask("ada", "Who am I?", max_new_tokens=4)
 
     def asked() -> str:
         with ThreadPoolExecutor() as pool:  # a thread without the parent's event loop
             return pool.submit(asyncio.run, ask()).result()
 
-    engine.worker.submit(leave.wait)
+    busy = [engine.worker.submit(leave.wait) for _ in range(engines.THREADS)]
     waiting = [asyncio.create_task(ask()) for _ in range(2)]
     await asyncio.sleep(0)
     answer = in_a_child(asked)
     leave.set()
     assert await asyncio.gather(*waiting) == [answer] * 2
+    assert all(done.result() for done in busy)
+
+
+def test_a_child_of_a_process_that_is_answering_answers_too():
+    """What the model was making, and who held it, are the parent's."""
+    engine = BeaconEngine(tiny_model(), "memory://")
+    engine.session("ada").add("I am Ada.")
+    stream = engine.session("ada").ask("Who am I?", stream=True, max_new_tokens=40)
+    before = next(stream)
+
+    def asked() -> str:
+        return engine.session("ada").ask("Who am I?", max_new_tokens=4)
+
+    with engine.memory.model.running.line:
+        answer = in_a_child(asked)
+    assert answer == asked()
+    assert before + "".join(stream) == engine.session("ada").ask("Who am I?", max_new_tokens=40)
 
 
 THREADS = """

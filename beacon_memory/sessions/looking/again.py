@@ -98,7 +98,8 @@ def _ranked(memory: Repository, prompt: Prompt, question: Sequence[int]) -> list
     # What is raw in front of the question stays where it stands; the question is read behind it, and does not see it.
     standing.stand(prompt.segments, prompt.ids, room=len(prompt.ids) + len(rows))
     slots = standing.segments[-1][1]
-    scores = finder.scores(model.lm, standing.past, prompt.segments, spans, rows, slots=slots).tolist()
+    with model.running.line:
+        scores = finder.scores(model.lm, standing.past, prompt.segments, spans, rows, slots=slots).tolist()
     if resident is not None:
         resident.release(resident)
     again = _overlap(memory, prompt)

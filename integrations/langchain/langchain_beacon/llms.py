@@ -11,7 +11,7 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables.config import get_config_list
 from pydantic import model_validator
 
-from beacon_memory.models.generation import Stream
+from beacon_memory.models.running.stream import Stream
 from beacon_memory.sessions.looking.plain import text_looked
 from beacon_memory.sessions.prompt import Prompt
 from beacon_memory.sessions.reply import Reply
