@@ -41,6 +41,7 @@ class Visit:
     request: Request
     served: Served
     memory: BeaconMemory
+    tenant: str | None = None  # the namespace of its key; None where there are no keys
 
     @property
     def limits(self) -> Limits:
@@ -53,15 +54,15 @@ class Visit:
 
     async def run(self, act: Callable[[], T]) -> T:
         """The result of what may need the model. Raises EngineBusy."""
-        return await self.served.desk.run(self.request, act)
+        return await self.served.desk.run(self.request, act, tenant=self.tenant)
 
     def stream(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
         """What an iterator gives that needs the model. Raises EngineBusy."""
-        return self.served.desk.stream(self.request, begin)
+        return self.served.desk.stream(self.request, begin, tenant=self.tenant)
 
     async def all(self, begin: Callable[[], Iterator[T]]) -> list[T]:
         """The same as a list."""
-        return await self.served.desk.all(self.request, begin)
+        return await self.served.desk.all(self.request, begin, tenant=self.tenant)
 
 
 def served(request: Request) -> Served:
@@ -77,7 +78,7 @@ async def visit(request: Request) -> Visit:
     memory = shared.tenants.opened(namespace)
     if memory is None:  # its store is opened by another thread
         memory = await shared.desk.aside(lambda: shared.tenants.memory(namespace))
-    return Visit(request, shared, memory)
+    return Visit(request, shared, memory, namespace)
 
 
 Here = Annotated[Visit, Depends(visit)]
