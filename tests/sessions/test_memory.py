@@ -155,7 +155,7 @@ def test_a_failed_generation_leaves_the_session_where_it_was(memory, monkeypatch
     def broken(*args, **kwargs):
         raise RuntimeError("the device fell over")
 
-    monkeypatch.setattr(memory.model.lm, "generate", broken)
+    monkeypatch.setattr(memory.model.lm, "forward", broken)
     with pytest.raises(RuntimeError, match="fell over"):
         session.chat("Hello?")
     assert stored(memory.store, "alice") == before
