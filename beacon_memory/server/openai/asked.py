@@ -107,14 +107,7 @@ class ChatRequest(BaseModel):
 
     def check(self, limits: Limits) -> None:
         """Raises Refused for what this server does not do, or not as much of."""
-        for name, harmless in NEUTRAL.items():
-            if (value := getattr(self, name)) not in harmless:
-                raise Refused(
-                    400,
-                    f"{name}={value!r:.80} is not supported here: leave it out",
-                    param=name,
-                    code="unsupported_value",
-                )
+        check_neutral(self, NEUTRAL)
         if not self.tools and self.tool_choice not in (None, "none", "auto"):
             raise Refused(400, "tool_choice is for a request with tools", param="tool_choice")
         if len(self.messages) > limits.messages:
@@ -150,6 +143,14 @@ class ChatRequest(BaseModel):
             max_new_tokens=longest,
             **given,
         )
+
+
+def check_neutral(asked: BaseModel, neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises Refused for a field that asks for something, of those that may only ask for nothing."""
+    for name, harmless in neutral.items():
+        if (value := getattr(asked, name)) not in harmless:
+            said = f"{name}={value!r:.80} is not supported here: leave it out"
+            raise Refused(400, said, param=name, code="unsupported_value")
 
 
 def read_list(messages: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[dict[str, Any]]]:

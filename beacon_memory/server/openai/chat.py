@@ -68,7 +68,7 @@ def _completion(about: dict[str, Any], pieces: list[Told]) -> dict[str, Any]:
     reply = pieces[-1]
     assert isinstance(reply, Reply)
     calls = _calls(reply)
-    content = reply.said.text + _broken(reply)
+    content = reply.said.text + broken_calls(reply)
     message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
     if calls:
         message["tool_calls"] = calls
@@ -106,7 +106,7 @@ async def _events(
             yield _event(body)
             return
         reply = piece
-        if broken := _broken(reply):
+        if broken := broken_calls(reply):
             yield event({"content": broken})
         for n, call in enumerate(_calls(reply)):
             yield event({"tool_calls": [{"index": n, **call}]})
@@ -127,7 +127,7 @@ def _calls(reply: Reply) -> list[dict[str, Any]]:
     ]
 
 
-def _broken(reply: Reply) -> str:
+def broken_calls(reply: Reply) -> str:
     """What began as a call and is none, in the words in which the model wrote it."""
     return "".join(f"\n{CALL_OPEN}{body}{CALL_CLOSE}" for body in reply.said.broken)
 

@@ -1,0 +1,119 @@
+"""`/v1/responses`: answers that are kept, each of which can be gone on from, and be asked for again."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Generator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from beacon_memory.errors import InputError, SessionNotFound
+from beacon_memory.server.errors import Refused
+from beacon_memory.server.openai.events import Told, events, finished
+from beacon_memory.server.openai.items import After, Include, Limit, Order, calls_in, page
+from beacon_memory.server.openai.models import check_model
+from beacon_memory.server.openai.points import Point, drop, find, own, response_id
+from beacon_memory.server.openai.wanted import Place, ResponseRequest, Wanted
+from beacon_memory.server.visit import Here, Part, StrictRoute
+from beacon_memory.sessions.memory import BeaconMemory
+from beacon_memory.sessions.reply import Reply
+from beacon_memory.state.head import SessionHead
+
+router = APIRouter(prefix="/v1/responses", tags=["OpenAI"], route_class=StrictRoute)
+
+
+@router.post("")
+async def create(asked: ResponseRequest, here: Here) -> Response:
+    """An answer, which is kept unless `store` is false.
+
+    It goes on from `previous_response_id`, from whatever response, or in a `conversation`; only what is new is sent.
+    """
+    check_model(here.served, asked.model)
+    asked.check(here.limits)
+    wanted = Wanted.of(asked)
+    place = await here.aside(lambda: _place(here.memory, wanted))
+    told = asked.told(response_id(place.core, asked.talk), made=int(time.time()))
+
+    def begin() -> Generator[Told, None, None]:
+        return _told(lambda: wanted.reply(here.memory, place, told, limits=here.limits))
+
+    if not asked.stream:
+        pieces = await here.all(begin)
+        reply = pieces[-1]
+        assert isinstance(reply, Reply)
+        return JSONResponse(finished(told, reply))
+    answer = here.stream(begin)
+    first = await anext(answer)  # what can be refused is refused with a status, before the stream begins
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events(told, first, answer), media_type="text/event-stream", headers=headers)
+
+
+@router.get("/{response}")
+async def read(
+    response: Part, here: Here, include: Include = None, stream: Annotated[bool | None, Query()] = None
+) -> dict[str, Any]:
+    """A response as it was answered."""
+    if stream:
+        raise Refused(400, "a response that is whole is not streamed again: leave stream out", param="stream")
+    return (await here.aside(lambda: find(here.memory, response))).response
+
+
+@router.delete("/{response}")
+async def delete(response: Part, here: Here) -> dict[str, Any]:
+    """Forget a response. Those that went on from it stay whole; what was said in a conversation stays in it."""
+    await here.run(lambda: drop(here.memory, response))
+    return {"id": response, "object": "response", "deleted": True}
+
+
+@router.get("/{response}/input_items")
+async def input_items(
+    response: Part, here: Here, limit: Limit = 20, order: Order = "desc", after: After = None, include: Include = None
+) -> dict[str, Any]:
+    """What was said in the request for a response; what went before it belongs to the response before."""
+    items = await here.aside(lambda: find(here.memory, response, whole=True).input_items())
+    return page(items, limit=limit, order=order, after=after)
+
+
+def _place(memory: BeaconMemory, wanted: Wanted) -> Place:
+    """Where the response goes, and what it follows. Raises Refused, InputError."""
+    asked, core, unknown = wanted.asked, uuid.uuid4().hex, wanted.unknown
+    before: tuple[str, ...] = ()
+    of: Point | None = None
+    known, stands = set[str](), 0
+    if asked.previous_response_id is not None:
+        of = find(memory, asked.previous_response_id, param="previous_response_id", whole=bool(unknown))
+        before, known, stands = of.system, calls_in(of.messages), of.place + 1
+    elif asked.talk is not None:
+        before, known, stands = _conversation(memory, asked.talk, calls=bool(unknown))
+    if unknown - known:
+        said = f"no call {min(unknown - known)!r:.80} is known, whose output is given"
+        raise Refused(400, said, param="input", code="call_not_found")
+    return Place(core, before, of, stands)
+
+
+def _conversation(memory: BeaconMemory, name: str, *, calls: bool) -> tuple[tuple[str, ...], set[str], int]:
+    """What system items said in a conversation, the ids of its calls if they are needed, and its length."""
+
+    def read(head: SessionHead) -> tuple[tuple[str, ...], set[str], int]:
+        system = tuple(own(memory, head).get("system", ()))
+        return system, calls_in(memory.messages(head)) if calls else set(), head.messages
+
+    try:
+        return memory.view(memory.session(name).id, read)[0]
+    except (SessionNotFound, InputError):
+        raise Refused(
+            404, f"there is no conversation {name!r:.100}", code="conversation_not_found", param="conversation"
+        ) from None
+
+
+def _told(make: Callable[[], Reply]) -> Generator[Told, None, None]:
+    """An answer in pieces, and behind them the whole of it."""
+    reply = make()
+    try:
+        yield from reply
+    finally:
+        reply.close()
+    yield reply
