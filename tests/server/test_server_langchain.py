@@ -1,6 +1,6 @@
 """LangChain's ChatOpenAI against the server, by chat completions and by responses: its standard suite, and memory.
 
-Nothing of the suite is overridden. The model is tiny and random; what it wants to say is a script, and all else is real.
+Nothing of the suite is overridden. The model is tiny and random; what it wants to say is a script, all else is real.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def keyed(seen: str) -> str:
     """A script with judgement that also answers in JSON of the keys it was asked for in words."""
     keys = re.search(r"JSON with '(\w+)' and '(\w+)' keys", seen)
     if keys and "Answer with JSON" in seen:
-        return json.dumps({key: "Meow." for key in keys.groups()})
+        return json.dumps(dict.fromkeys(keys.groups(), "Meow."))
     return wise(seen)
 
 

@@ -112,7 +112,16 @@ def test_what_the_memory_refuses_is_a_bad_request_and_leaves_nothing(http: httpx
     assert http.get("/v1/sessions", params={"limit": 1000}).json() == before
 
 
-UNKNOWN = ["resp_" + "0" * 32, "resp_1", "ada", "context:house", "branch:1", "resp_" + "0" * 32 + "-YWRh", "%ff", "x" * 900]
+UNKNOWN = [
+    "resp_" + "0" * 32,
+    "resp_1",
+    "ada",
+    "context:house",
+    "branch:1",
+    "resp_" + "0" * 32 + "-YWRh",
+    "%ff",
+    "x" * 900,
+]
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
@@ -162,9 +171,23 @@ def test_a_prompt_that_is_too_long_says_so(http: httpx.Client) -> None:
     assert refused(http.post(RESPONSES, json=long), 400)["code"] == "context_length_exceeded"
 
 
-MORE = WORDS | st.sampled_from(
-    ["input", "conversation", "previous_response_id", "store", "include", "text", "format", "call_id", "output"]
-    + ["arguments", "function_call", "function_call_output", "message", "instructions", "metadata", "truncation"]
+MORE = (
+    WORDS
+    | st.sampled_from(
+        ["input", "conversation", "previous_response_id", "store", "include", "text", "format", "call_id", "output"]
+    )
+    | st.sampled_from(
+        [
+            "arguments",
+            "function_call",
+            "function_call_output",
+            "message",
+            "instructions",
+            "metadata",
+            "truncation",
+            "items",
+        ]
+    )
 )
 ROUTES = [
     ("POST", RESPONSES),

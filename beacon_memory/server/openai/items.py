@@ -98,9 +98,17 @@ def calls_in(messages: Iterable[Mapping[str, Any]]) -> set[str]:
     return {str(call["id"]) for m in messages for call in m.get("tool_calls") or () if call.get("id")}
 
 
-def answered_in(messages: Iterable[Mapping[str, Any]]) -> set[str]:
-    """The ids of the calls whose results are in these messages."""
-    return {str(m["tool_call_id"]) for m in messages if m["role"] == "tool" and m.get("tool_call_id")}
+def unknown_calls(messages: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The ids of calls whose results are in these messages, and which are not in them themselves."""
+    answered = {str(m["tool_call_id"]) for m in messages if m["role"] == "tool" and m.get("tool_call_id")}
+    return answered - calls_in(messages)
+
+
+def check_calls(unknown: set[str], known: set[str], *, param: str) -> None:
+    """Raises Refused for a result of a call that was not made."""
+    if missing := unknown - known:
+        said = f"no call {min(missing)!r:.80} is known, whose output is given"
+        raise Refused(400, said, param=param, code="call_not_found")
 
 
 def core_of(message: Mapping[str, Any], place: int) -> str:

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from beacon_memory.errors import InputError, SegmentMissing, SessionConflict, SessionNotFound
 from beacon_memory.server.errors import Refused
-from beacon_memory.server.openai.items import answer_items, core_of, items_of, system_item
+from beacon_memory.server.openai.items import answer_items, calls_in, core_of, items_of, system_item
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.repository import Repository
 from beacon_memory.sessions.rewind import Changed, back
@@ -125,6 +125,36 @@ def noted(memory: Repository, head: SessionHead, note: Note) -> tuple[SessionHea
     """The head with what `note` makes of what is kept beside the session, and the bytes of that."""
     digest, blob = write_note(note(own(memory, head)))
     return replace(head, notes={**head.notes, OWN: digest}), {digest: blob}
+
+
+@contextmanager
+def known(name: str, *, param: str | None = None) -> Iterator[None]:
+    """Within it, a session that is not there, or cannot be, is a conversation that is not found (404)."""
+    try:
+        check_talk(name)
+        yield
+    except SessionNotFound:
+        pass
+    except InputError:
+        with suppress(InputError):
+            check_talk(name)
+            raise
+    else:
+        return
+    raise Refused(404, f"there is no conversation {name!r:.100}", code="conversation_not_found", param=param)
+
+
+def conversation(memory: Repository, name: str, *, calls: bool) -> tuple[tuple[str, ...], set[str], int]:
+    """What system items said in a conversation, the ids of its calls if they are needed, and its length. Raises
+    Refused.
+    """
+
+    def read(head: SessionHead) -> tuple[tuple[str, ...], set[str], int]:
+        system = tuple(own(memory, head).get("system", ()))
+        return system, calls_in(memory.messages(head)) if calls else set(), head.messages
+
+    with known(name, param="conversation"):
+        return memory.view(name, read)[0]
 
 
 class Kept(StoredSession):

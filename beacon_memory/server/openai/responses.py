@@ -10,17 +10,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from beacon_memory.errors import InputError, SessionNotFound
 from beacon_memory.server.errors import Refused
 from beacon_memory.server.openai.events import Told, events, finished
-from beacon_memory.server.openai.items import After, Include, Limit, Order, calls_in, page
+from beacon_memory.server.openai.items import After, Include, Limit, Order, calls_in, check_calls, page
 from beacon_memory.server.openai.models import check_model
-from beacon_memory.server.openai.points import Point, drop, find, own, response_id
+from beacon_memory.server.openai.points import Point, conversation, drop, find, response_id
 from beacon_memory.server.openai.wanted import Place, ResponseRequest, Wanted
 from beacon_memory.server.visit import Here, Part, StrictRoute
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.reply import Reply
-from beacon_memory.state.head import SessionHead
 
 router = APIRouter(prefix="/v1/responses", tags=["OpenAI"], route_class=StrictRoute)
 
@@ -87,26 +85,9 @@ def _place(memory: BeaconMemory, wanted: Wanted) -> Place:
         of = find(memory, asked.previous_response_id, param="previous_response_id", whole=bool(unknown))
         before, known, stands = of.system, calls_in(of.messages), of.place + 1
     elif asked.talk is not None:
-        before, known, stands = _conversation(memory, asked.talk, calls=bool(unknown))
-    if unknown - known:
-        said = f"no call {min(unknown - known)!r:.80} is known, whose output is given"
-        raise Refused(400, said, param="input", code="call_not_found")
+        before, known, stands = conversation(memory, asked.talk, calls=bool(unknown))
+    check_calls(unknown, known, param="input")
     return Place(core, before, of, stands)
-
-
-def _conversation(memory: BeaconMemory, name: str, *, calls: bool) -> tuple[tuple[str, ...], set[str], int]:
-    """What system items said in a conversation, the ids of its calls if they are needed, and its length."""
-
-    def read(head: SessionHead) -> tuple[tuple[str, ...], set[str], int]:
-        system = tuple(own(memory, head).get("system", ()))
-        return system, calls_in(memory.messages(head)) if calls else set(), head.messages
-
-    try:
-        return memory.view(memory.session(name).id, read)[0]
-    except (SessionNotFound, InputError):
-        raise Refused(
-            404, f"there is no conversation {name!r:.100}", code="conversation_not_found", param="conversation"
-        ) from None
 
 
 def _told(make: Callable[[], Reply]) -> Generator[Told, None, None]:

@@ -16,11 +16,10 @@ from beacon_memory.server.limits import Limits
 from beacon_memory.server.openai.asked import StreamOptions, check_neutral, schema_of
 from beacon_memory.server.openai.items import (
     answer_id,
-    answered_in,
-    calls_in,
     check_depth,
     check_metadata,
     read_items,
+    unknown_calls,
 )
 from beacon_memory.server.openai.points import RECORD, Following, Kept, Point
 from beacon_memory.sessions.context import context_sessions
@@ -234,7 +233,7 @@ class Wanted:
     @property
     def unknown(self) -> set[str]:
         """The ids of calls whose results are given, and which are not in the input themselves."""
-        return answered_in(self.messages) - calls_in(self.messages)
+        return unknown_calls(self.messages)
 
     def reply(self, memory: BeaconMemory, place: Place, told: dict[str, Any], *, limits: Limits) -> Reply:
         """The answer, not begun. Raises InputError, ConfigError."""
@@ -326,14 +325,14 @@ def _form(text: TextOptions | None) -> dict[str, Any] | None:
 
 def _tools(asked: ResponseRequest) -> tuple[list[dict[str, Any]], Any]:
     """The functions that may be called, and the choice among them. Raises Refused."""
-    tools = []
+    tools = list[dict[str, Any]]()
     for n, tool in enumerate(asked.tools or ()):
         if tool.get("type") != "function":
             said = f"tools[{n}] is of type {tool.get('type')!r:.80}: functions can be called here, and nothing else"
             raise Refused(400, said, param=f"tools[{n}].type", code="unsupported_value")
         about = {name: tool[name] for name in ("name", "description", "parameters") if tool.get(name) is not None}
         tools.append({"type": "function", "function": about})
-    choice = asked.tool_choice
+    choice: Any = asked.tool_choice
     if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
         allowed = choice.get("tools")
         names = [t.get("name") for t in allowed if isinstance(t, Mapping)] if isinstance(allowed, list) else []
