@@ -10,9 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from beacon_memory.errors import InputError
 from beacon_memory.server.errors import Refused
 from beacon_memory.server.limits import Limits
+from beacon_memory.server.openai.points import Kept, Said
 from beacon_memory.sessions.context import context_sessions
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.reply import Reply
+from beacon_memory.sessions.stored import check_talk
+from beacon_memory.sessions.turn import About
 from beacon_memory.talk.history import History
 from beacon_memory.talk.messages import read_message
 
@@ -123,8 +126,23 @@ class ChatRequest(BaseModel):
     def _longest(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
-    def reply(self, memory: BeaconMemory, session: str | None, limits: Limits) -> Reply:
-        """The answer, not begun. Raises InputError, ConfigError."""
+    @property
+    def calling(self) -> bool:
+        """Whether tools may be called."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    def reply(
+        self,
+        memory: BeaconMemory,
+        session: str | None,
+        limits: Limits,
+        *,
+        once: Said | None = None,
+        about: About | None = None,
+    ) -> Reply:
+        """The answer, not begun. With `once` and `about` it is written once, as `Kept` and `Turn` say. Raises
+        InputError, ConfigError.
+        """
         system, plain = read_list(self.messages)
         longest = self._longest or max(1, min(limits.default_tokens, memory.model.positions // 4))
         names = ("temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "recall_tokens")
@@ -137,7 +155,8 @@ class ChatRequest(BaseModel):
             choice=self.tool_choice,
             many=self.parallel_tool_calls,
             schema=schema_of(self.response_format),
-            session=None if session is None else memory.session(session, ratio=self.ratio),
+            session=None if session is None else Kept(memory, check_talk(session), once=once, ratio=self.ratio),
+            about=about,
             history=self.history or "auto",
             contexts=context_sessions(memory, self.context_id),
             max_new_tokens=longest,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -12,7 +12,7 @@ from beacon_memory.server.errors import body_of
 from beacon_memory.server.openai.chat import broken_calls
 from beacon_memory.server.openai.items import answer_items, call_item, said_item, text_part
 from beacon_memory.server.openai.wanted import closed
-from beacon_memory.sessions.reply import Reply
+from beacon_memory.sessions.reply import NamedCall, Reply
 from beacon_memory.talk.tools import as_json
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ Told = str | Reply  # pieces of an answer, and behind them the whole of it
 
 def finished(told: dict[str, Any], reply: Reply, *, text: str | None = None) -> dict[str, Any]:
     """A response with its answer, in these words or in the reply's own."""
-    items = answer_items(_core(told), text_of(reply) if text is None else text, reply.calls)
+    items = answer_items(core_of_response(told["id"]), text_of(reply) if text is None else text, reply.calls)
     beacon = reply.physical if told["store"] else {**reply.physical, "session_id": None}
     return {**closed(told, finish=reply.finish, usage=reply.usage), "output": items, "beacon": beacon}
 
@@ -49,15 +49,35 @@ async def events(told: dict[str, Any], first: Told, answer: AsyncIterator[Told])
             logger.error("a stream ended with %d %s", status, type(exc).__name__)
             yield script.fail(body["error"])
             return
-        for event in script.end(piece):
+        reply = piece
+        for event in script.end(text_of(reply), reply.calls, lambda text: finished(told, reply, text=text)):
             yield event
+
+
+def again(response: dict[str, Any]) -> Iterator[bytes]:
+    """The events of a response that was answered before."""
+    told = {**response, "status": "in_progress", "output": [], "usage": None, "completed_at": None}
+    script = _Script({**told, "incomplete_details": None})
+    said = [item["content"][0]["text"] for item in response["output"] if item["type"] == "message"]
+    calls = [
+        NamedCall(item["call_id"], item["name"], json.loads(item["arguments"]))
+        for item in response["output"]
+        if item["type"] == "function_call"
+    ]
+    yield from script.begin()
+    yield from script.end("".join(said), calls, lambda text: response)
+
+
+def core_of_response(response: str) -> str:
+    """What the ids of a response's items have in common."""
+    return response[5:37]
 
 
 class _Script:
     """The events of one response, in order."""
 
     def __init__(self, told: dict[str, Any]) -> None:
-        self._told, self._core = told, _core(told)
+        self._told, self._core = told, core_of_response(told["id"])
         self._number = 0
         self._said = ""  # of the answer, as it was sent
         self._held = ""  # white space that may be the answer's end, which is not sent
@@ -77,12 +97,11 @@ class _Script:
             self._said += body
             yield self._event("response.output_text.delta", **self._part(), delta=body, logprobs=[])
 
-    def end(self, reply: Reply) -> Iterator[bytes]:
-        whole = text_of(reply)
+    def end(self, whole: str, calls: Sequence[NamedCall], response: Callable[[str], dict[str, Any]]) -> Iterator[bytes]:
         if whole.startswith(self._said):
             self._held = ""
             yield from self.say(whole[len(self._said) :])
-        if not reply.calls:
+        if not calls:
             yield from self._opened()
         if self._open:
             text, part = self._said, text_part(self._said)
@@ -90,7 +109,7 @@ class _Script:
             yield self._event("response.content_part.done", **self._part(), part=part)
             item = said_item(self._core, text, role="assistant", kind="output_text")
             yield self._event("response.output_item.done", output_index=0, item=item)
-        for n, call in enumerate(reply.calls):
+        for n, call in enumerate(calls):
             place, item = n + self._open, call_item(self._core, n, call)
             begun = call_item(self._core, n, call, status="in_progress")
             about: dict[str, Any] = {"output_index": place, "item_id": item["id"]}
@@ -99,8 +118,8 @@ class _Script:
             yield self._event("response.function_call_arguments.delta", **about, delta=arguments)
             yield self._event("response.function_call_arguments.done", **about, arguments=arguments, name=call.name)
             yield self._event("response.output_item.done", output_index=place, item=item)
-        whole_response = finished(self._told, reply, text=self._said)
-        yield self._event(f"response.{whole_response['status']}", response=whole_response)
+        ended = response(self._said)
+        yield self._event(f"response.{ended['status']}", response=ended)
 
     def fail(self, error: dict[str, Any]) -> bytes:
         told = {"code": "server_error", "message": error["message"]}
@@ -122,8 +141,3 @@ class _Script:
         self._number += 1
         told = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
         return b"event: " + kind.encode() + b"\ndata: " + told + b"\n\n"
-
-
-def _core(told: dict[str, Any]) -> str:
-    """What the ids of a response's items have in common."""
-    return str(told["id"])[5:37]

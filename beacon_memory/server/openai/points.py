@@ -11,9 +11,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from beacon_memory.errors import InputError, SegmentMissing, SessionConflict, SessionNotFound
+from beacon_memory.errors import InputError, SegmentMissing, SessionNotFound
 from beacon_memory.server.errors import Refused
 from beacon_memory.server.openai.items import answer_items, calls_in, core_of, items_of, system_item
+from beacon_memory.server.openai.once import in_use
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.repository import Repository
 from beacon_memory.sessions.rewind import Changed, back
@@ -24,6 +25,7 @@ from beacon_memory.state.state import BeaconState
 RECORD = "response"  # the field of a message that says which response ended with it
 _RESPONSE = re.compile(r"resp_([0-9a-f]{32})(?:-([A-Za-z0-9_-]{1,2800}))?")
 Note = Callable[[dict[str, Any]], dict[str, Any]]
+Said = Callable[[Mapping[str, Any]], bool]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Point:
         message, core = self.messages[-1], str(self.record["id"])[5:37]
         answered = message["role"] == "assistant" and core_of(message, self.place) == core
         output = items_of(message, self.place) if answered else answer_items(core, "", [])
-        hidden = ("given", "told", "chain")
+        hidden = ("given", "told", "chain", "asked")
         return {**{name: value for name, value in self.record.items() if name not in hidden}, "output": output}
 
     def input_items(self) -> list[dict[str, Any]]:
@@ -157,12 +159,29 @@ def conversation(memory: Repository, name: str, *, calls: bool) -> tuple[tuple[s
         return memory.view(name, read)[0]
 
 
-class Kept(StoredSession):
-    """A session whose own note is changed with each write of a turn."""
+def said_in(memory: Repository, head: SessionHead, said: Said) -> Mapping[str, Any] | None:
+    """The newest message of a session that is meant, or None."""
+    recent = next(filter(said, reversed(head.recent)), None)
+    if recent is not None or not head.pages:
+        return recent
+    return next(filter(said, reversed(memory.messages(head))), None)
 
-    def __init__(self, memory: Repository, session_id: str, *, note: Note | None = None, **options: Any) -> None:
+
+class Kept(StoredSession):
+    """A session whose own note is changed with each write of a turn, and in which a message is said once."""
+
+    def __init__(
+        self, memory: Repository, session_id: str, *, note: Note | None = None, once: Said | None = None, **options: Any
+    ) -> None:
+        """`once` says whether a message is what is written now: then that was done by another request meanwhile."""
         super().__init__(memory, session_id, **options)
-        self._note = note
+        self._note, self._once = note, once
+
+    def opened(self) -> tuple[SessionHead, BeaconState, int]:
+        head, state, version = super().opened()
+        if self._once is not None and said_in(self._memory, head, self._once) is not None:
+            raise in_use()
+        return head, state, version
 
     def write(
         self, head: SessionHead, changed: SessionHead, after: BeaconState, pages: dict[str, bytes], *, expected: int
@@ -221,7 +240,7 @@ class Following(Kept):
             raise
 
     def behind(self, version: int) -> Self:
-        raise SessionConflict(f"{self.id!r} was written by another request")
+        raise in_use()
 
 
 def drop(memory: BeaconMemory, response: str) -> None:

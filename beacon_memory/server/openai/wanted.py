@@ -21,6 +21,7 @@ from beacon_memory.server.openai.items import (
     read_items,
     unknown_calls,
 )
+from beacon_memory.server.openai.once import Once, asked_by
 from beacon_memory.server.openai.points import RECORD, Following, Kept, Point
 from beacon_memory.sessions.context import context_sessions
 from beacon_memory.sessions.memory import BeaconMemory
@@ -207,6 +208,7 @@ class Place:
 
     core: str  # what its ids have in common
     before: tuple[str, ...] = ()  # what system items said
+    once: Once | None = None  # if it was asked for with a key of its own
     of: Point | None = None  # the response that it follows
     stands: int = 0  # how many messages its conversation, or the session of the response before, has up to there
 
@@ -243,7 +245,7 @@ class Wanted:
         names = ("temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "recall_tokens")
         given = {name: value for name in names if (value := getattr(asked, name)) is not None}
         system = [*([asked.instructions] if asked.instructions else []), *place.before, *self.system]
-        session = self._session(memory, place)
+        session = self._session(memory, place, told["id"])
         if not asked.kept and session is not None:
             given["behind"] = place.stands
 
@@ -252,7 +254,8 @@ class Wanted:
             ended = closed(told, finish=_finish(answer, calling=bool(tools)), usage=usage)
             told["completed_at"] = ended["completed_at"]  # the same now and whenever it is asked for again
             messages = [message["id"] for message in self.messages]
-            return {RECORD: {**ended, "given": messages, "told": self.system, "chain": chain}}
+            key = {} if place.once is None else {"asked": place.once.asked}
+            return {RECORD: {**ended, **key, "given": messages, "told": self.system, "chain": chain}}
 
         return Reply(
             memory,
@@ -272,12 +275,13 @@ class Wanted:
             **given,
         )
 
-    def _session(self, memory: BeaconMemory, place: Place) -> StoredSession | None:
+    def _session(self, memory: BeaconMemory, place: Place, response: str) -> StoredSession | None:
         """Where the response goes, or, if it is not kept, what it is behind."""
         asked, note = self.asked, self._note if self.system else None
         if asked.talk is not None:
             memory.session(asked.talk)  # raises InputError for what names no session
-            return Kept(memory, asked.talk, note=note, ratio=asked.ratio, create=False)
+            said = None if place.once is None else lambda message: asked_by(message, RECORD).get("id") == response
+            return Kept(memory, asked.talk, note=note, once=said, ratio=asked.ratio, create=False)
         if not asked.kept and place.of is None:
             return None
         return Following(memory, f"resp_{place.core}", of=place.of, note=note, ratio=asked.ratio)
