@@ -17,7 +17,7 @@ from beacon_memory.server.desk import Desk
 from beacon_memory.server.errors import answer_errors, shaped, too_large
 from beacon_memory.server.keys import Keys
 from beacon_memory.server.limits import Limits
-from beacon_memory.server.openai import chat, models
+from beacon_memory.server.openai import chat, conversations, models, responses
 from beacon_memory.server.rest import documents, messages, sessions
 from beacon_memory.server.tenants import Tenants
 from beacon_memory.server.visit import Served, served
@@ -55,7 +55,8 @@ def make_app(
     app.state.served = shared
     app.add_middleware(_Outside, limits=limits)
     answer_errors(app)
-    for router in (health, models.router, chat.router, sessions.router, messages.router, documents.router):
+    openai = (models.router, chat.router, responses.router, conversations.router)
+    for router in (health, *openai, sessions.router, messages.router, documents.router):
         app.include_router(router)
     return app
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -32,6 +32,7 @@ class Served:
     desk: Desk
     limits: Limits
     made: int  # when the server began, in seconds since 1970
+    running: set[tuple[int, str]] = field(default_factory=set)  # requests with a key of their own, by memory
 
 
 @dataclass(frozen=True)

@@ -52,13 +52,15 @@ class Reply(Pieces):
         choice: str | Mapping[str, Any] | bool | None = None,
         many: bool | None = None,
         schema: Mapping[str, Any] | None = None,
+        id: str | None = None,
         **turn: Any,
     ) -> None:
         """`choice`: "auto", "none", "any" or a tool's name; `many`: whether several may be called at once; `schema`: of
-        the JSON that the answer is. `turn` as `Turn` takes it. Raises InputError, ConfigError.
+        the JSON that the answer is; `id`: of the answer, which begins with ANSWER. `turn` as `Turn` takes it. Raises
+        InputError, ConfigError.
         """
         told = [] if choice == "none" else list(tools)
-        answer_id, calling = f"{ANSWER}{uuid.uuid4()}", bool(told)
+        answer_id, calling = id or f"{ANSWER}{uuid.uuid4()}", bool(told)
         if schema is not None:
             system = "\n\n".join([*([system] if system else []), schema_prompt(schema)])
         self.id = answer_id

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from beacon_memory.errors import InputError, TranscriptError
-from beacon_memory.state.head import DOCUMENT, SessionHead
+from beacon_memory.state.head import DOCUMENT, OWN, SessionHead
 from beacon_memory.state.state import BeaconState
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def back(memory: Repository, head: SessionHead, state: BeaconState, past: Past, 
     entries = head.entries[: len(state.segments)]
     read = {entry.document for entry in entries}
     sources = {document: digest for document, digest in head.sources.items() if document in read}
-    keys = {message.get("key") for message in past[:messages]}
+    keys = {OWN, *(message.get("key") for message in past[:messages])}
     notes = {key: digest for key, digest in head.notes.items() if key in keys}
     before = replace(head, pages=(), recent=(), entries=entries, sources=sources, notes=notes)
     kept, pages = before.with_state(state).with_messages(list(past[:messages]))

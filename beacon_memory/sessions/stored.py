@@ -101,6 +101,11 @@ class StoredSession:
             )
         self._budget = budget
 
+    @property
+    def resident(self) -> str:
+        """The name under which the next turn finds what a turn has left on the device."""
+        return self.id
+
     def opened(self) -> tuple[SessionHead, BeaconState, int]:
         """The session's head, state and version; those of a new one, at version 0, when there is none."""
         try:

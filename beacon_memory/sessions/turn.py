@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 Remember = Callable[[str], "Message | None"]
+About = Callable[[Answer, "Usage"], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Turn(Pieces):
         behind: int | None = None,
         close: int = 0,
         remember: Remember | None = None,
+        about: About | None = None,
         recall_tokens: int | None = None,
         **sampling: Any,
     ) -> None:
@@ -83,10 +85,10 @@ class Turn(Pieces):
         answer: they come again with the next turn. The newest `raw` messages stay raw for this answer, and are folded
         once it is whole. With `behind` nothing is remembered at all: `messages` stand behind the session's first so
         many messages, documents counted, whatever it holds later. The first `close` messages are folded to their end,
-        however short they are, but for what is asked last. `remember` makes the message of the answer's text, or None.
-        Without a session nothing is remembered; what does not fit raw is folded for this turn alone. `recall_tokens`
-        and `sampling` are as for `Session.ask`. Raises InputError, ConfigError; when read, PromptTooLong,
-        BudgetExceeded, StoreError.
+        however short they are, but for what is asked last. `remember` makes the message of the answer's text, or None;
+        what `about` gives is kept as more fields of the newest message that is written. Without a session nothing is
+        remembered; what does not fit raw is folded for this turn alone. `recall_tokens` and `sampling` are as for
+        `Session.ask`. Raises InputError, ConfigError; when read, PromptTooLong, BudgetExceeded, StoreError.
         """
         self._memory = memory
         self._messages = memory.transcript.read(messages)
@@ -95,7 +97,7 @@ class Turn(Pieces):
         self._contexts = tuple(contexts)
         self._system, self._tools = system, tuple(tools)
         self._keep, self._raw, self._behind, self._close = keep, raw, behind, close
-        self._remember = remember or _plain
+        self._remember, self._about = remember or _plain, about
         self._recall = memory.recall_tokens if recall_tokens is None else check_recall(recall_tokens)
         self._sampling = sampling
         Sampling.of(sampling)
@@ -136,7 +138,7 @@ class Turn(Pieces):
         assert answer is not None
         if self._writes and self._session is not None:
             with self._memory.turn(self._session.id):
-                self._commit(begun, answer.text)
+                self._commit(begun, answer)
         self._whole.append((answer, self._usage(begun, answer)))
 
     def _begin(self) -> _Begun:
@@ -278,7 +280,7 @@ class Turn(Pieces):
     def _resident_names(self) -> list[str]:
         """What stands in front, by names under which the last turn may have left it on the device."""
         names = [one if isinstance(one, str) else one.digest for one in self._contexts]
-        return names + ([] if self._session is None else [self._session.id])
+        return names + ([] if self._session is None else [self._session.resident])
 
     def _compressed(self, ids: Sequence[int], state: BeaconState, head: SessionHead, **how: Any) -> BeaconState:
         """The session's state after these ids."""
@@ -301,10 +303,10 @@ class Turn(Pieces):
         free = not isinstance(held, Grammar) or bool(held.marker)
         return self._memory.transcript.spoken(text) if free else text
 
-    def _commit(self, begun: _Begun, text: str) -> None:
+    def _commit(self, begun: _Begun, given: Answer) -> None:
         """Write the turn: what was folded, what was read raw, and the answer."""
         assert self._session is not None
-        answer = self._remember(self._spoken(text)) if self._keep is None else None
+        answer = self._remember(self._spoken(given.text)) if self._keep is None else None
         late = [*begun.later, *([answer] if answer else [])]
         said, state, head = [*begun.new, *late], begun.state, begun.head
         if not said and not begun.forked:
@@ -315,6 +317,8 @@ class Turn(Pieces):
             # What is appended was not folded before: nothing is looked for.
             known = None if self._history == "append" else self._memory.known
             state = self._compressed(ids if state.tokens else transcript.opened(ids), state, head, known=known)
+        if self._about is not None and said:
+            said[-1] = {**said[-1], **self._about(given, self._usage(begun, given))}
         if parts := begun.forked and self._history == "auto":
             head = replace(head, branches=self._session.part(begun.opened).branches)
         changed, more = head.with_state(state).with_messages(said)

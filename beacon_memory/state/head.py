@@ -14,6 +14,7 @@ from beacon_memory.state.codec import HEAD, NOTE, PAGE, checksum, decode_json, e
 from beacon_memory.state.state import BeaconState, Fingerprint, Segment
 
 DOCUMENT = "document"  # role of the transcript's entries that say that a document was read
+OWN = ""  # the key, which no document has, of what is kept beside the session itself
 _DIGEST = re.compile("[0-9a-f]{64}")
 PAGE_MESSAGES = 64  # so many messages leave the head and become a page
 

@@ -10,9 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from beacon_memory.errors import InputError
 from beacon_memory.server.errors import Refused
 from beacon_memory.server.limits import Limits
+from beacon_memory.server.openai.points import Kept, Said
 from beacon_memory.sessions.context import context_sessions
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.reply import Reply
+from beacon_memory.sessions.stored import check_talk
+from beacon_memory.sessions.turn import About
 from beacon_memory.talk.history import History
 from beacon_memory.talk.messages import read_message
 
@@ -107,14 +110,7 @@ class ChatRequest(BaseModel):
 
     def check(self, limits: Limits) -> None:
         """Raises Refused for what this server does not do, or not as much of."""
-        for name, harmless in NEUTRAL.items():
-            if (value := getattr(self, name)) not in harmless:
-                raise Refused(
-                    400,
-                    f"{name}={value!r:.80} is not supported here: leave it out",
-                    param=name,
-                    code="unsupported_value",
-                )
+        check_neutral(self, NEUTRAL)
         if not self.tools and self.tool_choice not in (None, "none", "auto"):
             raise Refused(400, "tool_choice is for a request with tools", param="tool_choice")
         if len(self.messages) > limits.messages:
@@ -130,8 +126,23 @@ class ChatRequest(BaseModel):
     def _longest(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
-    def reply(self, memory: BeaconMemory, session: str | None, limits: Limits) -> Reply:
-        """The answer, not begun. Raises InputError, ConfigError."""
+    @property
+    def calling(self) -> bool:
+        """Whether tools may be called."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    def reply(
+        self,
+        memory: BeaconMemory,
+        session: str | None,
+        limits: Limits,
+        *,
+        once: Said | None = None,
+        about: About | None = None,
+    ) -> Reply:
+        """The answer, not begun. With `once` and `about` it is written once, as `Kept` and `Turn` say. Raises
+        InputError, ConfigError.
+        """
         system, plain = read_list(self.messages)
         longest = self._longest or max(1, min(limits.default_tokens, memory.model.positions // 4))
         names = ("temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "recall_tokens")
@@ -144,12 +155,21 @@ class ChatRequest(BaseModel):
             choice=self.tool_choice,
             many=self.parallel_tool_calls,
             schema=schema_of(self.response_format),
-            session=None if session is None else memory.session(session, ratio=self.ratio),
+            session=None if session is None else Kept(memory, check_talk(session), once=once, ratio=self.ratio),
+            about=about,
             history=self.history or "auto",
             contexts=context_sessions(memory, self.context_id),
             max_new_tokens=longest,
             **given,
         )
+
+
+def check_neutral(asked: BaseModel, neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises Refused for a field that asks for something, of those that may only ask for nothing."""
+    for name, harmless in neutral.items():
+        if (value := getattr(asked, name)) not in harmless:
+            said = f"{name}={value!r:.80} is not supported here: leave it out"
+            raise Refused(400, said, param=name, code="unsupported_value")
 
 
 def read_list(messages: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[dict[str, Any]]]:

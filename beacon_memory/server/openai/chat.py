@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -17,6 +17,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from beacon_memory.server.errors import body_of
 from beacon_memory.server.openai.asked import ChatRequest
 from beacon_memory.server.openai.models import check_model
+from beacon_memory.server.openai.once import once_of, running, within
+from beacon_memory.server.openai.retold import Retold, is_answered, kept_beside, retold
 from beacon_memory.server.visit import Here, StrictRoute
 from beacon_memory.sessions.reply import Reply
 from beacon_memory.talk.structured import CALL_CLOSE, CALL_OPEN
@@ -25,15 +27,22 @@ from beacon_memory.talk.tools import as_json
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/chat", tags=["OpenAI"], route_class=StrictRoute)
 
-Told = str | Reply  # pieces of an answer, and behind them the whole of it
+Whole = Reply | Retold
+Told = str | Whole  # pieces of an answer, and behind them the whole of it
 
 
 @router.post("/completions")
-async def complete(asked: ChatRequest, here: Here, x_session_id: Annotated[str | None, Header()] = None) -> Response:
+async def complete(
+    asked: ChatRequest,
+    here: Here,
+    x_session_id: Annotated[str | None, Header()] = None,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> Response:
     """An answer to a message list; with a session, both are remembered once it is whole.
 
     The session is named by the header `X-Session-Id`, else by `session_id`, `metadata.session` or `user` in the body;
-    without one nothing is remembered. Send the whole list or only what is new.
+    without one nothing is remembered. Send the whole list or only what is new. With a session and an `Idempotency-Key`
+    it is answered once.
     """
     check_model(here.served, asked.model)
     asked.check(here.limits)
@@ -41,17 +50,40 @@ async def complete(asked: ChatRequest, here: Here, x_session_id: Annotated[str |
     headers = {} if session is None else {"X-Session-Id": quote(session, safe="!#$&'()*+,/:;=?@[] ~")}
     about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": here.served.name}
 
-    def begin() -> Generator[Told, None, None]:
-        return _told(lambda: asked.reply(here.memory, session, here.limits))
+    once = None if session is None else once_of(idempotency_key, f"chat {session}", asked)
+    with ExitStack() as held:
+        held.enter_context(running(here, once))
+        if session is not None and once is not None:
+            found = await here.aside(lambda: retold(here.memory, session, once, calling=asked.calling))
+            if found is not None:
+                text: Told = found.said.text if asked.stream else found
+                return _answered(asked, found.about, text, _pieces(found), headers)
 
+        def begin() -> Generator[Told, None, None]:
+            how: dict[str, Any] = {} if once is None else {"once": is_answered(once), "about": kept_beside(once, about)}
+            return _told(lambda: asked.reply(here.memory, session, here.limits, **how))
+
+        if not asked.stream:
+            pieces = await here.all(begin)
+            return _answered(asked, about, pieces[-1], _pieces(), headers)
+        told: AsyncIterator[Told] = within(held.pop_all(), here.stream(begin))
+        first: Told = await anext(told)  # what can be refused is refused with a status, before the stream begins
+        return _answered(asked, about, first, told, headers)
+
+
+def _answered(
+    asked: ChatRequest, about: dict[str, Any], first: Told, told: AsyncIterator[Told], headers: dict[str, str]
+) -> Response:
     if not asked.stream:
-        pieces = await here.all(begin)
-        return JSONResponse(_completion(about, pieces), headers=headers)
+        return JSONResponse(_completion(about, first), headers=headers)
     usage = bool(asked.stream_options and asked.stream_options.include_usage)
-    told = here.stream(begin)
-    first = await anext(told)  # what can be refused is refused with a status, before the stream begins
-    headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    headers = headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(_events(about, first, told, usage=usage), media_type="text/event-stream", headers=headers)
+
+
+async def _pieces(*pieces: Told) -> AsyncIterator[Told]:
+    for piece in pieces:
+        yield piece
 
 
 def _told(make: Callable[[], Reply]) -> Generator[Told, None, None]:
@@ -64,11 +96,10 @@ def _told(make: Callable[[], Reply]) -> Generator[Told, None, None]:
     yield reply
 
 
-def _completion(about: dict[str, Any], pieces: list[Told]) -> dict[str, Any]:
-    reply = pieces[-1]
-    assert isinstance(reply, Reply)
+def _completion(about: dict[str, Any], reply: Told) -> dict[str, Any]:
+    assert not isinstance(reply, str)
     calls = _calls(reply)
-    content = reply.said.text + _broken(reply)
+    content = reply.said.text + broken_calls(reply)
     message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
     if calls:
         message["tool_calls"] = calls
@@ -106,7 +137,7 @@ async def _events(
             yield _event(body)
             return
         reply = piece
-        if broken := _broken(reply):
+        if broken := broken_calls(reply):
             yield event({"content": broken})
         for n, call in enumerate(_calls(reply)):
             yield event({"tool_calls": [{"index": n, **call}]})
@@ -120,19 +151,19 @@ def _event(body: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
 
 
-def _calls(reply: Reply) -> list[dict[str, Any]]:
+def _calls(reply: Whole) -> list[dict[str, Any]]:
     return [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": as_json(call.arguments)}}
         for call in reply.calls
     ]
 
 
-def _broken(reply: Reply) -> str:
+def broken_calls(reply: Whole) -> str:
     """What began as a call and is none, in the words in which the model wrote it."""
     return "".join(f"\n{CALL_OPEN}{body}{CALL_CLOSE}" for body in reply.said.broken)
 
 
-def _usage(reply: Reply) -> dict[str, Any]:
+def _usage(reply: Whole) -> dict[str, Any]:
     usage = reply.usage
     return {
         "prompt_tokens": usage.tokens,
