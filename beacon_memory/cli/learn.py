@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from beacon_memory.cli.terminal import Adapter, Model, progress, quiet, say, steps_bar, waiting
+from beacon_memory.cli.terminal import Adapter, Model, placed, progress, quiet, say, steps_bar, waiting
 
 app = typer.Typer()
 
@@ -30,7 +30,7 @@ def fit_anchors(
         from beacon_memory.training.fit import fit_anchors as fit
 
         quiet()
-        loaded = BeaconModel.from_pretrained(model, adapter=None)
+        loaded = BeaconModel.from_pretrained(model, adapter=None, **placed())
     with progress("fitting", tokens) as advance:
         fit(loaded, read, tokens=tokens, seed=seed, progress=advance)
     save_adapter(loaded.beacons, out, config=loaded.config, model=loaded.fingerprint.model)
@@ -58,7 +58,7 @@ def fit_finder(
         from beacon_memory.training.finder import fit_finder as fit
 
         quiet()
-        loaded = BeaconModel.from_pretrained(model, adapter=None if adapter == "none" else adapter)
+        loaded = BeaconModel.from_pretrained(model, adapter=None if adapter == "none" else adapter, **placed())
     with progress("fitting", memories, unit="memories") as advance:
         finder = fit(loaded, corpus, memories=memories, seed=seed, progress=advance)
     save_adapter(loaded.beacons, out, config=loaded.config, model=loaded.fingerprint.model)
@@ -149,7 +149,7 @@ def train(
             )
         except ValueError as exc:
             raise ConfigError(f"--windows and --ratios are numbers with commas between them: {exc}") from exc
-        loaded = BeaconModel.from_pretrained(model, adapter=None if start == "none" else start)
+        loaded = BeaconModel.from_pretrained(model, adapter=None if start == "none" else start, **placed())
         loaded.adapted(settings(loaded, layout=layout, anchors=anchors, overlap=overlap))
     plan = Plan(
         steps=steps,

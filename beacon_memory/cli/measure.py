@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from beacon_memory.cli.terminal import Model, progress, quiet, say, waiting
+from beacon_memory.cli.terminal import Model, placed, progress, quiet, say, waiting
 from beacon_memory.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def evaluate(
 
         quiet()
         torch.manual_seed(seed)
-        loaded = BeaconModel.from_pretrained(model, adapter=None)
+        loaded = BeaconModel.from_pretrained(model, adapter=None, **placed())
     source = Data(data)
     with waiting("making the tasks"):
         made = [

@@ -17,6 +17,7 @@ from beacon_memory.cli.terminal import (
     Adapter,
     AsJson,
     Model,
+    placed,
     progress,
     quiet,
     say,
@@ -359,7 +360,8 @@ def remembering(
 
             quiet()
             config = None if anchors is None else BeaconConfig(anchors=anchors)
-            memory = BeaconMemory.open(model, opened, config=config, adapter=None if adapter == "none" else adapter)
+            weights = None if adapter == "none" else adapter
+            memory = BeaconMemory.open(model, opened, config=config, adapter=weights, **placed())
         yield memory
     finally:
         opened.close()

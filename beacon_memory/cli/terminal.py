@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,24 @@ Adapter = Annotated[
     str, typer.Option(help="a folder with beacon weights, 'none', or 'auto': the one that comes with smollm2")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="end in one line of JSON")]
+
+
+def placed() -> dict[str, Any]:
+    """How a model is loaded where `BEACON_DEVICE` says (cpu, cuda, cuda:1, auto); by default on a GPU if there is one.
+
+    Raises InputError for a device that is not there.
+    """
+    import torch
+
+    device = os.environ.get("BEACON_DEVICE", "").strip() or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        return {}
+    if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as exc:
+            raise InputError(f"BEACON_DEVICE: this machine has no {device!r} for PyTorch: {exc}") from None
+    return {"device_map": device}
 
 
 def quiet() -> None:

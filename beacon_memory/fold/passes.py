@@ -111,46 +111,68 @@ class TailPass:
 
 
 class SeekPass(TailPass):
-    """A question read behind slots, to see where some KV heads look: up to the layer of the last of them."""
+    """Rows read behind slots, to see where some KV heads of the newest of them look among the slots."""
 
-    def __init__(self, past: Prefix, rows: int, heads: Sequence[tuple[int, int]], *, slots: int | None = None) -> None:
-        """`heads`: each a layer, and a KV head of it. The past has slots, of which only the first `slots` are seen."""
+    def __init__(
+        self,
+        past: Prefix,
+        rows: int,
+        heads: Sequence[tuple[int, int]],
+        *,
+        slots: int | None = None,
+        looking: int | None = None,
+        keep: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        """`heads`: each a layer, and a KV head of it.
+
+        The first `slots` of the past are looked at by the newest `looking` of the rows, as if nothing stood in between.
+        `keep` takes the keys and values of a layer's rows and gives those of all rows there; without it the pass ends
+        in the last layer that is looked at.
+        """
         super().__init__(past, rows)
         self._heads = heads
         self._slots = past.slots if slots is None else slots
+        self._looking = rows if looking is None else looking
+        self._keep = keep
+        self._columns = [slice(0, self._slots), slice(past.slots + rows - self._looking, past.slots + rows)]
         positions = torch.arange(rows)
 
         def made(window: int | None) -> Tensor:
-            mask = causal(positions, positions, past=self._slots, dtype=past.dtype, window=window)
-            left_out = mask.new_full((1, 1, rows, past.slots - self._slots), float("-inf"))
-            return torch.cat([mask[..., : self._slots], left_out, mask[..., self._slots :]], dim=-1)
+            looking = positions[rows - self._looking :]
+            return self._looked_at(causal(looking, positions, past=past.slots, dtype=past.dtype, window=window), 3)
 
-        self._sight = Sight(made, past, plain=False)
+        self._look = Sight(made, past, plain=False)
         self._seen: dict[tuple[int, int], Tensor] = {}
 
     @property
     def seen(self) -> Tensor:
-        """How much attention each row pays to each slot, the mean of the queries of a head's group.
+        """How much attention each row that looks pays to each slot, the mean of the queries of a head's group.
 
-        # (heads, batch, rows, slots), float32
+        # (heads, batch, rows that look, slots), float32
         """
         return torch.stack([self._seen[head].to(self.past.device) for head in self._heads])
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = int(module.layer_idx)
-        keys, values = self.past.join(layer, key, value)
-        mask = self._sight.of(module)
+        keys, values = self._keep(layer, key, value) if self._keep else self.past.join(layer, key, value)
+        if own := sorted({head for at, head in self._heads if at == layer}):
+            self._record(module, query[:, :, query.shape[2] - self._looking :], self._looked_at(keys, 2), own)
+        if self._keep is None and layer == max(at for at, _ in self._heads):
+            raise Enough
+        return attend(query, keys, values, self._sight.of(module))
+
+    def _looked_at(self, columns: Tensor, dim: int) -> Tensor:
+        return torch.cat([columns.narrow(dim, one.start, one.stop - one.start) for one in self._columns], dim=dim)
+
+    def _record(self, module: Any, query: Tensor, keys: Tensor, own: Sequence[int]) -> None:
+        mask = self._look.of(module)
         assert mask is not None
         group = query.shape[1] // keys.shape[1]
-        for own in sorted({head for at, head in self._heads if at == layer}):
-            queries = query[:, own * group : (own + 1) * group] * module.scaling
-            logits = queries @ keys[:, own : own + 1].transpose(2, 3)
+        for head in own:
+            of_group = slice(head * group, (head + 1) * group)
+            logits = query[:, of_group] * module.scaling @ keys[:, head : head + 1].transpose(2, 3)
             logits = capped(logits, module) + mask.to(query.device)
-            of_group = slice(own * group, (own + 1) * group)
-            self._seen[layer, own] = shares(logits, module, of_group)[..., : self._slots].mean(dim=1)
-        if layer == max(at for at, _ in self._heads):
-            raise Enough
-        return attend(query, keys, values, mask)
+            self._seen[int(module.layer_idx), head] = shares(logits, module, of_group)[..., : self._slots].mean(dim=1)
 
 
 class LookBackPass:

@@ -13,16 +13,19 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from beacon_memory.errors import AdapterError
 from beacon_memory.fold.fold import embed, read
 from beacon_memory.fold.passes import SeekPass
 from beacon_memory.fold.prefix import Prefix, starts
+from beacon_memory.models.resident import ResidentPrefix, RoomLayer, cache_of
 from beacon_memory.state.state import Segment
 
 FORMAT, VERSION = "beacon-finder", 1
@@ -30,6 +33,7 @@ FILE = "finder.json"
 FEW = 8  # passages: a memory of fewer is scored as one of so many
 MANY = 64  # passages: finders are fitted on no more
 QUESTION = 256  # newest tokens of a question that are looked with
+PIECE = 512  # rows read at once
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,30 @@ class Finder:
         """The score of each passage for a question, in order.  # (passages,)
 
         `past` is the segments' prefix, or begins with it and its `slots`; passages are ranges of the segments' ids, one
-        behind another, without a gap; `ids` are the question's, read at the end of the past as if right behind the
-        slots. A passage whose segment has no places has the score 0.
+        behind another, without a gap; `ids` are the question's, read behind the past. What a row pays is counted as if
+        slots and question were all there is. A passage whose segment has no places has the score 0.
         """
-        attended = attention(lm, past, segments, passages, ids, heads=self.heads, slots=slots)
-        return levelled(torch.tensor(self.weights) @ attended)
+        return self._scored(attention(lm, past, segments, passages, ids, heads=self.heads, slots=slots))
+
+    def read(
+        self,
+        lm: Any,
+        resident: ResidentPrefix,
+        segments: Sequence[Segment],
+        passages: Sequence[tuple[int, int]],
+        ids: Sequence[int],
+        *,
+        question: int,
+    ) -> Tensor:
+        """The same while ids are read behind a resident's rows, for good: the newest `question` of them are asked.
+
+        The resident holds the segments, and maybe raw rows.  # (passages,)
+        """
+        seek = read_on(lm, resident, ids, heads=self.heads, looking=min(question, QUESTION))
+        return self._scored(_paid(seek.seen, _owners(segments, passages, self.heads), len(passages)))
+
+    def _scored(self, paid: Tensor) -> Tensor:
+        return levelled(torch.tensor(self.weights) @ paid)
 
     def chosen(self, passages: Sequence[tuple[float, int]], *, tokens: int) -> list[int]:
         """Which passages to read again, in so many tokens, the best first: those that count as found, while they fit.
@@ -142,16 +165,56 @@ def attention(
     """The attention that heads pay to each passage's slots: of the row of the question that pays it most. Sinks belong
     to no passage. As `Finder.scores`.  # (heads, passages)
     """
-    owners = _owners(segments, passages, heads)
     rows = torch.tensor([list(ids)], device=lm.device)
-    slots = past.slots if slots is None else slots
     seek = SeekPass(past, len(ids), heads, slots=slots)
     with torch.inference_mode():
-        read(lm, seek, embed(lm, rows), torch.arange(len(ids)) + slots)
-        seen = seek.seen[:, 0].cpu()
-        paid = torch.zeros(*seen.shape[:2], len(passages) + 1)
-        paid.scatter_add_(2, owners[:, None].expand(-1, seen.shape[1], -1), seen)
-        return paid[..., :-1].amax(dim=1)
+        read(lm, seek, embed(lm, rows), torch.arange(len(ids)) + past.slots)
+        return _paid(seek.seen, _owners(segments, passages, heads), len(passages))
+
+
+def read_on(
+    lm: Any, resident: ResidentPrefix, ids: Sequence[int], *, heads: Sequence[tuple[int, int]] = (), looking: int = 0
+) -> SeekPass:
+    """Read ids behind a resident's rows, for good; the newest `looking` of them look at its slots."""
+    slots = resident.segments[-1][1]
+    cache = cache_of(resident.roomy(lm, len(ids)), filled=resident.past.slots)
+    past, at = resident.past, 0
+    with torch.inference_mode():
+        while True:
+            left = len(ids) - at
+            size = left if left <= max(PIECE, looking) else min(PIECE, left - looking)
+            last = size == left
+            seek = SeekPass(
+                past,
+                size,
+                heads if last else (),
+                slots=slots,
+                looking=looking if last else 0,
+                keep=partial(_kept, cache),
+            )
+            rows = torch.tensor([list(ids[at : at + size])], device=lm.device)
+            read(lm, seek, embed(lm, rows), torch.arange(size) + past.slots)
+            past, at = past.seen(size), at + size
+            if last:
+                break
+    # A layer on another device has lengthened a copy of its own: the room holds nothing new.
+    if all(isinstance(layer, RoomLayer) and layer.written == past.slots for layer in cache.layers):
+        resident.read(ids)
+    return seek
+
+
+def _paid(seen: Tensor, owners: Tensor, passages: int) -> Tensor:
+    """What the row that pays a passage's slots most pays them.  # (heads, passages)"""
+    rows = seen[:, 0].cpu()
+    paid = torch.zeros(*rows.shape[:2], passages + 1)
+    paid.scatter_add_(2, owners[:, None].expand(-1, rows.shape[1], -1), rows)
+    return paid[..., :-1].amax(dim=1)
+
+
+def _kept(cache: DynamicCache, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """All keys and values of a layer, these behind those of the cache."""
+    kept: tuple[Tensor, Tensor] = cache.layers[layer].update(keys, values)
+    return kept
 
 
 def _owners(

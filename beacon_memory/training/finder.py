@@ -2,8 +2,9 @@
 
 Memories are made of texts with facts put into them, of documents and of dialogues, folded at any ratio. Questions are
 asked of them: for the facts, for what stands behind a quotation, and, where the files have some, the documents' and
-dialogues' own. Each question is read once behind the slots. The weights of the heads, none below zero, are a logistic
-regression that tells the passage that answers from the others, or from none where nothing does.
+dialogues' own. Each question is read once behind the slots and what stands raw behind them. The weights of the heads,
+none below zero, are a logistic regression that tells the passage that answers from the others, or from none where
+nothing does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from beacon_memory.config import RATIOS
 from beacon_memory.errors import InputError
 from beacon_memory.fold.family import slot_shape
-from beacon_memory.models.finder import Finder, attention, levelled
+from beacon_memory.models.finder import Finder, attention, levelled, read_on
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.passages import Cutter
 from beacon_memory.models.resident import ResidentPrefix
@@ -29,6 +30,7 @@ from beacon_memory.training.facts import REPLIES, draw_facts, draw_own
 
 MEMORIES = 60
 LENGTHS = (768, 1024, 1536, 2048)  # tokens of a memory
+TAILS = (0, 128, 512)  # raw tokens between a memory and its questions
 FACTS = (4, 10)  # facts of a memory, at least and at most
 ASKED, QUOTED, ABSENT, FOREIGN = 8, 3, 2, 3  # questions of a memory: for what is told, for facts that are not, others'
 HEADS = 16  # that a finder has, at most
@@ -100,11 +102,15 @@ def look(
         state = model.compress(ids, ratio=ratios[number % len(ratios)], document=True)
         passages = Cutter(model.decode).spans([i for segment in state.segments for i in segment.ids])
         resident = ResidentPrefix(model.empty)
-        resident.stand(state.segments, room=0)
+        tail = maker.tail(draw, TAILS[number // len(ratios) % len(TAILS)])
+        resident.stand(state.segments, room=len(tail))
+        slots = resident.past.slots
+        if tail:
+            read_on(model.lm, resident, tail)
         found = []
         for one in asked + draw.sample(foreign, min(FOREIGN, len(foreign))):
             rows = maker.question(one.text)
-            paid = attention(model.lm, resident.past, state.segments, passages, rows, heads=heads)
+            paid = attention(model.lm, resident.past, state.segments, passages, rows, heads=heads, slots=slots)
             start, end = one.answer or (0, 0)
             right = torch.tensor([begin < end and start < stop for begin, stop in passages])
             found.append(Looked(paid, right, one.foreign))
@@ -176,6 +182,12 @@ class _Maker:
         ids, asked, absent = draw.choice(kinds)(draw, length)
         told = draw.sample(asked, min(ASKED, len(asked))) + absent
         return ids, told + [quote for _ in range(QUOTED) if (quote := self._quote(draw, ids))]
+
+    def tail(self, draw: random.Random, length: int) -> list[int]:
+        """Something else that stands raw behind a memory."""
+        stream = draw.choice(self._texts)
+        at = draw.randrange(len(stream) - min(length, len(stream) // 2))
+        return stream[at : at + length]
 
     def _facts(self, draw: random.Random, length: int) -> tuple[list[int], list[Asked], list[Asked]]:
         """A text with facts in it, plainly or as somebody tells them of himself."""

@@ -47,6 +47,16 @@ def test_a_session_is_written_asked_forked_exported_and_forgotten(run, tmp_path)
     assert out.startswith("document: lease.txt\nuser: I live in Lyon.\n")
 
 
+def test_a_model_is_loaded_where_it_is_said(run, monkeypatch):
+    monkeypatch.setenv("BEACON_DEVICE", "cpu")
+    assert run("add", "alice", "--role", "user", "I live in Lyon.")[0] == 0
+    for device, words in (("tpu-9", "tpu-9"), ("cuda:99", "cuda:99")):
+        monkeypatch.setenv("BEACON_DEVICE", device)
+        code, _, err = run("ask", "alice", "Where do I live?")
+        assert code == 2
+        assert f"BEACON_DEVICE: this machine has no '{words}'" in err
+
+
 def test_messages_are_searched_and_one_is_deleted(run):
     for text in ("I live in Lyon.", "My dog is Rex.", "It rains in LYON."):
         assert run("add", "alice", "--role", "user", text)[0] == 0

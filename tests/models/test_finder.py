@@ -79,6 +79,30 @@ def test_attention_is_what_the_model_pays_its_slots_summed_over_passages():
     )
 
 
+def test_a_question_is_read_for_its_answer_and_looks_as_if_nothing_stood_in_between():
+    model = tiny_model(config=CONFIG)
+    segments, tail, question = model_state.segments, [n % 50 + 9 for n in range(600)], [5, 6, 7, 8]
+    passages = [(0, 10), (10, 33), (33, 70)]
+    resident = ResidentPrefix(model.empty)
+    for ids in ([*tail, *question], question):  # cold, in pieces, and hot
+        shared = resident.stand(segments, [*tail, *question][: len(tail) + 1], room=1000)
+        assert shared == len(tail) + len(question) - len(ids)
+        found = FINDER.read(model.lm, resident, segments, passages, ids, question=len(question))
+        assert resident.ids == [*tail, *question]
+        slots = resident.segments[-1][1]
+        behind = resident.past.back(slots + len(tail))
+        told = FINDER.scores(model.lm, behind, segments, passages, question, slots=slots)
+        assert torch.allclose(found, told, atol=1e-5)
+    seen = attention(model.lm, behind, segments, [(0, 70)], question, heads=[(0, 0)], slots=slots)
+    near = attention(model.lm, resident.past.back(slots), segments, [(0, 70)], question, heads=[(0, 0)])
+    assert 0.3 < float(seen) / float(near) < 3  # six hundred raw rows take none of it: they are only further away
+    said = [
+        "".join(model.stream([*tail, *question], model_state, resident=one, max_new_tokens=6, temperature=0))
+        for one in (resident, ResidentPrefix(model.empty))
+    ]
+    assert said[0] == said[1]
+
+
 def test_slots_of_joined_documents_belong_to_their_own_passages():
     """The first sink of a document that stands behind another is left out of the prefix."""
     model = tiny_model(config=CONFIG)

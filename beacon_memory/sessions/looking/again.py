@@ -55,7 +55,7 @@ def look_again(
         logger.warning("a memory cannot look again: %s", OLD)
         return prompt
     left = min(limit, memory.model.positions - prompt.slots - len(prompt.ids) - answer)
-    ranked = _ranked(memory, prompt, prompt.ids[start:])
+    ranked = _ranked(memory, prompt, start, room=limit + answer)
     chosen = [ranked[n] for n in finder.chosen([(found.score, len(found.ids)) for _, found in ranked], tokens=left)]
     if not chosen:
         return prompt
@@ -76,12 +76,15 @@ def search(memory: Repository, prompt: Prompt, *, limit: int) -> list[Source]:
         return []
     if all(segment.placed is None for segment in prompt.segments):
         raise InputError(f"this session cannot be searched: {OLD}")
-    ranked = [found for _, found in _ranked(memory, prompt, prompt.ids[start:])]
+    ranked = [found for _, found in _ranked(memory, prompt, start)]
     return sources_of(memory, [found for found in ranked if found.score > 0][:limit])
 
 
-def _ranked(memory: Repository, prompt: Prompt, question: Sequence[int]) -> list[tuple[int, Found]]:
-    """All passages with their place in what was read, the best first; of equals the newest."""
+def _ranked(memory: Repository, prompt: Prompt, start: int, *, room: int = 0) -> list[tuple[int, Found]]:
+    """All passages with their place in what was read, the best first; of equals the newest.
+
+    The question begins at `start` of the prompt's ids; `room` more rows are to be read later.
+    """
     model, finder = memory.model, memory.model.finder
     assert finder is not None
     spans: list[tuple[int, int]] = []
@@ -92,14 +95,14 @@ def _ranked(memory: Repository, prompt: Prompt, question: Sequence[int]) -> list
             spans.append((before + begin, before + end))
             passages.append((spans[-1][0], Found(run.ids[begin:end], run.start + begin, 0.0, run.origin)))
         before += len(run.ids)
-    rows = list(question[-QUESTION:])
+    # Where rows stay on the device, the question is read where it stands, for the answer too; elsewhere, alone.
     resident = memory.resident(*prompt.resident) if prompt.resident else None
-    standing = resident or ResidentPrefix(model.empty)
-    # What is raw in front of the question stays where it stands; the question is read behind it, and does not see it.
-    standing.stand(prompt.segments, prompt.ids, room=len(prompt.ids) + len(rows))
-    slots = standing.segments[-1][1]
+    standing, first = resident or ResidentPrefix(model.empty), 0 if resident else max(start, len(prompt.ids) - QUESTION)
     with model.running.line:
-        scores = finder.scores(model.lm, standing.past, prompt.segments, spans, rows, slots=slots).tolist()
+        ids = prompt.ids[first:]
+        shared = standing.stand(prompt.segments, ids[: start - first + 1], room=len(ids) + room)
+        question = len(prompt.ids) - start
+        scores = finder.read(model.lm, standing, prompt.segments, spans, ids[shared:], question=question).tolist()
     if resident is not None:
         resident.release(resident)
     again = _overlap(memory, prompt)
