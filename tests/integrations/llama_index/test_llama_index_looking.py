@@ -119,7 +119,7 @@ async def test_a_chat_engines_source_nodes_are_of_documents_and_talk(index, llm)
             assert all(found.score is not None for found in nodes)
             for found in nodes:
                 if found.node.ref_doc_id:
-                    page = f"page: {found.node.ref_doc_id[0]}\n\n"  # a passage may begin with what a document says of itself
+                    page = f"page: {found.node.ref_doc_id[0]}\n\n"  # what a document says of itself may be found too
                     assert found.text.removeprefix(page) in TEXTS[found.node.ref_doc_id]
                 else:
                     assert found.node.metadata["role"] in ("user", "assistant")
