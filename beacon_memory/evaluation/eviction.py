@@ -15,11 +15,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from beacon_memory.fold.attention import Attend, BeaconProjection
 from beacon_memory.fold.fold import embed, read
 from beacon_memory.fold.layout import evenly
 from beacon_memory.fold.passes import RawPass
 from beacon_memory.fold.prefix import Prefix
+from beacon_memory.fold.projections import Attend, BeaconProjection
 from beacon_memory.models.model import BeaconModel
 
 FUTURE = 512  # positions that queries to come are expected at
@@ -110,7 +110,7 @@ class Kept:
     @classmethod
     def read(cls, model: BeaconModel, past: Prefix, ids: tuple[int, ...]) -> Self:
         """Read tokens behind a past."""
-        rows = torch.tensor([ids], device=model.lm.device)
+        rows = torch.tensor([ids], device=model.empty.device)
         with torch.inference_mode():
             expecting = ExpectedAttentionPass(past, len(ids))
             read(model.lm, expecting, embed(model.lm, rows), torch.arange(len(ids)) + past.slots)

@@ -185,7 +185,7 @@ def read_raw(model: BeaconModel, past: Prefix, ids: tuple[int, ...]) -> Prefix:
     """A past with these tokens behind it, as the model itself keeps them."""
     if not ids:
         return past
-    rows: Tensor = torch.tensor([ids], device=model.lm.device)
+    rows: Tensor = torch.tensor([ids], device=model.empty.device)
     with torch.inference_mode():
         folded = fold(model.beacons, past, rows, ratio=1, sink=0, config=model.config, states=False)
     return past.append(folded.keys, folded.values)

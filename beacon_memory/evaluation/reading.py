@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from beacon_memory.evaluation.items import Item, Question
-from beacon_memory.fold.attention import Attend, BeaconProjection
 from beacon_memory.fold.fold import embed, predicted, read
 from beacon_memory.fold.prefix import Prefix
+from beacon_memory.fold.projections import Attend, BeaconProjection
 from beacon_memory.models.generation import end_ids
 from beacon_memory.models.model import BeaconModel
 
@@ -51,7 +51,7 @@ def answer_losses(model: BeaconModel, memory: Prefix, item: Item, question: Ques
     seen = ((branch[:, None] == branch[None, :]) | (branch[None, :] == 0)).tril()
     with torch.inference_mode():
         branches = BranchPass(memory, _mask(seen, memory))
-        rows = torch.tensor([ids], device=model.lm.device)
+        rows = torch.tensor([ids], device=model.empty.device)
         hidden = read(model.lm, branches, embed(model.lm, rows), torch.tensor(places) + memory.slots)[0]
         losses, start = [], len(prompt)
         for answer, head in zip(question.answers, heads, strict=True):
@@ -83,7 +83,7 @@ def greedy(
     with torch.inference_mode():
         for step in range(limit):
             branches = BranchPass(memory, _mask(seen, memory), before)
-            rows = torch.tensor([ids], device=model.lm.device)
+            rows = torch.tensor([ids], device=model.empty.device)
             hidden = read(model.lm, branches, embed(model.lm, rows), torch.tensor(places) + memory.slots)[0]
             before = branches.rotated
             ids = model.lm.lm_head(hidden[last.to(hidden.device)]).argmax(dim=-1).tolist()

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
-from contextvars import ContextVar
-from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,181 +18,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from beacon_memory.errors import ModelError
 from beacon_memory.fold.family import Layer, family_of, slot_shape
+from beacon_memory.fold.projections import PROJECTIONS, BeaconProjection, FusedProjection, Pass, _current
 
 NAME = "beacon"
-PROJECTIONS = ("q", "k", "v")
-
-Attend = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
-
-
-class Pass(Protocol):
-    """One forward over a window: how its rows are projected and what they see."""
-
-    def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
-        """The projection of all rows.  # (batch, rows, features)"""
-
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-        """The attention output of all rows, heads last but one.  # (batch, rows, heads, head_dim)
-
-        query: (batch, heads, rows, head_dim); key, value: (batch, kv_heads, rows, head_dim), rotated.
-        `attend(query, key, value, mask)` is the base model's own attention; no mask means plain causal, the newest
-        rows of `key` being those of `query`.
-        """
-
-
-# Projections are called with the hidden rows alone; their attention module tells them which pass they are in.
-_current: ContextVar[Pass | None] = ContextVar("beacon_pass", default=None)
-# The rows that a fused projection is called with, and all that it makes of them: each of its parts is cut out of it.
-_whole: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("beacon_whole", default=None)
-
-
-class Part(nn.Module):
-    """The q, k or v share of a fused projection."""
-
-    def __init__(self, fused: nn.Linear, start: int, end: int) -> None:
-        super().__init__()
-        self._fused = (fused,)  # in a tuple: it is no submodule, its weights are named once
-        self._share = slice(start, end)
-        self.in_features, self.out_features = fused.in_features, end - start
-
-    @property
-    def weight(self) -> Tensor:
-        """Its rows of the fused weight."""
-        return self._fused[0].weight[self._share]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """Its rows of the fused bias."""
-        bias: Tensor | None = self._fused[0].bias
-        return None if bias is None else bias[self._share]
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        known, fused = _whole.get(), self._fused[0]
-        if known is not None and known[0] is hidden:
-            return known[1][..., self._share]
-        if type(fused) is nn.Linear:
-            return nn.functional.linear(hidden, self.weight, self.bias)
-        made: Tensor = fused(hidden)[..., self._share]
-        return made
-
-
-class BeaconProjection(nn.Module):
-    """A q, k or v projection with its own weights for beacons: none (the base's are used), a low-rank delta, or full.
-
-    A delta may reach to a row's neighbours, so that a slot carries what stands around its anchor.
-    """
-
-    def __init__(self, base: nn.Linear | Part, *, layer: int, name: str) -> None:
-        super().__init__()
-        self.base = base
-        self.layer = layer
-        self.name = name
-        self.full: nn.Linear | None = None
-        self.down: nn.Linear | None = None
-        self.up: nn.Linear | None = None
-        self.scorer: nn.Linear | None = None  # on k only: how much each head wants a token kept
-
-    @property
-    def trained(self) -> bool:
-        """Whether beacons have weights of their own here."""
-        return self.full is not None or self.down is not None
-
-    def make_full(self) -> None:
-        """Give beacons a full projection, a copy of the base's (paper, section 3.2)."""
-        self.full = self._linear(self.base.in_features, self.base.out_features, bias=self.base.bias is not None)
-        with torch.no_grad():
-            for own, base in ((self.full.weight, self.base.weight), (self.full.bias, self.base.bias)):
-                if base is not None:
-                    own.copy_(base)
-
-    def make_low_rank(self, rank: int, *, reach: int = 0) -> None:
-        """Give beacons the base's projection plus a delta of this rank, zero at the start.
-
-        The delta also sees `reach` rows before and behind its own, within the window.
-        """
-        self.down = self._linear(self.base.in_features, rank * (2 * reach + 1), bias=False)
-        self.up = self._linear(rank, self.base.out_features, bias=False)
-        nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
-        nn.init.zeros_(self.up.weight)
-
-    def make_scorer(self, heads: int) -> None:
-        """Give this layer the scorer of the `learned` anchors, one output per KV head."""
-        self.scorer = self._linear(self.base.in_features, heads, bias=True)
-        nn.init.zeros_(self.scorer.weight)
-        nn.init.zeros_(self.scorer.bias)
-
-    def beacon(self, hidden: Tensor, *, based: Tensor | None = None) -> Tensor:
-        """The rows, projected as beacons; `based` is the base's projection of them, if it has been made."""
-        projected: Tensor
-        if self.full is not None:
-            projected = self.full(hidden)
-            return projected
-        projected = self.base(hidden) if based is None else based
-        if self.down is not None and self.up is not None:
-            projected = projected + self.up(self._gathered(self.down(hidden)))
-        return projected
-
-    def beacon_at(self, hidden: Tensor, anchors: Tensor, *, based: Tensor) -> Tensor:
-        """As `beacon`, but only at each head's anchors: no other row or head is computed.
-
-        hidden and based: (batch, rows, …); anchors: (batch, heads, anchors), rows of them.
-        # (batch, heads, anchors, head_dim)
-        """
-        heads = anchors.shape[1]
-        if self.full is not None:
-            weight = self.full.weight.view(heads, -1, self.full.in_features)
-            made: Tensor = rows_at(hidden[:, None].expand(-1, heads, -1, -1), anchors) @ weight.transpose(1, 2)
-            return made if self.full.bias is None else made + self.full.bias.view(heads, 1, -1)
-        own = rows_at(based.view(*based.shape[:2], heads, -1).transpose(1, 2), anchors)
-        if self.down is None or self.up is None:
-            return own
-        lowered, rank = self.down(hidden), self.up.in_features
-        shares = lowered.shape[2] // rank
-        lowered = nn.functional.pad(lowered, (0, 0, shares // 2, shares // 2))
-        lowered = lowered.view(*lowered.shape[:2], shares, rank)
-        share, batch = torch.arange(shares, device=hidden.device), torch.arange(len(hidden), device=hidden.device)
-        told: Tensor = lowered[batch[:, None, None, None], anchors[..., None] + share, share].sum(dim=3)
-        delta: Tensor = told @ self.up.weight.view(heads, -1, rank).transpose(1, 2)
-        return own + delta
-
-    def _gathered(self, lowered: Tensor) -> Tensor:
-        """The sum of each row's own share and its neighbours' shares for it.  # (batch, rows, rank)"""
-        assert self.up is not None
-        rows = lowered.shape[1]
-        offsets = lowered.view(len(lowered), rows, -1, self.up.in_features).unbind(2)
-        reach = len(offsets) // 2
-        padded = [nn.functional.pad(share, (0, 0, reach, reach)) for share in offsets]
-        return torch.stack([share[:, at : at + rows] for at, share in enumerate(padded)]).sum(dim=0)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        current = _current.get()
-        projected: Tensor = self.base(hidden) if current is None else current.project(self, hidden)
-        return projected
-
-    def _linear(self, features_in: int, features_out: int, *, bias: bool) -> nn.Linear:
-        weight = self.base.weight
-        return nn.Linear(features_in, features_out, bias=bias, device=weight.device, dtype=weight.dtype)
-
-
-class FusedProjection(nn.Module):
-    """A `qkv_proj` whose q, k and v are projections of their own in a pass; without one it is the base's."""
-
-    def __init__(self, base: nn.Linear, *, layer: int, sizes: Sequence[int]) -> None:
-        """`sizes`: the features of q, k and v, in the order they are in `base`."""
-        super().__init__()
-        self.base = base
-        for name, (start, end) in zip(PROJECTIONS, pairwise(accumulate(sizes, initial=0)), strict=True):
-            self.add_module(name, BeaconProjection(Part(base, start, end), layer=layer, name=name))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        made: Tensor = self.base(hidden)
-        if _current.get() is None:
-            return made
-        token = _whole.set((hidden, made))
-        try:
-            return torch.cat([getattr(self, name)(hidden) for name in PROJECTIONS], dim=-1)
-        finally:
-            _whole.reset(token)
 
 
 class Beacons:
@@ -257,17 +82,20 @@ class Beacons:
 
     def _wrapped(self, attention: Any, layer: Layer, *, index: int) -> dict[str, BeaconProjection]:
         """The layer's projections by name, now in their bases' places."""
-        if not layer.fused:
-            bases = {name: getattr(attention, f"{name}_proj") for name in PROJECTIONS}
-            wrapped = {name: BeaconProjection(base, layer=index, name=name) for name, base in bases.items()}
-            for name, projection in wrapped.items():
-                self._replace(attention, f"{name}_proj", projection)
-            return wrapped
-        _, kv_heads, width = slot_shape(self.lm.config)
-        sizes = [self.lm.config.num_attention_heads * width, kv_heads * width, kv_heads * width]
-        fused = FusedProjection(attention.qkv_proj, layer=index, sizes=sizes)
-        self._replace(attention, "qkv_proj", fused)
-        return {name: getattr(fused, name) for name in PROJECTIONS}
+        config = self.lm.config
+        _, kv_heads, width = slot_shape(config)
+        sizes = [config.num_attention_heads * width, kv_heads * width, kv_heads * width]
+        how: dict[str, Any] = {"layer": index, "dtype": self.lm.dtype}
+        if layer.fused:
+            fused = FusedProjection(attention.qkv_proj, features=config.hidden_size, sizes=sizes, **how)
+            self._replace(attention, "qkv_proj", fused)
+            return {name: getattr(fused, name) for name in PROJECTIONS}
+        wrapped = {}
+        for name, size in zip(PROJECTIONS, sizes, strict=True):
+            base = getattr(attention, f"{name}_proj")
+            wrapped[name] = BeaconProjection(base, name=name, sizes=(config.hidden_size, size), **how)
+            self._replace(attention, f"{name}_proj", wrapped[name])
+        return wrapped
 
     def _replace(self, attention: Any, name: str, module: nn.Module) -> None:
         self._replaced.append((attention, name, getattr(attention, name)))
@@ -342,11 +170,6 @@ class _AsBase:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
-
-
-def rows_at(by_head: Tensor, positions: Tensor) -> Tensor:
-    """Each head's own rows.  # by_head: (batch, heads, rows, width), positions: (batch, heads, chosen)"""
-    return by_head.gather(2, positions[..., None].expand(-1, -1, -1, by_head.shape[3]))
 
 
 def heads(rows: Tensor, module: Any) -> Tensor:

@@ -12,10 +12,12 @@ from torch import Tensor
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
 from beacon_memory.fold.anchors import Spread, pick, shared, surprise
-from beacon_memory.fold.attention import Beacons, Pass, heads_last, normed, rows_at
+from beacon_memory.fold.attention import Beacons, heads_last, normed
 from beacon_memory.fold.layout import interleaved, unit_ends
 from beacon_memory.fold.passes import Enough, InterleavePass, LookBackPass, RawPass, ShadowPass
+from beacon_memory.fold.place import reads_on
 from beacon_memory.fold.prefix import Prefix
+from beacon_memory.fold.projections import Pass, rows_at
 
 
 class Folded(NamedTuple):
@@ -220,7 +222,12 @@ def beacon_start(beacons: Beacons) -> Tensor:
         return beacons.embedding
     end: Any = beacons.lm.config.eos_token_id
     first = end[0] if isinstance(end, list) else end
-    return embed(beacons.lm, torch.tensor(first or 0, device=beacons.lm.device))
+    return embed(beacons.lm, torch.tensor(first or 0, device=reads_on(beacons.lm)))
+
+
+def zero_row(lm: Any) -> Tensor:
+    """A row of zeros where and as embeddings are.  # (hidden)"""
+    return torch.zeros_like(embed(lm, torch.tensor(0, device=reads_on(lm))))
 
 
 def stacked(by_layer: dict[int, Tensor]) -> Tensor:

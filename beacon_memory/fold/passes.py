@@ -12,9 +12,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from beacon_memory.fold.attention import Attend, BeaconProjection, heads, heads_last
+from beacon_memory.fold.attention import heads, heads_last
 from beacon_memory.fold.layout import causal
 from beacon_memory.fold.prefix import Prefix
+from beacon_memory.fold.projections import Attend, BeaconProjection
 
 QUERY_BLOCK = 128  # rows of a look-back pass scored at once
 LEADING = 16  # slots of the past that the repeat pass sees

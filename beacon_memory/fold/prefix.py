@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from beacon_memory.fold.family import family_of, short_positions
+from beacon_memory.fold.place import reads_on
 
 if TYPE_CHECKING:
     from beacon_memory.state.state import Segment
@@ -158,7 +159,7 @@ class Prefix:
     @classmethod
     def empty(cls, lm: Any) -> Self:
         """The past of a language model that has read nothing."""
-        return cls(Rope.of(lm), lm.dtype, lm.device)
+        return cls(Rope.of(lm), lm.dtype, reads_on(lm))
 
     @property
     def slots(self) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError, ConfigError, UnsupportedModel
 from beacon_memory.fold.attention import Beacons
+from beacon_memory.fold.fold import zero_row
 from beacon_memory.models.loading import model_fingerprint
 
 FORMAT = "beacon-adapter"
@@ -128,10 +129,9 @@ def put(beacons: Beacons, tensors: dict[str, Tensor], *, origin: str) -> None:
                 projection.make_low_rank(rank, reach=len(down) // rank // 2)
             if f"{start}scorer.weight" in tensors:
                 projection.make_scorer(len(tensors[f"{start}scorer.weight"]))
-    table: Tensor = beacons.lm.get_input_embeddings().weight
     for name in ("embedding", "offset"):
         if name in tensors:
-            setattr(beacons, name, nn.Parameter(torch.zeros_like(table[0])))
+            setattr(beacons, name, nn.Parameter(zero_row(beacons.lm)))
     fill(beacons, tensors, origin=origin)
     for parameter in beacons.parameters().values():
         parameter.requires_grad_(False)
@@ -221,5 +221,5 @@ def _published_names(beacons: Beacons) -> Iterator[tuple[str, str]]:
     yield "embedding", "model.beacon_embed_tokens.weight"
     for index, wrapped in enumerate(beacons.layers):
         for name, projection in wrapped.items():
-            for part, _ in projection.base.named_parameters():
+            for part in ("weight", "bias") if projection.biased else ("weight",):
                 yield f"layers.{index}.{name}.full.{part}", f"model.layers.{index}.self_attn.beacon_{name}_proj.{part}"

@@ -48,6 +48,18 @@ REFUSED = {
 }
 
 
+def inner(lm: Any) -> Any:
+    """The causal LM in peft's wrapper, its LoRA in place; of any other model itself. Raises UnsupportedModel."""
+    if not hasattr(lm, "get_base_model"):
+        return lm
+    if lm.active_peft_config.is_prompt_learning:
+        raise UnsupportedModel(
+            f"peft's {lm.active_peft_config.peft_type.value} puts a prompt in front of each call, which a memory does "
+            f"not see: merge it, or take a LoRA"
+        )
+    return lm.get_base_model()
+
+
 def check_supported(config: Any) -> None:
     """Raises UnsupportedModel, with the reason, for a model that would give wrong answers in silence."""
     kind = str(getattr(config, "model_type", None))

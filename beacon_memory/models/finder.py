@@ -165,7 +165,7 @@ def attention(
     """The attention that heads pay to each passage's slots: of the row of the question that pays it most. Sinks belong
     to no passage. As `Finder.scores`.  # (heads, passages)
     """
-    rows = torch.tensor([list(ids)], device=lm.device)
+    rows = torch.tensor([list(ids)], device=past.device)
     seek = SeekPass(past, len(ids), heads, slots=slots)
     with torch.inference_mode():
         read(lm, seek, embed(lm, rows), torch.arange(len(ids)) + past.slots)
@@ -192,7 +192,7 @@ def read_on(
                 looking=looking if last else 0,
                 keep=partial(_kept, cache),
             )
-            rows = torch.tensor([list(ids[at : at + size])], device=lm.device)
+            rows = torch.tensor([list(ids[at : at + size])], device=past.device)
             read(lm, seek, embed(lm, rows), torch.arange(size) + past.slots)
             past, at = past.seen(size), at + size
             if last:

@@ -8,14 +8,15 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -213,11 +214,70 @@ def checkpoint_files(where: str, options: dict[str, Any]) -> list[str]:
 
 def model_fingerprint(lm: nn.Module) -> str:
     """A hash of the architecture and of samples of every weight, the same whatever dtype it was loaded in."""
-    return fingerprint_of(lm.config, dict(lm.named_parameters()))
+    return fingerprint_of(lm.config, Weights(lm), loras=_loras(lm))
 
 
-def fingerprint_of(config: Any, weights: Mapping[str, Tensor]) -> str:
-    """The same from a model's configuration and its weights by name, tied ones once."""
+def _loras(lm: nn.Module) -> list[str] | None:
+    """The names of peft's adapters that are active now; None where the model carries none, active or not."""
+    layers: list[Any] = [m for m in lm.modules() if isinstance(getattr(m, "disable_adapters", None), bool)]
+    active = {name for layer in layers if not layer.disable_adapters for name in layer.active_adapters}
+    return sorted(active) if layers else None
+
+
+class Weights(Mapping[str, Tensor]):
+    """A model's weights by name, tied ones once: packed ones too, and those that accelerate keeps elsewhere.
+
+    What is elsewhere is fetched when it is asked for, so it is never all in memory.
+    """
+
+    def __init__(self, lm: nn.Module) -> None:
+        self._found: dict[str, Callable[[], Tensor]] = {}
+        known: set[int] = set()
+        tied = getattr(lm, "all_tied_weights_keys", {})
+        for path, module in lm.named_modules():
+            buffers = module.named_buffers(recurse=False)
+            kept = ((name, buffer) for name, buffer in buffers if name not in module._non_persistent_buffers_set)
+            for own, tensor in [*module.named_parameters(recurse=False), *kept]:
+                name = f"{path}.{own}" if path else own
+                if id(tensor) in known or (tensor.is_meta and name in tied):
+                    continue
+                known.add(id(tensor))
+                if tensor.is_meta and hasattr(module, "_hf_hook"):
+                    self._found[name] = partial(_fetched, module, own)
+                else:
+                    self._found |= {name: partial(_itself, part) for name, part in _parts(name, tensor)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._found[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _fetched(module: Any, name: str) -> Tensor:
+    """A weight from where accelerate keeps it."""
+    weight: Tensor = module._hf_hook.weights_map[name]
+    return weight
+
+
+def _parts(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
+    """A tensor by its name, or the plain ones that it is made of, as quantised ones are."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _parts(f"{name}.{part}", getattr(tensor, part))
+
+
+def fingerprint_of(config: Any, weights: Mapping[str, Tensor], *, loras: Sequence[str] | None = None) -> str:
+    """The same from a model's configuration and its weights by name, tied ones once; `loras` are those in use."""
     fields = (
         "model_type",
         "hidden_size",
@@ -232,6 +292,8 @@ def fingerprint_of(config: Any, weights: Mapping[str, Tensor]) -> str:
         shape["windows"] = windows
     if any(layer.rope is None for layer in layers):
         shape["ropeless"] = [index for index, layer in enumerate(layers) if layer.rope is None]
+    if loras is not None:
+        shape["loras"] = list(loras)
     sampled = hash_tensors(weights, samples=64)
     return _short(json.dumps(shape, sort_keys=True, default=float).encode() + sampled.encode())
 
@@ -256,10 +318,12 @@ def hash_tensors(tensors: Mapping[str, Tensor], *, samples: int) -> str:
     """A hash of named tensors: shapes, and evenly spread values rounded to bfloat16 (so that dtype does not matter)."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        flat = tensors[name].detach().reshape(-1)
+        flat = (tensor := tensors[name]).detach().reshape(-1)
+        if not flat.is_floating_point():
+            flat = flat.contiguous().view(torch.uint8)  # packed numbers: bfloat16 holds any byte
         places = torch.linspace(0, max(flat.numel() - 1, 0), min(samples, flat.numel()), dtype=torch.float64).long()
         values = flat[places.to(flat.device)].to("cpu", torch.bfloat16).view(torch.int16)
-        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(values.numpy().tobytes())
     return _short(digest.digest())
 

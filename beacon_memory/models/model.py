@@ -27,7 +27,7 @@ from beacon_memory.models.adapter import (
     published_config,
     settings_for,
 )
-from beacon_memory.models.families import check_supported
+from beacon_memory.models.families import check_supported, inner
 from beacon_memory.models.finder import read_finder
 from beacon_memory.models.generation import Answer, Sampling, StopFilter, ended
 from beacon_memory.models.given import check_budget, check_called, given_prompts, given_segments, given_state, token_ids
@@ -76,6 +76,7 @@ class BeaconModel:
         Without `adapter` (an adapter's folder) or `published` (a paper checkpoint's safetensors files) the memory is
         untrained. `config` may change an adapter's settings, except its layout. Raises UnsupportedModel, AdapterError.
         """
+        self._given, lm = lm, inner(lm)
         check_supported(lm.config)
         one_thread_after_fork()
         self.lm, self.tokenizer = lm, tokenizer
@@ -323,16 +324,16 @@ class BeaconModel:
         resident.stand(state.segments, room=len(rows))
         cache = cache_of(resident.roomy(self.lm, len(rows)), filled=resident.past.slots)
         with self.running.line, torch.inference_mode():
-            read = torch.tensor([rows], device=self.lm.device)
+            read = torch.tensor([rows], device=self.empty.device)
             output = self.lm(read, **{CACHE: cache}, use_cache=True, logits_to_keep=len(ids))
         logits: Tensor = output.logits[0]
         return logits
 
     def detach(self) -> Any:
-        """The base model, as it was before beacons were attached."""
+        """The base model, as it was given."""
         self.running.line.detach()
         self.beacons.detach()
-        return self.lm
+        return self._given
 
     def _fold(
         self,
@@ -353,7 +354,7 @@ class BeaconModel:
         digest = segment_digest(ids, **named, parent=parent, config=config, fingerprint=self.fingerprint)
         if known is not None and (segment := known(digest)) is not None:
             return segment
-        rows = torch.tensor([[*again, *ids]], device=self.lm.device)
+        rows = torch.tensor([[*again, *ids]], device=self.empty.device)
         with self.running.line, torch.inference_mode():
             folded = fold(self.beacons, past, rows, config=self.config, states=False, **named)
         assert folded.places is not None

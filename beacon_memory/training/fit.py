@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from beacon_memory.errors import InputError
-from beacon_memory.fold.attention import BeaconProjection
 from beacon_memory.fold.family import slot_shape
 from beacon_memory.fold.fold import embed, look_back, read
 from beacon_memory.fold.passes import RawPass
 from beacon_memory.fold.prefix import Prefix
+from beacon_memory.fold.projections import BeaconProjection
 from beacon_memory.models.model import BeaconModel
 
 WINDOW, LATER = 256, 128  # tokens looked back at, and tokens that follow and look back
@@ -99,7 +99,7 @@ def fit_anchors(
     for _ in range(max(tokens // size, 1)):
         stream = draw.choice(streams)
         start = draw.randrange(len(stream) - size + 1)
-        ids = torch.tensor([stream[start : start + size]], device=lm.device)
+        ids = torch.tensor([stream[start : start + size]], device=empty.device)
         with torch.inference_mode():
             embedded = embed(lm, ids)
             window, later = embedded[:, :WINDOW], embedded[:, WINDOW:]

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from beacon_memory.config import BeaconConfig, slot_count
 from beacon_memory.errors import ConfigError
 from beacon_memory.fold.anchors import Spread, pick, standard
-from beacon_memory.fold.attention import Attend, BeaconProjection, Beacons, heads, heads_last
+from beacon_memory.fold.attention import Beacons, heads, heads_last
 from beacon_memory.fold.fold import Folded, scored, stacked
 from beacon_memory.fold.layout import causal
 from beacon_memory.fold.passes import RawPass
 from beacon_memory.fold.prefix import Prefix
+from beacon_memory.fold.projections import Attend, BeaconProjection
 
 LEAK = 4.0  # nats: a token that is not kept has e^-4 of its attention, enough to be missed by
 WIDTH = 0.5  # standard deviations of a head's scores over which the smooth choice turns

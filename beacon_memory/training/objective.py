@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError
-from beacon_memory.fold.attention import Beacons, Pass
+from beacon_memory.fold.attention import Beacons
 from beacon_memory.fold.fold import Folded, embed, fold, predicted, read, stacked
 from beacon_memory.fold.passes import TailPass
 from beacon_memory.fold.prefix import Prefix
+from beacon_memory.fold.projections import Pass
 from beacon_memory.training.gates import Gated, GatedPass, gate
 
 

@@ -24,8 +24,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError, TrainingError
-from beacon_memory.fold.attention import PROJECTIONS
-from beacon_memory.fold.fold import beacon_start
+from beacon_memory.fold.fold import beacon_start, zero_row
+from beacon_memory.fold.projections import PROJECTIONS
 from beacon_memory.models.adapter import fill, read_adapter, save_adapter
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.training.data import Corpus
@@ -101,6 +101,8 @@ def train(
     A model that carries an adapter goes on from its weights. `resume` goes on from the newest whole checkpoint in
     `out`, with the data that the run would have seen. Raises ConfigError, InputError, AdapterError, TrainingError.
     """
+    if any(weight.is_meta for weight in model.lm.parameters()):
+        raise TrainingError("some of the model's weights are on a disk or off its device: load it whole to train on it")
     plan, mixture, weights, out = plan or Plan(), mixture or Mixture(), weights or Weights(), Path(out)
     run = _described(model, corpus, plan=plan, mixture=mixture, weights=weights)
     examples = Examples(
@@ -125,7 +127,7 @@ def train(
         logging_nan_inf_filter=False,
         seed=plan.seed,
         bf16=cuda and torch.cuda.is_bf16_supported(),
-        use_cpu=not cuda and model.lm.device.type == "cpu",
+        use_cpu=not cuda and model.empty.device.type == "cpu",
         ddp_find_unused_parameters=True,
         remove_unused_columns=False,
         report_to=[],
@@ -234,11 +236,10 @@ def _made(model: BeaconModel, plan: Plan) -> list[torch.nn.Parameter]:
                 wrapped[name].make_low_rank(plan.rank, reach=plan.reach)
             else:
                 wrapped[name].make_full()
-    table = beacons.lm.get_input_embeddings().weight
     if layout == "interleave" and beacons.embedding is None:
         beacons.embedding = torch.nn.Parameter(beacon_start(beacons).detach().clone())
     if layout == "shadow" and beacons.offset is None:
-        beacons.offset = torch.nn.Parameter(torch.zeros_like(table[0]))
+        beacons.offset = torch.nn.Parameter(zero_row(beacons.lm))
     return [parameter for name, parameter in beacons.parameters().items() if ".scorer." not in name]
 
 

@@ -14,7 +14,8 @@ from transformers.modeling_flash_attention_utils import _is_packed_sequence
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ModelError
-from beacon_memory.fold.attention import BeaconProjection, Beacons, _current
+from beacon_memory.fold.attention import Beacons
+from beacon_memory.fold.projections import BeaconProjection, _current
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.testing.models import tiny_lm, tiny_model, tiny_tokenizer
 
@@ -185,7 +186,7 @@ def _fail(*_: Any) -> None:
 
 def test_a_delta_with_reach_adds_what_its_neighbours_have_for_it() -> None:
     base = torch.nn.Linear(6, 4)
-    projection = BeaconProjection(base, layer=0, name="v")
+    projection = BeaconProjection(base, layer=0, name="v", sizes=(6, 4), dtype=torch.float32)
     projection.make_low_rank(3, reach=2)
     assert projection.down is not None
     assert projection.up is not None
@@ -202,7 +203,9 @@ def test_a_delta_with_reach_adds_what_its_neighbours_have_for_it() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["none", "full", "delta", "reaching delta"])
 def test_anchors_projected_alone_are_those_of_all_rows(kind: str, bias: bool) -> None:
-    projection = BeaconProjection(torch.nn.Linear(6, 8, bias=bias), layer=0, name="v")
+    projection = BeaconProjection(
+        torch.nn.Linear(6, 8, bias=bias), layer=0, name="v", sizes=(6, 8), dtype=torch.float32
+    )
     if kind == "full":
         projection.make_full()
     elif kind != "none":

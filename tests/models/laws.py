@@ -26,6 +26,7 @@ from beacon_memory.fold.family import FAMILIES, Family, slot_shape
 from beacon_memory.fold.fold import embed, read
 from beacon_memory.fold.passes import SeekPass
 from beacon_memory.models.families import REFUSED
+from beacon_memory.models.loading import Weights as ModelWeights
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.resident import CACHE, ResidentPrefix
 from beacon_memory.sessions.memory import BeaconMemory
@@ -133,14 +134,16 @@ def detach(case: Case) -> None:
     lm = case.plain()
     logits = plain_logits(lm, IDS)  # LongRoPE keeps something from its first forward on
     before = seen(lm)
-    weights = {name: weight.clone() for name, weight in lm.state_dict().items()}
+    weights = {name: weight.clone() for name, weight in ModelWeights(lm).items()}
     model = BeaconModel(lm, tiny_tokenizer(), CONFIG)
     train(model, kind="full")
     model.generate([IDS[:4]], [model.compress(IDS)], max_new_tokens=3)
     assert seen(lm) != before
     assert model.detach() is lm
     assert seen(lm) == before
-    assert all(torch.equal(lm.state_dict()[name], weight) for name, weight in weights.items())
+    found = ModelWeights(lm)
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
     assert torch.equal(plain_logits(lm, IDS), logits)
 
 

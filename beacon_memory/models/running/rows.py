@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
-from beacon_memory.fold.attention import Attend, BeaconProjection
 from beacon_memory.fold.layout import causal
+from beacon_memory.fold.projections import Attend, BeaconProjection
 from beacon_memory.models.generation import Sampling, end_ids
 from beacon_memory.models.resident import ResidentPrefix, RoomLayer, cache_of
 
@@ -68,12 +68,12 @@ class Row:
             cache=cache_of(room, filled=resident.past.slots),
             resident=resident,
             prompt=left,
-            processors=sampling.processors(tokenizer, ends, prompt=len(left), device=lm.device),
+            processors=sampling.processors(tokenizer, ends, prompt=len(left), device=resident.past.device),
             criteria=sampling.criteria(tokenizer, prompt=len(left)),
             ends=ends,
             limit=sampling.max_new_tokens,
             gone=gone or Event(),
-            ids=torch.tensor([left], device=lm.device),
+            ids=torch.tensor([left], device=resident.past.device),
             pending=left,
         )
 

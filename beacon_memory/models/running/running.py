@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from beacon_memory.errors import ModelError
+from beacon_memory.fold.place import reads_on
 from beacon_memory.locks import renewed
 from beacon_memory.models.running.line import SHORT, Line
 from beacon_memory.models.running.rows import Row, RowsPass
@@ -150,7 +151,7 @@ class Running:
 
     def _read(self, rows: Sequence[Row], sizes: Sequence[int]) -> torch.Tensor:
         """The logits behind the last ids of the rows that are read whole.  # (rows, vocabulary)"""
-        device = self._lm.device
+        device = reads_on(self._lm)
         ids = torch.tensor([[i for row, n in zip(rows, sizes, strict=True) for i in row.pending[:n]]], device=device)
         embedded = self._lm.get_input_embeddings()(ids)
         pieces = RowsPass(rows, sizes, dtype=embedded.dtype)
