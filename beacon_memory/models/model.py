@@ -125,8 +125,10 @@ class BeaconModel:
         published = None
         if not extra:
             try:
-                about = read_config(where, **options)
+                about = read_config(name, **options)
             except ModelError:
+                if not Path(where).is_dir():
+                    raise  # the hub has been asked, and waited for
                 about = None  # `load` says what is wrong
             found = published_config(about) if about is not None else None
             if found is not None and adapter in (None, "auto"):

@@ -13,12 +13,26 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError, UnsupportedModel
-from beacon_memory.models.adapter import adapter_config, published_config, save_adapter, save_scorer
+from beacon_memory.models.adapter import adapter_config, packaged_adapter, published_config, save_adapter, save_scorer
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.testing import tiny_checkpoint, tiny_model
 from beacon_memory.testing.models import tiny_lm, tiny_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def test_other_weights_of_the_same_model_are_said_to_be_others(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """From the hub, the alias "smollm2" had an untrained memory, and nothing said why."""
+    assert packaged_adapter("smollm2", tiny_lm()) is None
+    assert "weights from a GGUF file and from the hub do: the memory is untrained" in caplog.text
+    caplog.clear()
+    assert packaged_adapter("nobody/no-such-model", tiny_lm()) is None
+    assert not caplog.text
+    save_adapter(tiny_model().beacons, tmp_path, config=BeaconConfig(), model="0" * 16)
+    with pytest.raises(AdapterError, match=r"weights of one model from a GGUF file, quantised and from the hub differ"):
+        BeaconModel(tiny_lm(), tiny_tokenizer(), adapter=tmp_path)
 
 
 def trained(config: BeaconConfig, kind: str = "full", family: str = "llama") -> BeaconModel:

