@@ -10,6 +10,7 @@ from torch import Tensor
 
 from beacon_memory.evaluation.items import Item, Question
 from beacon_memory.fold.fold import embed, predicted, read
+from beacon_memory.fold.passes import Sight
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.fold.projections import Attend, BeaconProjection
 from beacon_memory.models.generation import end_ids
@@ -22,10 +23,24 @@ class BranchPass:
     `before`: rotated keys and values by layer of rows that were read earlier; they stand between past and rows.
     """
 
-    def __init__(self, past: Prefix, mask: Tensor, before: dict[int, tuple[Tensor, Tensor]] | None = None) -> None:
+    def __init__(
+        self, past: Prefix, seen: Tensor, places: Tensor, before: dict[int, tuple[Tensor, Tensor]] | None = None
+    ) -> None:
+        """`seen`: the rows, earlier ones and these, that each of these sees; `places`: where all of them stand behind
+        the past, which is what a layer's window counts.  # (rows, all rows), (all rows)
+        """
         self.past = past
         self.rotated = before or {}
-        self._mask = mask
+        columns = torch.cat([torch.arange(-past.slots, 0), places])
+        own = places[-len(seen) :, None]
+
+        def made(window: int | None) -> Tensor:
+            hidden = torch.nn.functional.pad(~seen, (past.slots, 0))
+            if window is not None:
+                hidden = hidden | (columns[None, :] <= own - window)
+            return torch.zeros(hidden.shape, dtype=past.dtype).masked_fill_(hidden, float("-inf"))[None, None]
+
+        self._sight = Sight(made, past, plain=False)
 
     def project(self, projection: BeaconProjection, hidden: Tensor) -> Tensor:
         projected: Tensor = projection.base(hidden)
@@ -37,7 +52,7 @@ class BranchPass:
             earlier = self.rotated[layer]
             key, value = torch.cat([earlier[0], key], dim=2), torch.cat([earlier[1], value], dim=2)
         self.rotated[layer] = (key, value)
-        return attend(query, *self.past.join(layer, key, value), self._mask)
+        return attend(query, *self.past.join(layer, key, value), self._sight.of(module))
 
 
 def answer_losses(model: BeaconModel, memory: Prefix, item: Item, question: Question) -> list[Tensor]:
@@ -50,7 +65,7 @@ def answer_losses(model: BeaconModel, memory: Prefix, item: Item, question: Ques
     branch = torch.tensor([0] * len(prompt) + [n for n, head in enumerate(heads, 1) for _ in head])
     seen = ((branch[:, None] == branch[None, :]) | (branch[None, :] == 0)).tril()
     with torch.inference_mode():
-        branches = BranchPass(memory, _mask(seen, memory))
+        branches = BranchPass(memory, seen, torch.tensor(places))
         rows = torch.tensor([ids], device=model.empty.device)
         hidden = read(model.lm, branches, embed(model.lm, rows), torch.tensor(places) + memory.slots)[0]
         losses, start = [], len(prompt)
@@ -76,15 +91,16 @@ def greedy(
     owner = torch.tensor([n for n, prompt in enumerate(prompts) for _ in prompt])
     seen = (owner[:, None] == owner[None, :]).tril()
     ids = [i for prompt in prompts for i in prompt]
-    places = [i for prompt in prompts for i in range(len(prompt))]
+    places = torch.tensor([i for prompt in prompts for i in range(len(prompt))])
+    stand = places
     last = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0) - 1
     written: list[list[int]] = [[] for _ in prompts]
     before: dict[int, tuple[Tensor, Tensor]] = {}
     with torch.inference_mode():
         for step in range(limit):
-            branches = BranchPass(memory, _mask(seen, memory), before)
+            branches = BranchPass(memory, seen, stand, before)
             rows = torch.tensor([ids], device=model.empty.device)
-            hidden = read(model.lm, branches, embed(model.lm, rows), torch.tensor(places) + memory.slots)[0]
+            hidden = read(model.lm, branches, embed(model.lm, rows), places + memory.slots)[0]
             before = branches.rotated
             ids = model.lm.lm_head(hidden[last.to(hidden.device)]).argmax(dim=-1).tolist()
             for answer, token in zip(written, ids, strict=True):
@@ -92,14 +108,9 @@ def greedy(
                     answer.append(token)
             if all(answer[-1] in ends for answer in written):
                 break
-            places = [len(prompt) + step for prompt in prompts]
+            places = torch.tensor([len(prompt) + step for prompt in prompts])
+            stand = torch.cat([stand, places])
             newest = torch.arange(len(prompts))
             owner = torch.cat([owner, newest])
             seen, last = newest[:, None] == owner[None, :], newest
     return [[token for token in answer if token not in ends] for answer in written]
-
-
-def _mask(seen: Tensor, memory: Prefix) -> Tensor:
-    """What rows see, with the memory in front that all of them see.  # (1, 1, rows, slots + columns)"""
-    mask = torch.zeros(seen.shape, dtype=memory.dtype).masked_fill_(~seen, float("-inf"))
-    return torch.nn.functional.pad(mask, (memory.slots, 0))[None, None].to(memory.device)

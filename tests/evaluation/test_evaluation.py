@@ -149,6 +149,25 @@ def test_answers_written_side_by_side_are_those_of_generate(model):
     assert [model.decode(ids) for ids in written] == alone
 
 
+@pytest.mark.parametrize("family", ["gemma3_text", "gemma2", "gpt_oss"])
+def test_answers_behind_layers_that_slide_are_those_of_the_model(family):
+    """Their rows saw the whole memory: with contexts beyond the window, figures were of another model."""
+    model = tiny_model(family, config=CONFIG)  # its window has 24 entries
+    asked = item(drawn(6, 70), ask=9)
+    questions = [Question(tuple(drawn(n, n)), (tuple(drawn(n + 1, 30)), tuple(drawn(n + 2, 4)))) for n in (5, 2, 31)]
+    memories = Memories(model, asked)
+    for ratio, memory in ((1, memories.make("full", 1)), (2, memories.make("beacon", 2))):
+        state = model.compress(asked.context, ratio=ratio, document=True)
+        for question in questions:
+            for answer, found in zip(question.answers, answer_losses(model, memory, asked, question), strict=True):
+                logits = model.logits([*question.prompt, *answer[:-1]], state)[-len(answer) :]
+                alone = torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="none")
+                torch.testing.assert_close(found, alone, atol=1e-3, rtol=1e-3)
+        written = greedy(model, memory, asked, questions, limit=9)
+        alone = [model.generate([question.prompt], [state], max_new_tokens=9)[0] for question in questions]
+        assert [model.decode(ids) for ids in written] == alone
+
+
 def test_a_beacon_memory_of_every_token_is_the_full_context(model):
     task = task_of(3)
     for one in task.items:
