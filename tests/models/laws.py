@@ -373,15 +373,13 @@ def of_its_own(case: Case) -> str:
 
 def table() -> Iterator[str]:
     """The cases, and what came of the laws."""
-    yield "| model | `model_type` | of its own | laws | a batch's prompts |"
-    yield "|---|---|---|---|---|"
+    yield "| model | `model_type` | of its own | laws |"
+    yield "|---|---|---|---|"
     for case in CASES:
         broken = [law for law in LAWS if failure(case.name, law)]
         laws = f"all {len(LAWS)}" if not broken else f"all but {', '.join(broken)}"
-        windowed = any(layer.window for layer in case.family.layers(case.plain().config))
         model = case.family.models if not case.note else ""
-        answered = "one by one" if windowed else "together"
-        yield f"| {model} | `{case.family.name}` | {of_its_own(case)} | {laws} | {answered} |"
+        yield f"| {model} | `{case.family.name}` | {of_its_own(case)} | {laws} |"
 
 
 def refused() -> Iterator[str]:
