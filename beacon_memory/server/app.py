@@ -18,6 +18,7 @@ from beacon_memory.server.errors import answer_errors, shaped, too_large
 from beacon_memory.server.keys import Keys
 from beacon_memory.server.limits import Limits
 from beacon_memory.server.openai import chat, conversations, models, responses
+from beacon_memory.server.page import files
 from beacon_memory.server.rest import documents, messages, sessions
 from beacon_memory.server.tenants import Tenants
 from beacon_memory.server.visit import Served, served
@@ -56,7 +57,7 @@ def make_app(
     app.add_middleware(_Outside, limits=limits)
     answer_errors(app)
     openai = (models.router, chat.router, responses.router, conversations.router)
-    for router in (health, *openai, sessions.router, messages.router, documents.router):
+    for router in (health, *openai, sessions.router, messages.router, documents.router, files.router):
         app.include_router(router)
     return app
 
