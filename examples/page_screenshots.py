@@ -17,6 +17,7 @@ import httpx
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
+from beacon_memory.server.limits import Limits
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.testing import beacon_server
 
@@ -31,6 +32,8 @@ TALK = [
     ("user", "I will move into the flat in June."),
     ("assistant", "Then I wish you and Rex a good move in June."),
 ]
+SHORT = Limits(default_tokens=48)  # of an answer
+PATIENCE = 120_000  # milliseconds, on a busy machine
 PICTURES = {
     "page-desktop.png": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
     "page-phone.png": {"viewport": {"width": 360, "height": 700}, "color_scheme": "dark"},
@@ -45,13 +48,15 @@ def main() -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
         raise SystemExit("no chromium here: apt-get install chromium")
-    with beacon_server(BeaconEngine(asked.model, "memory://")) as url, sync_playwright() as playwright:
+    with beacon_server(BeaconEngine(asked.model, "memory://"), limits=SHORT) as url, sync_playwright() as playwright:
         fill(url)
+        expect.set_options(timeout=PATIENCE)
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for name, options in PICTURES.items():
             page = browser.new_page(**options)
+            page.set_default_timeout(PATIENCE)
             page.goto(f"{url}/#session/alice")
-            expect(page.locator("#messages .held").last).not_to_be_empty(timeout=60_000)
+            expect(page.locator("#messages .held").last).not_to_be_empty()
             if name == "page-desktop.png":
                 ask(page)
             else:
@@ -80,7 +85,7 @@ def ask(page: Page) -> None:
     """Ask what stands in the lease, and show the passage."""
     page.get_by_label("Message", exact=True).fill("Who is the landlord of the flat?")
     page.get_by_role("button", name="Send").click()
-    expect(page.get_by_role("status")).to_contain_text("Answered from", timeout=120_000)
+    expect(page.get_by_role("status")).to_contain_text("Answered from")
     expect(page.locator("#messages .held").last).not_to_be_empty()
     if page.locator("#sources button").count():
         page.locator("#sources button").first.click()

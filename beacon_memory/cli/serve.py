@@ -79,6 +79,21 @@ def serve(
     )
 
 
+@app.command()
+def mcp(model: Model = "smollm2", store: Store = DEFAULT_STORE, adapter: Adapter = "auto") -> None:
+    """Serve a memory's tools to an agent over standard input and output, by MCP (docs/server.md)."""
+    try:
+        import fastapi  # noqa: F401
+        import mcp.server  # noqa: F401
+    except ImportError as exc:
+        raise MissingExtra("MCP needs its package and the server's: pip install 'beacon-memory[mcp]'") from exc
+    from beacon_memory.server.mcp.pipes import serve_pipes
+    from beacon_memory.serving.engine import BeaconEngine
+
+    quiet()
+    serve_pipes(BeaconEngine(model, lambda: stored(store), adapter=None if adapter == "none" else adapter))
+
+
 @keys.command("add")
 def add(
     namespace: Annotated[str, typer.Argument(help="whose sessions and documents it opens", show_default=False)],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -48,7 +49,10 @@ def make_app(
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with AsyncExitStack() as stack:
+            if tools is not None:
+                await stack.enter_async_context(tools)
+            yield
         shared.desk.close()
         shared.tenants.close()
 
@@ -59,7 +63,17 @@ def make_app(
     openai = (models.router, chat.router, responses.router, conversations.router)
     for router in (health, *openai, sessions.router, messages.router, documents.router, files.router):
         app.include_router(router)
+    tools = _tools(app, limits)
     return app
+
+
+def _tools(app: FastAPI, limits: Limits) -> AbstractAsyncContextManager[None] | None:
+    """MCP's tools at `/mcp`, where its package is installed."""
+    if find_spec("mcp") is None:
+        return None
+    from beacon_memory.server.mcp.mounted import mount
+
+    return mount(app, limits)
 
 
 class _Outside:

@@ -109,7 +109,7 @@ def answer_errors(app: FastAPI) -> None:
 
     async def invalid(request: Request, exc: Exception) -> JSONResponse:
         assert isinstance(exc, RequestValidationError)
-        return shaped(_invalid(exc.errors()))
+        return shaped(malformed(exc.errors()))
 
     async def plain(request: Request, exc: Exception) -> JSONResponse:
         assert isinstance(exc, HTTPException)
@@ -129,7 +129,7 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, plain)
 
 
-def _invalid(errors: Sequence[Mapping[str, Any]]) -> Refused:
+def malformed(errors: Sequence[Mapping[str, Any]]) -> Refused:
     """The first thing that is wrong with a request, and where."""
     found = errors[0]
     place = [str(part) for part in found["loc"] if part not in ("body", "path", "query", "header")]
