@@ -101,7 +101,9 @@ def answer_errors(app: FastAPI) -> None:
 
     async def ours(request: Request, exc: Exception) -> JSONResponse:
         if (status := body_of(exc)[0]) >= 500:
-            logger.error("%s %s: %d %s", request.method, request.scope["path"], status, type(exc).__name__)
+            about = {"status": status, "error": type(exc).__name__}
+            path = request.scope["path"]
+            logger.error("%s %s: %d %s", request.method, path, status, type(exc).__name__, extra={"about": about})
         return shaped(exc)
 
     async def left(request: Request, exc: Exception) -> JSONResponse:

@@ -12,6 +12,7 @@ from beacon_memory.server.desk import Desk
 from beacon_memory.server.limits import Limits
 from beacon_memory.server.mcp.mounted import staying
 from beacon_memory.server.mcp.tools import make_tools
+from beacon_memory.server.operations.metrics import Metrics
 from beacon_memory.server.tenants import Tenants
 from beacon_memory.server.visit import Served, Visit
 from beacon_memory.serving.engine import BeaconEngine
@@ -19,8 +20,9 @@ from beacon_memory.serving.engine import BeaconEngine
 
 def serve_pipes(engine: BeaconEngine, *, limits: Limits | None = None) -> None:
     """Serve an engine's memory until standard input ends, then close its store. Raises what opening them raises."""
-    limits = limits or Limits()
-    shared = Served(engine.name, Tenants(engine), Desk(engine, limits), limits, int(time.time()))
+    limits, metrics = limits or Limits(), Metrics()
+    tenants, desk = Tenants(engine, metrics=metrics), Desk(engine, limits)
+    shared = Served(engine.name, tenants, desk, limits, int(time.time()), metrics)
     memory = shared.tenants.memory(None)
 
     async def visit(request: Any) -> Visit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,8 +25,8 @@ from beacon_memory.errors import BeaconError
 from beacon_memory.server.errors import Refused, body_of, malformed
 from beacon_memory.server.rest import messages, sessions
 from beacon_memory.server.rest.shapes import Body, sources
-from beacon_memory.server.visit import Visit
-from beacon_memory.sessions.turn import stream_answer
+from beacon_memory.server.visit import Spoken, Visit
+from beacon_memory.sessions.turn import Usage, stream_answer
 from beacon_memory.state.source import Source
 from beacon_memory.version import __version__
 
@@ -95,14 +96,19 @@ async def _remember(here: Visit, asked: Remember) -> dict[str, Any]:
 async def _recall(here: Visit, asked: Recall) -> dict[str, Any]:
     found: list[Source] = []
 
-    def begin() -> Iterator[str]:
+    def begin() -> Iterator[str | Spoken]:
         session = here.memory.session(asked.session, create=False)
         longest = min(asked.max_tokens, here.limits.answer_tokens, here.memory.model.positions // 4)
-        prompt = session.prompt_for(asked.question, answer=longest)
+        prompt, ratio = session.prompt_for(asked.question, answer=longest), session.info().ratio
         found.extend(prompt.sources)
-        return stream_answer(here.memory, prompt, max_new_tokens=longest)
+        with closing(stream_answer(here.memory, prompt, max_new_tokens=longest)) as stream:
+            yield from stream
+        assert stream.answer is not None
+        held = sum(len(segment.ids) for segment in prompt.segments)
+        took = Usage(prompt.tokens, held, 0, stream.answer.tokens, prompt.slots, len(prompt.ids), ratio)
+        yield Spoken(took, stream.answer.finish)
 
-    answer = "".join(await here.all(begin))
+    answer = "".join(piece for piece in await here.all(begin) if isinstance(piece, str))
     return {"session": asked.session, "answer": answer, "sources": sources(found)["data"]}
 
 
