@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # A python of an environment with vLLM (docs/vllm.md); vLLM does not fit into .venv.
 VLLM_PYTHON ?= vllm-env/bin/python
 
-.PHONY: demo serve test test-vllm lint docs bench bench-full clean
+.PHONY: demo serve test test-vllm lint docs screenshots bench bench-full clean
 
 demo: $(READY)
 	$(BIN)/python examples/01_come_back.py
@@ -33,6 +33,10 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python -m mkdocs build --strict
+
+# The pictures of the server's page, in docs/images; needs Debian's chromium.
+screenshots: $(READY)
+	$(BIN)/python examples/page_screenshots.py
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.speed.run

@@ -1,8 +1,8 @@
-"""The two pictures of the server's page in docs/server.md: a desktop in light, a phone in dark.
+"""The pictures of the server's page in docs/server.md: a desktop in light and in dark, and a phone.
 
     apt-get install chromium
     pip install 'beacon-memory[server]' playwright
-    python examples/page_screenshots.py --out docs
+    python examples/page_screenshots.py    # or: make screenshots
 
 The page is the real one, served by this process; the answer is the model's own.
 """
@@ -35,16 +35,18 @@ TALK = [
 SHORT = Limits(default_tokens=48)  # of an answer
 PATIENCE = 120_000  # milliseconds, on a busy machine
 PICTURES = {
-    "page-desktop.png": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
-    "page-phone.png": {"viewport": {"width": 360, "height": 700}, "color_scheme": "dark"},
+    "page-light.png": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "page-dark.png": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+    "page-phone.png": {"viewport": {"width": 360, "height": 700}, "color_scheme": "light"},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
     asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
     chromium = shutil.which("chromium")
     if chromium is None:
         raise SystemExit("no chromium here: apt-get install chromium")
@@ -57,10 +59,9 @@ def main() -> None:
             page.set_default_timeout(PATIENCE)
             page.goto(f"{url}/#session/alice")
             expect(page.locator("#messages .held").last).not_to_be_empty()
-            if name == "page-desktop.png":
+            if name == "page-light.png":
                 ask(page)
-            else:
-                page.wait_for_load_state("networkidle")
+            page.wait_for_load_state("networkidle")
             path = asked.out / name
             page.screenshot(path=path)
             Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(path, optimize=True)

@@ -103,5 +103,5 @@ def test_the_pictures_of_the_page_are_small(tmp_path):
     model = tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096)
     said = run("page_screenshots.py", "--model", str(model), "--out", str(tmp_path))
     sizes = [int(line.split()[-2]) for line in said.splitlines()]
-    assert len(sizes) == 2
+    assert len(sizes) == 3
     assert all(1000 < size < 150_000 for size in sizes)
