@@ -7,10 +7,15 @@ READY := $(VENV)/.ready
 # A python of an environment with vLLM (docs/vllm.md); vLLM does not fit into .venv.
 VLLM_PYTHON ?= vllm-env/bin/python
 
-.PHONY: demo test test-gemma test-vllm lint docs bench bench-full clean
+.PHONY: demo serve test test-gemma test-vllm lint docs screenshots bench bench-full clean
 
 demo: $(READY)
 	$(BIN)/python examples/01_come_back.py
+
+# The server on http://127.0.0.1:8000, with SmolLM2 and a SQLite file; `make serve SERVE='--port 9000'` for other options.
+SERVE ?=
+serve: $(READY)
+	$(BIN)/beacon-memory serve $(SERVE)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --benchmark-disable
@@ -35,6 +40,10 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python -m mkdocs build --strict
+
+# The pictures of the server's page, in docs/images; needs Debian's chromium.
+screenshots: $(READY)
+	$(BIN)/python examples/page_screenshots.py
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.speed.run

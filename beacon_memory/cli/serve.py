@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from beacon_memory.cli.sessions import DEFAULT_STORE, Store, stored
-from beacon_memory.cli.terminal import Adapter, AsJson, Model, quiet, say, waiting
+from beacon_memory.cli.terminal import Adapter, AsJson, Model, placed, quiet, say, waiting
 from beacon_memory.errors import MissingExtra
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
     from beacon_memory.server.keys import Keys
 
 app = typer.Typer()
@@ -44,19 +48,28 @@ def serve(
     queue: Annotated[int, typer.Option(help="requests that wait or are answered; more get 429")] = 64,
     seconds: Annotated[float, typer.Option(help="until a request is given up")] = 600.0,
     shutdown_seconds: Annotated[float, typer.Option(help="until running answers are ended")] = 30.0,
+    json_logs: Annotated[bool, typer.Option("--json-logs", help="log as JSON, a line a request")] = False,
+    traces: Annotated[
+        str | None, typer.Option(help="the URL of a collector of traces (OTLP over HTTP)", show_default="none")
+    ] = None,
 ) -> None:
     """Serve sessions and OpenAI's interface over HTTP (docs/server.md)."""
     try:
         import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as exc:
-        raise MissingExtra("the server needs FastAPI and uvicorn: pip install 'beacon-memory[server]'") from exc
+        raise MissingExtra("the server needs its packages: pip install 'beacon-memory[server]'") from exc
     with waiting(f"loading {model}"):
         from beacon_memory.server.limits import Limits
         from beacon_memory.server.run import serve as run
         from beacon_memory.serving.engine import BeaconEngine
 
         quiet()
+        if json_logs:
+            from beacon_memory.server.operations.logs import write_json
+
+            write_json()
         limits = Limits(
             body_bytes=body_bytes,
             answer_tokens=answer_tokens,
@@ -66,17 +79,34 @@ def serve(
         )
         # With keys each namespace has a store of its own, and this one stays empty.
         own = (lambda: stored(store)) if key_file is None else None
-        engine = BeaconEngine(model, own, adapter=None if adapter == "none" else adapter)
-    run(
-        engine,
-        host=host,
-        port=port,
-        name=name or _name(model),
-        keys=key_file,
-        place=lambda namespace: stored(store, namespace=namespace),
-        limits=limits,
-        say=say,
-    )
+        engine = BeaconEngine(model, own, adapter=None if adapter == "none" else adapter, **placed())
+    with _tracer(traces) as tracer:
+        run(
+            engine,
+            host=host,
+            port=port,
+            name=name or _name(model),
+            keys=key_file,
+            place=lambda namespace: stored(store, namespace=namespace),
+            limits=limits,
+            tracer=tracer,
+            say=logging.getLogger("beacon_memory.server").info if json_logs else say,
+        )
+
+
+@app.command()
+def mcp(model: Model = "smollm2", store: Store = DEFAULT_STORE, adapter: Adapter = "auto") -> None:
+    """Serve a memory's tools to an agent over standard input and output, by MCP (docs/server.md)."""
+    try:
+        import fastapi  # noqa: F401
+        import mcp.server  # noqa: F401
+    except ImportError as exc:
+        raise MissingExtra("MCP needs its package and the server's: pip install 'beacon-memory[mcp]'") from exc
+    from beacon_memory.server.mcp.pipes import serve_pipes
+    from beacon_memory.serving.engine import BeaconEngine
+
+    quiet()
+    serve_pipes(BeaconEngine(model, lambda: stored(store), adapter=None if adapter == "none" else adapter, **placed()))
 
 
 @keys.command("add")
@@ -116,6 +146,13 @@ def _keys(file: Path) -> Keys:
     from beacon_memory.server.keys import Keys
 
     return Keys(file)
+
+
+def _tracer(url: str | None) -> AbstractContextManager[Tracer | None]:
+    """What traces are made with; None without the URL of a collector."""
+    from beacon_memory.server.operations.traces import exported
+
+    return nullcontext() if url is None else exported(url)
 
 
 def _name(model: str) -> str:

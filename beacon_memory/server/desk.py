@@ -39,6 +39,11 @@ class Desk:
         """How many requests wait for the model or use it."""
         return self._of.total()
 
+    @property
+    def waiting(self) -> int:
+        """How many of them wait for a thread."""
+        return self._fair.waiting
+
     async def aside(self, act: Callable[[], T]) -> T:
         """The result of what needs a store and no model."""
         context = contextvars.copy_context()

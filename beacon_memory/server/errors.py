@@ -101,7 +101,9 @@ def answer_errors(app: FastAPI) -> None:
 
     async def ours(request: Request, exc: Exception) -> JSONResponse:
         if (status := body_of(exc)[0]) >= 500:
-            logger.error("%s %s: %d %s", request.method, request.scope["path"], status, type(exc).__name__)
+            about = {"status": status, "error": type(exc).__name__}
+            path = request.scope["path"]
+            logger.error("%s %s: %d %s", request.method, path, status, type(exc).__name__, extra={"about": about})
         return shaped(exc)
 
     async def left(request: Request, exc: Exception) -> JSONResponse:
@@ -109,7 +111,7 @@ def answer_errors(app: FastAPI) -> None:
 
     async def invalid(request: Request, exc: Exception) -> JSONResponse:
         assert isinstance(exc, RequestValidationError)
-        return shaped(_invalid(exc.errors()))
+        return shaped(malformed(exc.errors()))
 
     async def plain(request: Request, exc: Exception) -> JSONResponse:
         assert isinstance(exc, HTTPException)
@@ -129,7 +131,7 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, plain)
 
 
-def _invalid(errors: Sequence[Mapping[str, Any]]) -> Refused:
+def malformed(errors: Sequence[Mapping[str, Any]]) -> Refused:
     """The first thing that is wrong with a request, and where."""
     found = errors[0]
     place = [str(part) for part in found["loc"] if part not in ("body", "path", "query", "header")]

@@ -21,6 +21,11 @@ class Fair:
         self._free = places
         self._waiting: OrderedDict[str | None, deque[asyncio.Future[None]]] = OrderedDict()
 
+    @property
+    def waiting(self) -> int:
+        """How many coroutines wait for a place."""
+        return sum(len(gates) for gates in self._waiting.values())
+
     @asynccontextmanager
     async def place(self, tenant: str | None) -> AsyncIterator[None]:
         """A place, once it is this tenant's turn. Cancelling leaves the line."""

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -17,6 +18,9 @@ from beacon_memory.server.visit import is_loopback
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.stores import StateStore
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
 
 def serve(
     engine: BeaconEngine,
@@ -27,6 +31,7 @@ def serve(
     keys: str | Path | None = None,
     place: Callable[[str], StateStore] | None = None,
     limits: Limits | None = None,
+    tracer: Tracer | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGINT or SIGTERM; then answers that have begun are finished, for a while, and the store is closed.
@@ -45,7 +50,7 @@ def serve(
     if found is not None:
         found.all()  # a file that cannot be read is told before a model is loaded
     with closing(_listening(host, port)) as listening:
-        app = make_app(engine, name=name, keys=found, place=place, limits=limits)
+        app = make_app(engine, name=name, keys=found, place=place, limits=limits, tracer=tracer)
         config = uvicorn.Config(
             app,
             http="h11",

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from beacon_memory.errors import ConfigError
 from beacon_memory.locks import Lock
 from beacon_memory.server.keys import Keys
+from beacon_memory.server.operations.metrics import Metrics
+from beacon_memory.server.operations.timed import TimedStore
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.repository import CACHE_BYTES, RESIDENT_BYTES
@@ -22,22 +24,31 @@ class Tenants:
     """
 
     def __init__(
-        self, engine: BeaconEngine, *, keys: Keys | None = None, place: Callable[[str], StateStore] | None = None
+        self,
+        engine: BeaconEngine,
+        *,
+        keys: Keys | None = None,
+        place: Callable[[str], StateStore] | None = None,
+        metrics: Metrics,
     ) -> None:
         """Without `keys` there is one tenant: the engine's own memory. With keys, `place` opens a namespace's store.
-        Raises ConfigError for keys without it.
+        What the stores take is counted in `metrics`. Raises ConfigError for keys without `place`.
         """
         if keys is not None and place is None:
             raise ConfigError("keys open namespaces: say where each of them is kept")
         self.keys = keys
-        self._engine, self._place = engine, place
+        self._engine, self._place, self._metrics = engine, place, metrics
         self._lock = Lock()
         self._memories: dict[str, BeaconMemory] = {}
+        self._untimed: StateStore | None = None  # the engine's own
 
     def memory(self, namespace: str | None) -> BeaconMemory:
         """A namespace's memory, or without keys (None) the only one. Raises StoreUnavailable, ConfigError."""
         if namespace is None:
-            return self._engine.memory
+            own = self._engine.memory
+            if self._untimed is None:
+                self._untimed, own.store = own.store, TimedStore(own.store, self._metrics)
+            return own
         with self._lock:
             if namespace not in self._memories:
                 assert self.keys is not None
@@ -45,7 +56,7 @@ class Tenants:
                 many = max(len(self.keys.namespaces()), 1)
                 self._memories[namespace] = BeaconMemory(
                     self._engine.memory.model,
-                    self._place(namespace),
+                    TimedStore(self._place(namespace), self._metrics),
                     cache_bytes=max(CACHE_BYTES // many, LEAST_SHARE),
                     resident_bytes=max(RESIDENT_BYTES // many, LEAST_SHARE),
                 )
@@ -54,6 +65,10 @@ class Tenants:
     def opened(self, namespace: str | None) -> BeaconMemory | None:
         """The same, where it is open already."""
         return self._engine.memory if namespace is None else self._memories.get(namespace)
+
+    def all(self) -> list[BeaconMemory]:
+        """The memories that are open."""
+        return [self._engine.memory] if self.keys is None else list(self._memories.values())
 
     def check(self) -> None:
         """Raises StoreUnavailable unless every store that is open answers, and the keys can be read."""
@@ -64,6 +79,8 @@ class Tenants:
 
     def close(self) -> None:
         """Close all stores."""
+        if self._untimed is not None:
+            self._engine.memory.store = self._untimed
         with self._lock:
             while self._memories:
                 self._memories.popitem()[1].close()

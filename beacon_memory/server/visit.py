@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Annotated, Any, TypeVar
@@ -16,8 +17,12 @@ from pydantic import AfterValidator
 from beacon_memory.server.desk import Desk
 from beacon_memory.server.errors import Refused
 from beacon_memory.server.limits import Limits
+from beacon_memory.server.operations.metrics import Metrics
+from beacon_memory.server.operations.traces import Traces, spoken
 from beacon_memory.server.tenants import Tenants
 from beacon_memory.sessions.memory import BeaconMemory
+from beacon_memory.sessions.reply import Reply
+from beacon_memory.sessions.turn import Usage
 from beacon_memory.talk.messages import whole
 
 T = TypeVar("T")
@@ -32,7 +37,17 @@ class Served:
     desk: Desk
     limits: Limits
     made: int  # when the server began, in seconds since 1970
+    metrics: Metrics
+    traces: Traces = field(default_factory=Traces)
     running: set[tuple[int, str]] = field(default_factory=set)  # requests with a key of their own, by memory
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What an answer took, behind its pieces, where no `Reply` says it."""
+
+    usage: Usage
+    finish: str
 
 
 @dataclass(frozen=True)
@@ -57,13 +72,29 @@ class Visit:
         """The result of what may need the model. Raises EngineBusy."""
         return await self.served.desk.run(self.request, act, tenant=self.tenant)
 
-    def stream(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+    async def stream(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
         """What an iterator gives that needs the model. Raises EngineBusy."""
-        return self.served.desk.stream(self.request, begin, tenant=self.tenant)
+        pieces = self.served.desk.stream(self.request, begin, tenant=self.tenant)
+        with self.served.traces.answer(self.served.name) as traced:
+            async with aclosing(pieces):  # type: ignore[type-var]
+                async for piece in pieces:
+                    self._tell(piece, traced)
+                    yield piece
 
     async def all(self, begin: Callable[[], Iterator[T]]) -> list[T]:
         """The same as a list."""
-        return await self.served.desk.all(self.request, begin, tenant=self.tenant)
+        with self.served.traces.answer(self.served.name) as traced:
+            pieces = await self.served.desk.all(self.request, begin, tenant=self.tenant)
+            for piece in pieces:
+                self._tell(piece, traced)
+        return pieces
+
+    def _tell(self, piece: object, traced: dict[str, Any]) -> None:
+        """Count and trace an answer that is whole."""
+        if isinstance(piece, Reply | Spoken):
+            usage = piece.usage
+            self.served.metrics.told(tokens=usage.tokens, held=usage.read, raw=usage.prefill, answer=usage.answer)
+            traced.update(spoken(usage, piece.finish))
 
 
 def served(request: Request) -> Served:
@@ -75,7 +106,7 @@ def served(request: Request) -> Served:
 async def visit(request: Request) -> Visit:
     """The request's tenant. Raises Refused for a key that is none, and for a web page of elsewhere."""
     shared = served(request)
-    namespace = _namespace(request, shared.tenants)
+    namespace = namespace_of(request, shared.tenants)
     memory = shared.tenants.opened(namespace)
     if memory is None:  # its store is opened by another thread
         memory = await shared.desk.aside(lambda: shared.tenants.memory(namespace))
@@ -85,7 +116,8 @@ async def visit(request: Request) -> Visit:
 Here = Annotated[Visit, Depends(visit)]
 
 
-def _namespace(request: Request, tenants: Tenants) -> str | None:
+def namespace_of(request: Request, tenants: Tenants) -> str | None:
+    """The namespace that a request's key opens; None where the server has no keys. Raises Refused."""
     if tenants.keys is None:
         _check_local(request)
         return None

@@ -7,7 +7,7 @@ for the next one.
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -72,6 +72,7 @@ class Repository:
         self.sizes = LRUCache[tuple[int, ...]](PAGE_BYTES)  # by page: how many tokens each message has
         self._residents = LRUCache[ResidentPrefix](resident_bytes)
         self._heads = LRUCache[tuple[SessionHead, int]](PAGE_BYTES)
+        self.folded = Counter[str]()  # tokens, slots and bytes of what was folded and stored here, for whoever counts
         self._seen = LRUCache[int](SEEN_BYTES * SEEN)  # the newest version of each session that was here
         self._turns: set[str] = set()  # sessions that a thread of this process writes to now
         renewed(self)
@@ -232,6 +233,7 @@ class Repository:
                 named = Head(head.to_bytes(), head.digests)
                 version = self.store.commit(session_id, named, blobs, expected=expected, **how)
                 self._seen.put(session_id, version, SEEN_BYTES)
+                self._count([entry for entry in head.entries if entry.blob in blobs], blobs)
                 return version
             except BlobDiffers as exc:
                 moved = [e for e in head.entries if e.digest == exc.digest and not e.apart]
@@ -239,6 +241,21 @@ class Repository:
                     raise
                 head = head.apart({exc.digest})
                 blobs = {**blobs, moved[0].checksum: blobs[exc.digest]}
+
+    def _count(self, new: Sequence[Entry], blobs: Mapping[str, bytes]) -> None:
+        with self._lock:
+            for entry in new:
+                self.folded.update(tokens=entry.tokens, slots=entry.slots, bytes=len(blobs[entry.blob]))
+
+    @property
+    def caches(self) -> dict[str, LRUCache[Any]]:
+        """The caches by name, for whoever counts what they hold."""
+        return {
+            "segments": self._segments,
+            "pages": self._pages,
+            "heads": self._heads,
+            "residents": self._residents,
+        }
 
     def state(self, head: SessionHead) -> BeaconState:
         """The state that a head names; cached segments are not read again. Raises SegmentMissing, CodecError."""
@@ -279,7 +296,7 @@ class Repository:
         its `release` is called. It may be out of date: each use compares what it holds with what is asked for.
         """
         names = json.dumps(sessions)
-        resident = self._residents.take(names) or ResidentPrefix(self.model.empty)
+        resident = self._residents.take(names, counted=True) or ResidentPrefix(self.model.empty)
         resident.release = lambda resident: self._residents.put(names, resident, resident.nbytes)
         self._lent[resident] = sessions
         return resident
@@ -328,6 +345,7 @@ class LRUCache(Generic[T]):
         """`limit` in bytes, as `put` counts them."""
         self._limit = limit
         self._bytes = 0
+        self.hits = self.misses = 0  # of `get`, and of a counted `take`
         self._values: OrderedDict[str, tuple[T, int]] = OrderedDict()
         self._lock = Lock()
 
@@ -335,13 +353,25 @@ class LRUCache(Generic[T]):
         """The value, if it is cached."""
         with self._lock:
             if digest not in self._values:
+                self.misses += 1
                 return None
+            self.hits += 1
             self._values.move_to_end(digest)
             return self._values[digest][0]
 
-    def take(self, digest: str) -> T | None:
-        """The value, if it is cached, which it then is no more: for a value that its user changes."""
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all cached values."""
+        return self._bytes
+
+    def take(self, digest: str, *, counted: bool = False) -> T | None:
+        """The value, if it is cached, which it then is no more: for a value that its user changes.
+
+        With `counted` it is a hit or a miss.
+        """
         with self._lock:
+            self.hits += counted and digest in self._values
+            self.misses += counted and digest not in self._values
             value, nbytes = self._values.pop(digest, (None, 0))
             self._bytes -= nbytes
             return value

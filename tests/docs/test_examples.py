@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from beacon_memory.testing import tiny_checkpoint
 
@@ -93,3 +96,12 @@ def test_what_the_stock_memory_has_no_room_for_is_in_the_block(tmp_path):
     queue, folded = (int(part.split()[0]) for part in said.split(", ", 1)[:2])
     assert queue + folded == 61
     assert folded > 40
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+def test_the_pictures_of_the_page_are_small(tmp_path):
+    model = tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096)
+    said = run("page_screenshots.py", "--model", str(model), "--out", str(tmp_path))
+    sizes = [int(line.split()[-2]) for line in said.splitlines()]
+    assert len(sizes) == 3
+    assert all(1000 < size < 150_000 for size in sizes)

@@ -101,6 +101,7 @@ def test_keys_are_made_by_the_command_and_open_a_file_each(
         (("--queue", "0"), "above 0"),
         (("--model", "/nowhere/model"), "/nowhere/model"),
         (("--port", "70000"), "cannot listen"),
+        (("--traces", "localhost:4318"), "http://localhost:4318/v1/traces"),
     ],
 )
 def test_what_cannot_be_served_is_one_line_and_exit_code_2(
@@ -111,6 +112,16 @@ def test_what_cannot_be_served_is_one_line_and_exit_code_2(
     assert (code, out) == (2, "")
     assert said in err
     assert "Traceback" not in err
+
+
+def test_a_server_loads_its_model_where_it_is_said(
+    checkpoint: Path, command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEACON_DEVICE", "tpu-9")
+    for name in ("serve", "mcp"):
+        code, _, err = command(name, "--store", "memory://", "--model", str(checkpoint))
+        assert code == 2
+        assert "this machine has no 'tpu-9'" in err
 
 
 @pytest.mark.parametrize("kind", ["redis", "valkey"])

@@ -200,3 +200,35 @@ def test_search_needs_a_finder_and_says_so(http: httpx.Client, session: str) -> 
     add(http, session, "I live in Lyon. " * 20)
     answer = http.post(f"/v1/sessions/{session}/search", json={"query": "Where do I live?"})
     assert (answer.status_code, "finder" in answer.json()["error"]["message"]) == (400, True)
+
+
+def test_a_session_is_laid_open_message_by_message(http: httpx.Client, session: str) -> None:
+    add(http, session, "I live in Lyon. " * 60, "Noted.")
+    read = {"name": "a/lease", "text": "The rent is 900 euros a month. " * 20}
+    http.post(f"/v1/sessions/{session}/documents", json=read).raise_for_status()
+    where = f"/v1/sessions/{session}"
+    page = http.get(f"{where}/contents").json()
+    info = http.get(where).json()
+    assert [one["document"] for one in page["data"]] == [None, None, "a/lease"]
+    first, second, lease = (one["held"] for one in page["data"])
+    assert first[0]["ratio"] == info["ratio"]
+    assert second[-1]["ratio"] is None
+    assert sum(part["tokens"] for part in lease) == page["data"][2]["tokens"]
+    later = http.get(f"{where}/contents", params={"after": 0, "limit": 1}).json()
+    assert (later["data"], later["has_more"], later["last_place"]) == (page["data"][1:2], True, 1)
+    documents = http.get(f"{where}/contents", params={"kind": "document"}).json()
+    assert documents["data"] == page["data"][2:]
+    assert http.get(f"{where}/documents/a%2Flease").json() == {"object": "document", **read}
+    missing = http.get(f"{where}/documents/none")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "document_not_found")
+    assert http.get("/v1/sessions/nobody/contents").status_code == 404
+    assert http.get("/v1/sessions/context:x/contents").status_code == 400
+
+
+def test_the_documents_of_a_name_are_laid_open(http: httpx.Client, session: str) -> None:
+    where, text = f"/v1/contexts/{session}", "The rent is 900 euros a month. " * 20
+    http.put(f"{where}/documents/lease", json={"text": text}).raise_for_status()
+    (lease,) = http.get(f"{where}/contents").json()["data"]
+    assert (lease["document"], lease["tokens"]) == ("lease", sum(part["tokens"] for part in lease["held"]))
+    assert http.get(f"{where}/documents/lease").json()["text"] == text
+    assert http.get(f"{where}/documents/none").status_code == 404

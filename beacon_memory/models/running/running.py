@@ -6,6 +6,7 @@ There is no thread of its own: an answer that nobody reads is not made, but for 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ class Running:
     def __init__(self, lm: Any) -> None:
         self._lm = lm
         self.line = Line()  # for whoever wants to use the model
+        self.passes = Counter[int]()  # how many passes read this many answers, for whoever counts
         self.line.attach(lm)
         self.after_fork()
         renewed(self)
@@ -137,6 +139,7 @@ class Running:
             for row in rows:
                 row.failure = failure
             raise
+        self.passes[len(rows)] += 1
         at = 0
         for row, size in pieces:
             row.pending = row.pending[size:]

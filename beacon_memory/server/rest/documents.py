@@ -9,9 +9,10 @@ from pydantic import Field
 
 from beacon_memory.server.errors import Refused
 from beacon_memory.server.rest.sessions import Search
-from beacon_memory.server.rest.shapes import After, Body, Limit, named, sources, told
+from beacon_memory.server.rest.shapes import After, Body, Limit, laid_open, named, read_text, sources, told
 from beacon_memory.server.visit import Here, Part, StrictRoute, Visit
 from beacon_memory.sessions.documents import Document, Documents
+from beacon_memory.sessions.looking.contents import contents_of, text_of
 from beacon_memory.stores.base import check_session
 
 router = APIRouter(prefix="/v1/contexts", tags=["documents"], route_class=StrictRoute)
@@ -85,6 +86,24 @@ async def documents(name: Part, here: Here) -> dict[str, Any]:
         ]
 
     return {"object": "list", "data": await here.aside(act), "has_more": False}
+
+
+@router.get("/{name}/contents")
+async def contents(
+    name: Part,
+    here: Here,
+    after: Annotated[int, Query(ge=-1, description="only what stands behind this place")] = -1,
+    limit: Limit = 100,
+) -> dict[str, Any]:
+    """Each document with its tokens, and how many of them are folded at which ratio."""
+    found = await here.run(lambda: contents_of(here.memory, here.memory.context(name).id))
+    return laid_open(found, after=after, limit=limit)
+
+
+@router.get("/{name}/documents/{key}")
+async def text(name: Part, key: Part, here: Here) -> dict[str, Any]:
+    """The text of a document."""
+    return read_text(key, await here.aside(lambda: text_of(here.memory, here.memory.context(name).id, key)))
 
 
 @router.post("/{name}/documents")

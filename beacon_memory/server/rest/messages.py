@@ -8,8 +8,9 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from beacon_memory.server.errors import Refused
-from beacon_memory.server.rest.shapes import Body, Limit, told
+from beacon_memory.server.rest.shapes import Body, Limit, read_text, told
 from beacon_memory.server.visit import Here, Part, StrictRoute
+from beacon_memory.sessions.looking.contents import text_of
 from beacon_memory.sessions.session import Session
 from beacon_memory.state.head import DOCUMENT
 
@@ -84,6 +85,13 @@ async def read(session: Part, asked: Read, here: Here) -> dict[str, Any]:
         return told(opened)
 
     return await here.run(act)
+
+
+@router.get("/documents/{document}")
+async def text(session: Part, document: Part, here: Here) -> dict[str, Any]:
+    """The text of a document that the session has read."""
+    found = await here.aside(lambda: text_of(here.memory, here.memory.session(session).id, document))
+    return read_text(document, found)
 
 
 @router.patch("/messages/{message}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
@@ -14,8 +14,9 @@ from pydantic import Field
 from starlette.background import BackgroundTask
 
 from beacon_memory.errors import CodecError, InputError
-from beacon_memory.server.rest.shapes import After, Body, Limit, named, sources, told
+from beacon_memory.server.rest.shapes import After, Body, Limit, laid_open, named, sources, told
 from beacon_memory.server.visit import Here, Part, StrictRoute
+from beacon_memory.sessions.looking.contents import contents_of
 
 IMPORT = "/v1/sessions/import"  # its bodies may be larger
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"], route_class=StrictRoute)
@@ -84,6 +85,20 @@ async def rewind(session: Part, asked: Rewind, here: Here) -> dict[str, Any]:
         return told(opened)
 
     return await here.run(act)
+
+
+@router.get("/{session}/contents")
+async def contents(
+    session: Part,
+    here: Here,
+    kind: Annotated[Literal["message", "document"] | None, Query(description="only these")] = None,
+    after: Annotated[int, Query(ge=-1, description="only what stands behind this place")] = -1,
+    limit: Limit = 100,
+) -> dict[str, Any]:
+    """Each message and document with its tokens, and how many of them are raw or folded at which ratio."""
+    found = await here.run(lambda: contents_of(here.memory, here.memory.session(session).id))
+    kept = [one for one in found if kind is None or (one.document is None) == (kind == "message")]
+    return laid_open(kept, after=after, limit=limit)
 
 
 @router.get("/{session}/branches")

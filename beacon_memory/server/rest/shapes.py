@@ -9,6 +9,8 @@ from typing import Annotated, Any
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict
 
+from beacon_memory.server.errors import Refused
+from beacon_memory.sessions.looking.contents import Content
 from beacon_memory.sessions.session import Session
 from beacon_memory.state.source import Source
 
@@ -46,6 +48,31 @@ def named(names: Sequence[str], kind: str, *, prefix: str, limit: int, after: st
 def sources(found: Sequence[Source]) -> dict[str, Any]:
     """All passages that were found, as one page."""
     return {"object": "list", "data": [{"object": "source", **one.to_dict()} for one in found], "has_more": False}
+
+
+def laid_open(found: Sequence[Content], *, after: int, limit: int) -> dict[str, Any]:
+    """A page of a session's contents, from behind a place on."""
+    later = [one for one in found if one.place > after]
+    shown = later[:limit]
+    data = [
+        {
+            "object": "content",
+            "place": one.place,
+            "document": one.document,
+            "tokens": one.tokens,
+            "held": [asdict(part) for part in one.held],
+        }
+        for one in shown
+    ]
+    last = shown[-1].place if shown else None
+    return {"object": "list", "data": data, "has_more": len(later) > limit, "last_place": last}
+
+
+def read_text(name: str, text: str | None) -> dict[str, Any]:
+    """A document with its text. Raises Refused for none."""
+    if text is None:
+        raise Refused(404, f"there is no document {name!r:.80}, or its text is not kept", code="document_not_found")
+    return {"object": "document", "name": name, "text": text}
 
 
 def told(session: Session, *, kind: str = "session", name: str | None = None) -> dict[str, Any]:

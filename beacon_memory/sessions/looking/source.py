@@ -51,7 +51,7 @@ def sources_of(memory: Repository, found: Sequence[Found]) -> list[Source]:
             sources.append(whole)
         elif origin.document:
             if (head := id(origin.head)) not in names:
-                names[head] = _names(memory, origin.head)
+                names[head] = names_of(memory, origin.head)
             sources.append(replace(whole, document=names[head].get(origin.document, origin.document)))
         else:
             if (talk := (id(origin.head), id(origin.later))) not in said:
@@ -61,8 +61,8 @@ def sources_of(memory: Repository, found: Sequence[Found]) -> list[Source]:
     return sources
 
 
-def _names(memory: Repository, head: SessionHead) -> dict[str, str]:
-    """The documents' keys, or names, by their ids."""
+def names_of(memory: Repository, head: SessionHead) -> dict[str, str]:
+    """The documents' keys, or names, by their ids. Raises SegmentMissing."""
     notes = (message for _, page in memory.pages(head) for message in page if message["role"] == DOCUMENT)
     return {str(note["document"]): str(note.get("key", note["content"])) for note in notes}
 
@@ -81,13 +81,13 @@ def _conversation(memory: Repository, origin: Origin) -> Iterator[_Said]:
     assert origin.head is not None
     place = at = 0
     for digest, page in [*memory.pages(origin.head), ("", origin.later)]:
-        for message, size in zip(page, _sizes(memory, digest, page), strict=True):
+        for message, size in zip(page, sizes_of(memory, digest, page), strict=True):
             if size:
                 yield _Said(place, message, at, at + size)
             place, at = place + 1, at + size
 
 
-def _sizes(memory: Repository, digest: str, page: Sequence[Message]) -> tuple[int, ...]:
+def sizes_of(memory: Repository, digest: str, page: Sequence[Message]) -> tuple[int, ...]:
     """How many tokens each message of a page has; a document that was read there has none. A page never changes."""
     if digest and (known := memory.sizes.get(digest)) is not None:
         return known
