@@ -1,7 +1,7 @@
 """The command `beacon-memory`. stdout is the answer; progress and notes go to stderr.
 
 May import: every other room, but only inside a command that needs it: `--help` loads no torch. Hands out: `main`.
-A new command goes here: `sessions.py` (keep), `asking.py`, `serve.py`, `check.py`, `learn.py`, `measure.py`.
+A new command goes here: `sessions.py` (keep), `asking.py`, `serve.py`, `fold.py`, `check.py`, `learn.py`, `measure.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from beacon_memory.cli import asking, check, learn, measure, serve, sessions
+from beacon_memory.cli import asking, check, fold, learn, measure, serve, sessions
 from beacon_memory.errors import BeaconError
 from beacon_memory.version import __version__
 
@@ -30,6 +30,7 @@ app.add_typer(check.app)
 app.add_typer(learn.app)
 app.add_typer(measure.app)
 app.add_typer(serve.app)
+app.add_typer(fold.app)
 app.add_typer(serve.keys, name="keys")
 
 

@@ -212,6 +212,8 @@ def forget(session: SessionName, store: Store = DEFAULT_STORE) -> None:
     """Remove a session, and every byte that no other session names."""
     with stored(store) as opened:
         opened.delete(session)
+        if (queue := opened.queue()) is not None:
+            queue.drop(session)
         for left in opened.scrub():
             say(f"left to do: {left}")
 

@@ -200,7 +200,7 @@ class BeaconModel:
         how: dict[str, Any] = {"known": known, "slot_dtype": slot_dtype}
         # The budget may have shrunk since the last call, even if nothing is folded below.
         segments, tail = self.fit(state.segments, budget=budget, **how), [*state.tail, *self._checked(ids)]
-        check_room(len(tail), segments, budget or self.budget, self.config)
+        check_room(len(tail), [(len(s.ids), s.sink) for s in segments], budget or self.budget, self.config)
         resident, standing = resident or ResidentPrefix(self.empty), False
         while tail:
             sink = 0 if segments else self.config.sink

@@ -180,6 +180,8 @@ class Repository:
             self.load(session_id)  # so that the caches drop what it names too
         try:
             self.store.delete(session_id)
+            if (queue := self.store.queue()) is not None:
+                queue.drop(session_id)
         finally:
             self.let_go(session_id)
             self._seen.take(session_id)

@@ -63,10 +63,10 @@ class Branch:
 class Session(StoredSession):
     """A session by its id. It holds nothing but names: every call reads the session's newest version."""
 
-    def add(self, messages: Messages, *, progress: Progress | None = None) -> None:
-        """Remember one or several messages: `{"role": "user" | "assistant" | "tool", "content": text}`.
-
-        Text alone is a user's. Nothing is remembered when one of them is bad. Raises InputError, TranscriptError.
+    def add(self, messages: Messages, *, fold: bool = True, progress: Progress | None = None) -> None:
+        """Remember one or several messages: `{"role": "user" | "assistant" | "tool", "content": text}`. Text alone is a
+        user's. Nothing is remembered when one of them is bad. Without `fold` they stay raw, until a worker of the
+        store's queue, `fold` or the next `add` folds them. Raises InputError, TranscriptError.
         """
         check_called(progress=progress)
         if isinstance(messages, str):
@@ -74,7 +74,7 @@ class Session(StoredSession):
         many = [messages] if isinstance(messages, Mapping) else given_list(messages, "messages")
         if not many:
             raise InputError("no message to add")
-        self.append(self._memory.transcript.read(many), progress=progress)
+        self.append(self._memory.transcript.read(many), fold=fold, progress=progress)
 
     def set(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Replace the conversation by these messages. Their common beginning is not read again, what was stored after

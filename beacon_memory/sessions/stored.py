@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
@@ -10,8 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from beacon_memory.config import check_ratio
-from beacon_memory.errors import ConfigError, InputError, SessionExists, SessionNotFound
+from beacon_memory.errors import ConfigError, InputError, SessionExists, SessionNotFound, StoreError
 from beacon_memory.sessions.rewind import Changed, branch
+from beacon_memory.state.budget import check_room, full_windows
 from beacon_memory.state.codec import encode_segment
 from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.state import BeaconState
@@ -22,8 +24,12 @@ if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
     from beacon_memory.talk.messages import Message
 
+logger = logging.getLogger(__name__)
+
 Progress = Callable[[int], None]
 BRANCH = "branch:"  # a store's name for a branch of a session begins so
+FOLD = "fold:"  # and the turn of who folds one
+WINDOWS = 4  # that are folded before the head is moved
 CONTEXT = "context:"  # and its name for documents that are kept under an id
 Change = Callable[[SessionHead, BeaconState], Changed]
 
@@ -59,8 +65,12 @@ def check_talk(session_id: str) -> str:
 
 def branch_name(session: str, number: int) -> str:
     """The name under which a store keeps a branch of a session."""
-    digest = hashlib.sha256(session.encode()).hexdigest()[:32]  # a session's id may be as long as a name can be
-    return f"{BRANCH}{digest}:{number}"
+    return f"{BRANCH}{_digest(session)}:{number}"
+
+
+def _digest(session: str) -> str:
+    """A short name for a session, whose id may be as long as a name can be."""
+    return hashlib.sha256(session.encode()).hexdigest()[:32]
 
 
 class SessionOptions(TypedDict, total=False):
@@ -114,6 +124,14 @@ class StoredSession:
             self._memory.begin(self.id, create=self._create)
             return self.settled(None), BeaconState(), 0
         return self.settled(head), state, version
+
+    def _head(self) -> tuple[SessionHead | None, int]:
+        """The session's head and version without its segments; None and 0 when there is none."""
+        try:
+            return self._memory.load(self.id, at_least=self._at_least)
+        except SessionNotFound:
+            self._memory.begin(self.id, create=self._create)
+            return None, 0
 
     def behind(self, version: int) -> Self:
         """The same session, as long as it descends from this version; 0 asks for nothing."""
@@ -192,9 +210,77 @@ class StoredSession:
 
         self.change(change)
 
-    def append(self, messages: Sequence[Message], *, progress: Progress | None = None) -> None:
-        """Remember messages behind all that is stored."""
-        self.change(lambda head, state: self.extended(head, state, messages, progress=progress))
+    def append(self, messages: Sequence[Message], *, fold: bool = True, progress: Progress | None = None) -> None:
+        """Remember messages behind all that is stored; without `fold` they stay raw, and no segment is read."""
+        if fold:
+            self.change(lambda head, state: self.extended(head, state, messages, progress=progress))
+        elif self._memory.written(self.id, lambda: self._noted(messages)):
+            self.put_on_queue()
+
+    def _noted(self, messages: Sequence[Message]) -> bool:
+        """Write messages behind all that is stored, raw; gives whether there are full windows to fold now."""
+        model, transcript = self._memory.model, self._memory.transcript
+        head, version = self._head()
+        head = self.settled(head)
+        ids = [i for message in messages for i in transcript.turn(message)]
+        tail = (*head.tail, *(ids if head.entries or head.tail else transcript.opened(ids)))
+        folded = [(entry.tokens, 0) for entry in head.entries]
+        check_room(len(tail), folded, head.budget or model.budget, model.config)
+        changed, pages = replace(head, tail=tail).with_messages(list(messages))
+        self._memory.commit(self.id, changed, pages, expected=version)
+        return full_windows(len(tail), first=not head.entries, config=model.config) > 0
+
+    def put_on_queue(self) -> None:
+        """Have what is raw folded by a worker, where the store has a queue. It is written already: whatever goes wrong
+        here, the next turn puts it on the queue again.
+        """
+        try:
+            if (queue := self._memory.store.queue()) is not None:
+                queue.put(self.id)
+        except StoreError as exc:
+            logger.warning("session %r waits for its next turn to be folded: %s", self.id, exc)
+
+    def fold(self, *, windows: int = WINDOWS) -> int:
+        """Fold full windows that stand raw, at most so many; gives the number of tokens folded, 0 when none are left.
+
+        The model works before it is this writer's turn, so nobody who adds something waits for it: what was added
+        meanwhile stays behind what is folded. Folding later, in any steps, gives the segments that folding at once
+        gives, bit for bit. Raises SessionNotFound, BudgetExceeded.
+        """
+        if type(windows) is not int or windows < 1:
+            raise InputError(f"windows is a number of windows, 1 or more, not {windows!r:.80}")
+
+        def found() -> tuple[SessionHead, BeaconState, int, BeaconState]:
+            head, state, version = self.opened()
+            if not version:
+                raise not_found(self.id)
+            return head, state, version, self._step(head, state, windows)
+
+        def once() -> int:
+            head, state, version, after = found()
+            if after.segments == state.segments:
+                return 0
+            self.write(head, head.with_state(after), after, {}, expected=version)
+            return len(state.tail) - len(after.tail)
+
+        with self._memory.turn(f"{FOLD}{_digest(self.id)}"):  # no two fold the same
+            _, state, _, after = found()
+            return 0 if after.segments == state.segments else self._memory.written(self.id, once)
+
+    def _step(self, head: SessionHead, state: BeaconState, windows: int) -> BeaconState:
+        """The state with so many more windows folded. What was folded a moment ago is on hand."""
+        model = self._memory.model
+        config = model.config
+        size = (0 if state.segments else config.sink) + windows * config.window + config.keep_last
+        if not full_windows(len(state.tail), first=not state.segments, config=config):
+            return state
+        resident = self._memory.resident(self.id)
+        how: dict[str, Any] = {"known": self._memory.known, "slot_dtype": head.slot_dtype, "resident": resident}
+        ready = replace(state, tail=state.tail[:size])
+        after = model.compress([], ready, ratio=head.ratio, budget=head.budget, **how)
+        resident.release(resident)
+        self._memory.keep(after.segments)
+        return replace(after, tail=(*after.tail, *state.tail[size:]))
 
     def extended(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from beacon_memory.config import RATIOS, BeaconConfig, slot_count
 from beacon_memory.errors import BudgetExceeded, ConfigError
@@ -25,13 +25,23 @@ def default_budget(positions: int, config: BeaconConfig) -> int:
     return budget
 
 
-def check_room(tokens: int, segments: Sequence[Segment], budget: int, config: BeaconConfig) -> None:
-    """Raises BudgetExceeded when this many more tokens do not fit beside these segments even at the highest ratio.
+def full_windows(raw: int, *, first: bool, config: BeaconConfig) -> int:
+    """How many windows of so many raw tokens would be folded; `first` where nothing stands in front of them.
+
+    >>> [full_windows(raw, first=True, config=BeaconConfig()) for raw in (643, 644)]
+    [0, 1]
+    """
+    return max(0, raw - config.keep_last - (config.sink if first else 0)) // config.window
+
+
+def check_room(tokens: int, folded: Iterable[tuple[int, int]], budget: int, config: BeaconConfig) -> None:
+    """Raises BudgetExceeded when this many more tokens do not fit even at the highest ratio beside what is folded, each
+    segment given by its tokens and how many of them are sinks.
 
     It is called first, so that nothing is folded in vain.
     """
-    folded = max(0, tokens - config.window - config.keep_last)  # the rest may stay raw
-    least = sum(s.sink + slot_count(len(s.ids) - s.sink, RATIOS[-1]) for s in segments) + folded // RATIOS[-1]
+    more = max(0, tokens - config.window - config.keep_last)  # the rest may stay raw
+    least = sum(sink + slot_count(read - sink, RATIOS[-1]) for read, sink in folded) + more // RATIOS[-1]
     if least > budget:
         raise BudgetExceeded(
             f"with {tokens} more tokens the session takes {least} slots even at ratio {RATIOS[-1]}, and the budget is "

@@ -23,6 +23,7 @@ from beacon_memory.errors import (
     SessionExists,
     SessionNotFound,
 )
+from beacon_memory.stores.queue import Queue
 
 T = TypeVar("T")
 STREAMED = 4  # blobs that a stream reads at a time
@@ -128,6 +129,10 @@ class StateStore(ABC):
         It spares writers races that they lose; compare-and-set is what keeps a session whole. Most stores give none.
         """
         return nullcontext()
+
+    def queue(self) -> Queue | None:
+        """The queue of sessions that fold workers fold; None where the store has none, as most have."""
+        return None
 
     def fork(self, session: str, new: str) -> int:
         """Copy the head of `session` to the new session `new`; no blob is copied. Raises SessionExists."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 from beacon_memory.errors import ConfigError, IntegrityError, StoreFull, StoreUnavailable
 from beacon_memory.stores.base import Head, StateStore, check_session, conflict, differs, missing, not_found
 from beacon_memory.stores.chain import drawn, grown
+from beacon_memory.stores.queue import FileQueue
 from beacon_memory.stores.signing import Signer
 from beacon_memory.stores.turns import FileTurns
 
@@ -169,6 +170,9 @@ class SqliteStore(StateStore):
 
     def turn(self, session: str) -> AbstractContextManager[None]:
         return self._turns.turn(check_session(session))
+
+    def queue(self) -> FileQueue:
+        return FileQueue(f"{self._path}-queue", timeout=self._timeout)
 
     def sessions(self) -> list[str]:
         with self._transaction("BEGIN") as db:

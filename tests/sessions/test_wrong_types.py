@@ -63,6 +63,7 @@ SHORT |= {"stop": None, "seed": None, "constraint": None}
 OPENED: dict[str, Any] = {"ratio": 4, "budget": 100, "slot_dtype": "float32", "at_least": 0, "create": None}
 CALLS: dict[str, tuple[Callable[[Room], Act], dict[str, Any]]] = {
     "Session.add": (lambda room: room.ada.add, {"messages": "Hi", "progress": None}),
+    "Session.fold": (lambda room: room.ada.fold, {"windows": 1}),
     "Session.set": (lambda room: room.ada.set, {"messages": SAID}),
     "Session.add_document": (
         lambda room: room.ada.add_document,
@@ -144,8 +145,8 @@ CALLS: dict[str, tuple[Callable[[Room], Act], dict[str, Any]]] = {
 }
 # These take nothing, or what another method of ours made.
 OTHERS = {
-    "Session": "append behind branches change extended forget info newest opened part replace_talk settled state "
-    "unpart write",
+    "Session": "append behind branches change extended forget info newest opened part put_on_queue replace_talk "
+    "resident settled state unpart write",
     "BeaconMemory": "after_fork begin check_ids close commit contexts decode forget keep known let_go load messages "
     "pages read resident sessions state turn view written",
     "Documents": "about forget info version texts",

@@ -9,6 +9,9 @@ Keys, all under one hash tag so that a cluster keeps a namespace in one slot; na
     beacon:{namespace}:blob:DIGEST     string: a tag, the blob
     beacon:{namespace}:refs:DIGEST     sorted set: the sessions that name the blob
     beacon:{namespace}:turn:SESSION    string: whose turn it is, to write; for 12 seconds, unless renewed
+    beacon:{namespace}:jobs            stream: sessions to fold, with a group "fold"
+    beacon:{namespace}:waiting         hash: the entry of each session that waits in the stream
+    beacon:{namespace}:dead            hash: sessions that could not be folded, and why
 
 Scores are the millisecond in which a session, or the last one that names a blob, expires, or +inf.
 """
@@ -26,6 +29,7 @@ from beacon_memory.stores.base import Head, StateStore, check_session, conflict,
 from beacon_memory.stores.chain import PAST, POINT, descends, drawn, grown, point
 from beacon_memory.stores.delta import shared
 from beacon_memory.stores.redis.client import TIMEOUT, Link, settings
+from beacon_memory.stores.redis.queue import RedisQueue
 from beacon_memory.stores.redis.space import NOTHING, CachedHead, RedisSpace, lost
 from beacon_memory.stores.redis.turns import turn
 from beacon_memory.stores.redis.upkeep import (
@@ -202,6 +206,9 @@ class RedisStore(RedisSpace, StateStore):
 
     def turn(self, session: str) -> AbstractContextManager[None]:
         return turn(self, check_session(session))
+
+    def queue(self) -> RedisQueue:
+        return RedisQueue(self)
 
     def sessions(self) -> list[str]:
         found: list[str] = []

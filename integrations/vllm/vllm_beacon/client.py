@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ except ImportError as exc:
 if TYPE_CHECKING:
     from beacon_memory.state.state import Segment
 
+logger = logging.getLogger(__name__)
+
 TRIES = 3  # of a question whose session others move on meanwhile
 
 
@@ -38,18 +41,25 @@ class Question:
 
 
 class VLLMServer:
-    """A vLLM server with a BeaconConnector, and the memory that folds for it, over one store.
+    """A vLLM server with a BeaconConnector, and a memory over the same store and the same model.
 
-    vLLM answers, this process folds. Both read the same store and the same model.
+    vLLM answers; this process folds what was said, or leaves that to fold workers.
     """
 
     def __init__(
-        self, memory: BeaconMemory, url: str = "http://localhost:8000", *, salt: str = "", timeout: float = 600.0
+        self,
+        memory: BeaconMemory,
+        url: str = "http://localhost:8000",
+        *,
+        salt: str = "",
+        timeout: float = 600.0,
+        fold: bool = True,
     ) -> None:
-        """A memory and the address of `vllm serve`. `salt` is the connector's. Raises ModelError, where no vLLM
-        answers.
+        """A memory and the address of `vllm serve`. `salt` is the connector's. Without `fold` what was said stays raw
+        until a worker folds it (`beacon-memory fold-worker`). Raises ModelError, where no vLLM answers.
         """
         self.memory = memory
+        self._fold = fold
         self._salt = salt.encode()
         self._http = httpx.Client(base_url=url, timeout=timeout)
         try:
@@ -128,7 +138,7 @@ class VLLMServer:
         made: dict[str, Any] = {"system": system, "contexts": contexts, "recall_tokens": recall_tokens}
         made["create"] = create
         for left in reversed(range(TRIES)):
-            question = self.question(session_id, text, answer=how.max_new_tokens, **made)
+            question = self._made(session_id, text, answer=how.max_new_tokens, **made)
             try:
                 return self.complete(question, how)
             except ModelError:
@@ -143,8 +153,18 @@ class VLLMServer:
         said = [{"role": "user", "content": text}]
         if spoken := self.memory.transcript.spoken(answer).strip():
             said.append({"role": "assistant", "content": spoken})
-        self.memory.session(session_id).add(said)
+        self.memory.session(session_id).add(said, fold=self._fold)
         return answer
+
+    def _made(self, session_id: str, text: str, **made: Any) -> Question:
+        """The question. Where workers have left so much raw that it does not fit, some is folded here."""
+        while True:
+            try:
+                return self.question(session_id, text, **made)
+            except PromptTooLong:
+                if not self.memory.store.version(session_id) or not self.memory.session(session_id).fold():
+                    raise
+                logger.warning("session %r waited too long for a fold worker: folded here", session_id)
 
     def complete(self, question: Question, sampling: Sampling) -> str:
         """The answer to a question that is made already. Raises InputError, ModelError."""
