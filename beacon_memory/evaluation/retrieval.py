@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from beacon_memory.errors import MissingExtra
 from beacon_memory.evaluation.items import Item
 from beacon_memory.models.model import BeaconModel
@@ -13,6 +15,7 @@ def best_chunks(model: BeaconModel, item: Item, query: str, entries: int, *, tai
 
     The last chunk that is taken is cut to fit. Raises MissingExtra.
     """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s imports JAX where it is: it would take a whole GPU
     try:
         import bm25s
     except ImportError as exc:
