@@ -45,7 +45,8 @@ def about(model: str) -> dict[str, Any]:
     from math import prod
 
     from beacon_memory.config import SLOT_BITS
-    from beacon_memory.fold.family import family_of, positions_of, slot_shape
+    from beacon_memory.fold.family import family_of, positions_of, recurrences, slot_shape
+    from beacon_memory.fold.recurrence import numbers_of
     from beacon_memory.models.families import check_supported
     from beacon_memory.models.loading import load_tokenizer, read_config
     from beacon_memory.talk.transcript import Transcript
@@ -58,24 +59,31 @@ def about(model: str) -> dict[str, Any]:
     positions, longest = positions_of(config), int(config.max_position_embeddings)
     within = "" if positions == longest else f" of {longest}: those within which LongRoPE's short factors hold"
     heads = f"{kv_heads} KV head{'s' if kv_heads > 1 else ''} of {width}"
-    kept = f"keys (before RoPE) and values of {heads} in each layer"
+    recurrent = len(recurrences(config))
+    kept = f"keys (before RoPE) and values of {heads} in each {'full ' if recurrent else ''}layer"
+    if recurrent:
+        kept += "; at the end of each segment what the recurrent layers have read"
+    sizes = {"a raw token": numbers * 2} | {f"a slot, {dtype}": int(numbers * b / 8) for dtype, b in SLOT_BITS.items()}
+    if recurrent:
+        sizes["a segment's recurrent state"] = 2 * numbers_of(config)
     return {
         "model": model,
         "family": f"{family.name} ({family.models})",
-        "layers": _layers(layers),
+        "layers": _layers(layers, recurrent=recurrent),
         "positions": f"{positions}{within}",
         "kept": kept + _not_kept(layers),
-        "bytes": {"a raw token": numbers * 2} | {f"a slot, {d}": int(numbers * b / 8) for d, b in SLOT_BITS.items()},
+        "bytes": sizes,
         "template": Transcript(load_tokenizer(model)).kinds,
         "adapter": _adapter(model),
     }
 
 
-def _layers(layers: Sequence[Layer]) -> str:
+def _layers(layers: Sequence[Layer], *, recurrent: int) -> str:
     kinds = Counter(f"sliding over {layer.window} entries" if layer.window else "full" for layer in layers)
     ropeless = sum(layer.rope is None for layer in layers)
+    kinds += Counter({"recurrent": recurrent})
     told = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
-    return f"{len(layers)}: {told}" + (f"; {ropeless} of them without RoPE" if ropeless else "")
+    return f"{len(layers) + recurrent}: {told}" + (f"; {ropeless} of them without RoPE" if ropeless else "")
 
 
 def _not_kept(layers: Sequence[Layer]) -> str:

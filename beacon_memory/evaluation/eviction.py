@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from beacon_memory.fold.attention import norm_of
 from beacon_memory.fold.fold import embed, read
 from beacon_memory.fold.layout import evenly
 from beacon_memory.fold.passes import RawPass
@@ -55,12 +56,12 @@ class ExpectedAttentionPass(RawPass):
         return projected
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-        layer = int(module.layer_idx)
+        layer = int(module.beacon_index)
         queries = self._queries.pop(layer)
         norm = module.beacon_layer.norm
-        queries = module.q_norm(queries) if norm == "row" else queries
+        queries = norm_of(module, "q")(queries) if norm == "row" else queries
         queries = queries.view(*queries.shape[:2], -1, key.shape[-1])
-        queries = (module.q_norm(queries) if norm == "head" else queries).transpose(1, 2).float()
+        queries = (norm_of(module, "q")(queries) if norm == "head" else queries).transpose(1, 2).float()
         turn = self._turn(key, layer=layer)
         self.expected[layer] = self._score(queries, key.float(), value.float(), turn, scale=float(module.scaling))
         return super().attend(module, query, key, value, attend)

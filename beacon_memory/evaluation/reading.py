@@ -47,7 +47,7 @@ class BranchPass:
         return projected
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-        layer = int(module.layer_idx)
+        layer = int(module.beacon_index)
         if layer in self.rotated:
             earlier = self.rotated[layer]
             key, value = torch.cat([earlier[0], key], dim=2), torch.cat([earlier[1], value], dim=2)

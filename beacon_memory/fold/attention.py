@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from beacon_memory.errors import ModelError
-from beacon_memory.fold.family import Layer, family_of, slot_shape
+from beacon_memory.fold.family import Layer, family_of, recurrences, slot_shape
 from beacon_memory.fold.projections import PROJECTIONS, BeaconProjection, FusedProjection, Pass, _current
+from beacon_memory.fold.recurrence import Recurrence, enter, leave
 
 NAME = "beacon"
 
@@ -33,23 +35,29 @@ class Beacons:
         """
         AttentionInterface.register(NAME, _attention)
         self.lm = lm
+        family = family_of(lm.config)
+        self._described = family.layers(lm.config)
         if any(hasattr(attention, "beacon_base_config") for attention in self._attentions()):
             raise ModelError("this model carries beacons already: detach them first, or share the BeaconModel")
         self.layers: list[dict[str, BeaconProjection]] = []
         self.embedding: nn.Parameter | None = None  # (hidden,): every interleaved beacon starts from it
         self.offset: nn.Parameter | None = None  # (hidden,): added to a shadow beacon's anchor embedding
         self._hooks: list[Any] = []
-        self._replaced: list[tuple[Any, str, nn.Module]] = []  # attention, its attribute, what it held
-        described = family_of(lm.config).layers(lm.config)
-        for index, (attention, layer) in enumerate(zip(self._attentions(), described, strict=True)):
+        self._replaced: list[tuple[Any, str, nn.Module]] = []  # a module, its attribute, what it held
+        for index, (attention, layer) in enumerate(zip(self._attentions(), self._described, strict=True)):
             self.layers.append(self._wrapped(attention, layer, index=index))
-            attention.beacon_layer = layer
+            attention.beacon_layer, attention.beacon_index = layer, index
             attention.beacon_base_config = attention.config
             # A copy: masks and generate() go on reading the model's own config, and see the base's attention.
             attention.config = copy.copy(attention.config)
             attention.config._attn_implementation = NAME
             self._hooks.append(attention.register_forward_pre_hook(_enter, with_kwargs=True))
             self._hooks.append(attention.register_forward_hook(_leave, always_call=True))
+        for index in recurrences(lm.config):
+            owner = lm.model.layers[index]
+            self._replace(owner, family.recurrent, Recurrence(getattr(owner, family.recurrent)))
+            self._hooks.append(owner.register_forward_pre_hook(enter, with_kwargs=True))
+            self._hooks.append(owner.register_forward_hook(leave, always_call=True))
 
     def detach(self) -> None:
         """Give the base model back as it was, bit for bit. A second time does nothing."""
@@ -57,9 +65,9 @@ class Beacons:
             hook.remove()
         for attention in self._attentions() if self.layers else []:
             attention.config = attention.beacon_base_config
-            del attention.beacon_base_config, attention.beacon_layer
-        for attention, name, module in self._replaced:
-            setattr(attention, name, module)
+            del attention.beacon_base_config, attention.beacon_layer, attention.beacon_index
+        for owner, name, module in self._replaced:
+            setattr(owner, name, module)
         self.layers, self._replaced = [], []
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -77,14 +85,20 @@ class Beacons:
         return found
 
     def attention(self, layer: int) -> Any:
-        """A layer's attention module."""
-        return self.lm.model.layers[layer].self_attn
+        """The attention module of a layer of slots."""
+        return self.lm.model.layers[self._described[layer].index].self_attn
+
+    @property
+    def last(self) -> int | None:
+        """The last layer of slots, where it is the model's last layer: no other one reads what comes out of it."""
+        index, count = self._described[-1].index, len(self.lm.model.layers)
+        return len(self._described) - 1 if index == count - 1 else None
 
     def _wrapped(self, attention: Any, layer: Layer, *, index: int) -> dict[str, BeaconProjection]:
         """The layer's projections by name, now in their bases' places."""
         config = self.lm.config
         _, kv_heads, width = slot_shape(config)
-        sizes = [config.num_attention_heads * width, kv_heads * width, kv_heads * width]
+        sizes = [config.num_attention_heads * width * (1 + layer.gated), kv_heads * width, kv_heads * width]
         how: dict[str, Any] = {"layer": index, "dtype": self.lm.dtype}
         if layer.fused:
             fused = FusedProjection(attention.qkv_proj, features=config.hidden_size, sizes=sizes, **how)
@@ -97,12 +111,12 @@ class Beacons:
             self._replace(attention, f"{name}_proj", wrapped[name])
         return wrapped
 
-    def _replace(self, attention: Any, name: str, module: nn.Module) -> None:
-        self._replaced.append((attention, name, getattr(attention, name)))
-        setattr(attention, name, module)
+    def _replace(self, owner: Any, name: str, module: nn.Module) -> None:
+        self._replaced.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, module)
 
     def _attentions(self) -> list[Any]:
-        return [layer.self_attn for layer in self.lm.model.layers]
+        return [self.lm.model.layers[layer.index].self_attn for layer in self._described]
 
 
 def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -177,14 +191,19 @@ def heads(rows: Tensor, module: Any) -> Tensor:
     return rows.view(*rows.shape[:2], -1, module.head_dim).transpose(1, 2)
 
 
+def norm_of(module: Any, name: str) -> Callable[[Tensor], Tensor]:
+    """The norm of an attention's queries ("q") or keys ("k")."""
+    norm: Callable[[Tensor], Tensor] = getattr(module, f"{name}_{module.beacon_layer.norms}")
+    return norm
+
+
 def normed(keys: Tensor, module: Any) -> Tensor:
     """Keys by head, as an attention that norms each head sees them before RoPE.  # (…, head_dim)"""
-    seen: Tensor = module.k_norm(keys) if module.beacon_layer.norm == "head" else keys
-    return seen
+    return norm_of(module, "k")(keys) if module.beacon_layer.norm == "head" else keys
 
 
 def heads_last(rows: Tensor, module: Any) -> Tensor:
     """Projected key rows as the model's attention sees them before RoPE.  # (batch, kv_heads, rows, head_dim)"""
     if module.beacon_layer.norm == "row":
-        rows = module.k_norm(rows)
+        rows = norm_of(module, "k")(rows)
     return normed(rows.view(*rows.shape[:2], -1, module.head_dim), module).transpose(1, 2)

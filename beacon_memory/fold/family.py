@@ -13,15 +13,19 @@ from typing import Any, Literal
 Norm = Literal["none", "head", "row"]
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+RECURRENT = ("linear_attention", "conv")  # layers that hold a state in place of keys and values
 
 
 @dataclass(frozen=True)
 class Layer:
     """The attention of one layer."""
 
+    index: int = 0  # which of the model's layers it is
     window: int | None = None  # how many of the newest KV entries a row sees, itself among them; None: all
     rope: str | None = ""  # the layer type to ask the rotary embedding for, "" where it takes none; None: no RoPE
     norm: Norm = "none"  # what `k_norm` norms: nothing, each head, or the heads of a token together
+    norms: str = "norm"  # how `q_norm` and `k_norm` are called behind the q and k
+    gated: bool = False  # whether `q_proj` also makes a gate for each channel that comes out of the attention
     fused: bool = False  # whether one `qkv_proj` stands for q_proj, k_proj and v_proj
     softcap: float | None = None  # attention logits are softly limited to this
     sinks: bool = False  # whether each head has a logit that takes attention and gives nothing
@@ -35,6 +39,8 @@ class Family:
     models: str  # as people call them
     fused: bool = False
     norm: Norm = "none"
+    norms: str = "norm"
+    gated: bool = False
     typed_rope: bool = False  # the rotary embedding has angles of their own for each type of layer
     half_angles: bool = False  # the rotary embedding gives each angle once, not once for each half
     softcap: bool = False
@@ -42,26 +48,34 @@ class Family:
     longrope: bool = False  # within the positions where its short factors hold
     experts: bool = False
     sdpa: bool = True  # whether transformers has it with scaled_dot_product_attention
+    rotary: str = "rotary_emb"  # where the decoder has its rotary embedding
+    recurrent: str = ""  # the module that some layers have in place of attention, and that holds a recurrent state
 
     def layers(self, config: Any) -> tuple[Layer, ...]:
-        """Each layer's attention under this configuration."""
+        """The attention of each layer that has one, under this configuration: those are the layers of slots."""
         count = int(config.num_hidden_layers)
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
         if not window or window >= config.max_position_embeddings:
             window = None  # it sees everything there can be
         types = getattr(config, "layer_types", None) or [SLIDING if window else FULL] * count
         turned = getattr(config, "no_rope_layers", None) or [1] * count  # 0 marks a layer without RoPE
+        if getattr(config, "position_embedding_type", "rope") != "rope":
+            turned = [0] * count
         softcap = config.attn_logit_softcapping if self.softcap else None
         return tuple(
             Layer(
+                index=index,
                 window=window if kind == SLIDING else None,
                 rope=None if not rope else kind if self.typed_rope else "",
                 norm=self.norm,
+                norms=self.norms,
+                gated=self.gated,
                 fused=self.fused,
                 softcap=softcap,
                 sinks=self.sinks,
             )
-            for kind, rope in zip(types[:count], turned[:count], strict=True)
+            for index, (kind, rope) in enumerate(zip(types[:count], turned[:count], strict=True))
+            if kind not in RECURRENT
         )
 
 
@@ -84,6 +98,21 @@ FAMILIES: Mapping[str, Family] = {
         Family("gemma3_text", "Gemma 3 270M, 1B", norm="head", typed_rope=True),
         Family("olmo3", "OLMo 3", norm="row", typed_rope=True),
         Family("gpt_oss", "gpt-oss", half_angles=True, sinks=True, experts=True, sdpa=False),
+        Family("qwen3_5_text", "Qwen3.5, Qwen3.6", norm="head", gated=True, recurrent="linear_attn"),
+        Family(
+            "qwen3_5_moe_text",
+            "Qwen3.5 and Qwen3.6 MoE",
+            norm="head",
+            gated=True,
+            recurrent="linear_attn",
+            experts=True,
+        ),
+        Family("qwen3_next", "Qwen3-Next", norm="head", gated=True, recurrent="linear_attn", experts=True),
+        Family("lfm2", "LFM2, LFM2.5", norm="head", norms="layernorm", recurrent="conv"),
+        Family(
+            "lfm2_moe", "LFM2 MoE", norm="head", norms="layernorm", rotary="pos_emb", recurrent="conv", experts=True
+        ),
+        Family("granitemoehybrid", "Granite 4-H", recurrent="mamba", experts=True),
     )
 }
 
@@ -94,10 +123,16 @@ def family_of(config: Any) -> Family:
 
 
 def slot_shape(config: Any) -> tuple[int, int, int]:
-    """Layers, KV heads and head size: the shape of a slot's keys, and of its values."""
+    """Layers that attend, KV heads and head size: the shape of a slot's keys, and of its values."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return int(config.num_hidden_layers), int(heads), int(width)
+    return int(config.num_hidden_layers) - len(recurrences(config)), int(heads), int(width)
+
+
+def recurrences(config: Any) -> tuple[int, ...]:
+    """Which of the model's layers hold a recurrent state instead of keys and values."""
+    types = getattr(config, "layer_types", None) or []
+    return tuple(index for index, kind in enumerate(types[: config.num_hidden_layers]) if kind in RECURRENT)
 
 
 def short_positions(config: Any) -> int | None:

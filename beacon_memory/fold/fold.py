@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from beacon_memory.fold.place import reads_on
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.fold.projections import Pass, rows_at
 
+if TYPE_CHECKING:
+    from beacon_memory.state.recurrent import Recurrent
+
 
 class Folded(NamedTuple):
     """What a window leaves behind, in the model's dtype."""
@@ -29,6 +32,7 @@ class Folded(NamedTuple):
     raw: RawPass | None = None  # where the layout reads the window as it is: its raw keys and values
     # The token that each slot stands for, counted from the first one after the sinks; layers, batch and heads may be 1.
     places: Tensor | None = None  # (layers, batch, kv_heads, slots)
+    recurrent: Recurrent | None = None  # what recurrent layers have read, this window included
 
 
 def fold(
@@ -51,7 +55,7 @@ def fold(
         raw = RawPass(past, ids.shape[1], last=_last(beacons, states=states))
         hidden = read(beacons.lm, raw, embed(beacons.lm, ids), torch.arange(ids.shape[1]) + past.slots)
         places = torch.arange(ids.shape[1] - overlap - sink)[None, None, None]
-        folded = Folded(stacked(raw.keys), stacked(raw.values), hidden, raw, places)
+        folded = Folded(stacked(raw.keys), stacked(raw.values), hidden, raw, places, raw.recurrent)
     else:
         make = _LAYOUTS[config.layout]
         folded = make(beacons, past, ids, ratio=ratio, sink=overlap + sink, config=config, states=states)
@@ -87,7 +91,7 @@ def _select(
             else:
                 own = rows_at(all_rows, positions)
             out.append(torch.cat([all_rows[:, :, :sink], own], dim=2))
-    return Folded(torch.stack(keys), torch.stack(values), hidden, raw, torch.stack(places))
+    return Folded(torch.stack(keys), torch.stack(values), hidden, raw, torch.stack(places), raw.recurrent)
 
 
 def _own(beacons: Beacons, raw: RawPass, layer: int, name: str, *, anchors: Tensor) -> Tensor:
@@ -236,8 +240,8 @@ def stacked(by_layer: dict[int, Tensor]) -> Tensor:
 
 
 def _last(beacons: Beacons, *, states: bool) -> int | None:
-    """The layer of which only keys and values are computed: the last one, if its states are not wanted."""
-    return None if states else len(beacons.layers) - 1
+    """The layer of which only keys and values are computed: the model's last one, if its states are not wanted."""
+    return None if states else beacons.last
 
 
 def _kept(by_layer: dict[int, Tensor], sink: int, raw: int) -> Tensor:

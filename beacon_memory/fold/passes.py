@@ -7,15 +7,21 @@ recorded as they leave the projections, before RoPE: nothing has to be un-rotate
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from beacon_memory.fold.attention import heads, heads_last
 from beacon_memory.fold.layout import causal
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.fold.projections import Attend, BeaconProjection
+from beacon_memory.fold.recurrence import Read, states_of
+
+if TYPE_CHECKING:
+    from beacon_memory.state.recurrent import Recurrent
 
 QUERY_BLOCK = 128  # rows of a look-back pass scored at once
 LEADING = 16  # slots of the past that the repeat pass sees
@@ -54,7 +60,27 @@ class Sight:
         return self._masks[window]
 
 
-class RawPass:
+class Following:
+    """A pass whose rows follow its past, one behind another: recurrent layers read on where that past ends."""
+
+    past: Prefix
+
+    @cached_property
+    def states(self) -> DynamicCache:
+        """What recurrent layers have read, of the past and of the rows so far."""
+        return self.past.states()
+
+    @property
+    def recurrent(self) -> Recurrent | None:
+        """The same as a value; None without such layers."""
+        return states_of(self.states, self.past.recurrences)
+
+    def recur(self, hidden: Tensor, read: Read) -> Tensor:
+        """What a recurrent layer makes of the rows.  # (batch, rows, hidden)"""
+        return read(hidden, self.states)
+
+
+class RawPass(Following):
     """The window's tokens as they are, plain causal behind the past; their keys and values by layer.
 
     Where beacons have their own weights, each layer's input and the base's projection of it are kept too: beacons are
@@ -86,7 +112,7 @@ class RawPass:
         return projected
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-        layer = int(module.layer_idx)
+        layer = int(module.beacon_index)
         self.keys[layer] = heads_last(self.keys[layer], module)
         self.values[layer] = heads(self.values[layer], module)
         if self.rotated is not None:
@@ -96,7 +122,7 @@ class RawPass:
         return attend(query, *self.past.join(layer, key, value), self._sight.of(module))
 
 
-class TailPass:
+class TailPass(Following):
     """Raw rows behind a past, plain causal; nothing of them is kept."""
 
     def __init__(self, past: Prefix, rows: int) -> None:
@@ -108,7 +134,7 @@ class TailPass:
         return projected
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-        return attend(query, *self.past.join(int(module.layer_idx), key, value), self._sight.of(module))
+        return attend(query, *self.past.join(int(module.beacon_index), key, value), self._sight.of(module))
 
 
 class SeekPass(TailPass):
@@ -154,7 +180,7 @@ class SeekPass(TailPass):
         return torch.stack([self._seen[head].to(self.past.device) for head in self._heads])
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-        layer = int(module.layer_idx)
+        layer = int(module.beacon_index)
         keys, values = self._keep(layer, key, value) if self._keep else self.past.join(layer, key, value)
         if own := sorted({head for at, head in self._heads if at == layer}):
             self._record(module, query[:, :, query.shape[2] - self._looking :], self._looked_at(keys, 2), own)
@@ -173,10 +199,11 @@ class SeekPass(TailPass):
             of_group = slice(head * group, (head + 1) * group)
             logits = query[:, of_group] * module.scaling @ keys[:, head : head + 1].transpose(2, 3)
             logits = capped(logits, module) + mask.to(query.device)
-            self._seen[int(module.layer_idx), head] = shares(logits, module, of_group)[..., : self._slots].mean(dim=1)
+            paid = shares(logits, module, of_group)[..., : self._slots]
+            self._seen[int(module.beacon_index), head] = paid.mean(dim=1)
 
 
-class LookBackPass:
+class LookBackPass(Following):
     """Tokens read behind a window, to see how much they look back at each of its tokens, by layer and head.
 
     A token's score is the highest attention that any query of its KV head's group pays it (KVzip, 2505.23416), or with
@@ -187,7 +214,7 @@ class LookBackPass:
     def __init__(self, first: RawPass, rows: int, *, mean: bool = False) -> None:
         self.first = first
         self.mean = mean
-        self.past = first.past.leading(LEADING)
+        self.past = first.past.leading(LEADING).read_to(first.recurrent)
         self.scores: dict[int, Tensor] = {}  # layer -> (batch, kv_heads, rows of the window)
         self._sight = Sight(self._behind, first.past, plain=False)
         self._rows = rows
@@ -208,7 +235,7 @@ class LookBackPass:
         return projected
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-        layer = int(module.layer_idx)
+        layer = int(module.beacon_index)
         assert self.first.rotated is not None
         first_key, first_value = self.first.rotated[layer]
         keys, values = self.past.join(layer, torch.cat([first_key, key], dim=2), torch.cat([first_value, value], dim=2))
@@ -262,7 +289,7 @@ class BeaconPass:
 
     def record(self, module: Any, value: Tensor) -> int:
         """Keep the layer's keys and values; gives the layer's index if its attention is to be computed."""
-        layer = int(module.layer_idx)
+        layer = int(module.beacon_index)
         self.keys[layer] = heads_last(self.keys[layer], module)
         self.values[layer] = value
         if layer == self._last:

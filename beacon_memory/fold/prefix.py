@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from beacon_memory.fold.family import family_of, short_positions
+from beacon_memory.fold.family import family_of, recurrences, short_positions
 from beacon_memory.fold.place import reads_on
+from beacon_memory.fold.recurrence import states_behind
 
 if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+    from beacon_memory.state.recurrent import Recurrent
     from beacon_memory.state.state import Segment
 
 BLOCK = 1024  # positions whose angles are computed together
@@ -46,7 +50,8 @@ class Rope:
         """A language model's."""
         family = family_of(lm.config)
         kinds = [layer.rope for layer in family.layers(lm.config)]
-        return cls(lm.model.rotary_emb, kinds, short=short_positions(lm.config), half_angles=family.half_angles)
+        rotary = getattr(lm.model, family.rotary)
+        return cls(rotary, kinds, short=short_positions(lm.config), half_angles=family.half_angles)
 
     def at(self, start: int, end: int, like: Tensor, *, layer: int = 0) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions start..end-1 in a layer, scaling included.
@@ -155,11 +160,13 @@ class Prefix:
     values: Tensor | None = field(default=None)  # (layers, batch, kv_heads, slots, head_dim)
     room: Room | None = field(default=None)  # the buffer whose first rows keys and values are
     ahead: int = 0  # slots to make room for, when room is next made
+    recurrences: tuple[int, ...] = ()  # which of the model's layers are recurrent
+    recurrent: Recurrent | None = None  # what those have read; None before anything, or without such layers
 
     @classmethod
     def empty(cls, lm: Any) -> Self:
         """The past of a language model that has read nothing."""
-        return cls(Rope.of(lm), lm.dtype, reads_on(lm))
+        return cls(Rope.of(lm), lm.dtype, reads_on(lm), recurrences=recurrences(lm.config))
 
     @property
     def slots(self) -> int:
@@ -174,6 +181,20 @@ class Prefix:
             return self
         made = Room.like(self.keys, capacity=self.slots + rows, dtype=self.dtype, device=self.device)
         return self._written(made, self.keys, self.values, start=0)
+
+    def states(self) -> DynamicCache:
+        """A new cache for the recurrent layers of a pass behind this past."""
+        return states_behind(self.recurrent, self.recurrences)
+
+    def read_to(self, recurrent: Recurrent | None) -> Self:
+        """The same slots, and what the recurrent layers have read, as a segment keeps it or as a pass leaves it."""
+        if recurrent is None or not self.recurrences:
+            return replace(self, recurrent=None)
+        conv = recurrent.conv if recurrent.conv.ndim == 4 else recurrent.conv[:, None]
+        delta = recurrent.delta
+        if delta is not None:
+            delta = (delta if delta.ndim == 5 else delta[:, None]).to(self.device, torch.float32)
+        return replace(self, recurrent=type(recurrent)(conv.to(self.device, self.dtype), delta))
 
     def append(self, keys: Tensor, values: Tensor) -> Self:
         """This past with more slots behind it; `keys` are before RoPE.  # (layers, batch, kv_heads, slots, head_dim)"""
@@ -202,7 +223,7 @@ class Prefix:
         past = self.reserve(max(self.ahead, sum(segment.slots for segment in segments) - sum(left_out)))
         for segment, start in zip(segments, left_out, strict=True):
             past = past.append(*(t[:, None, :, start:] for t in (segment.keys, segment.values)))
-        return past
+        return past.read_to(segments[-1].recurrent)
 
     def leading(self, slots: int) -> Self:
         """The first slots alone, where they stand."""
@@ -210,33 +231,38 @@ class Prefix:
             return self
         return replace(self, keys=self.keys[..., :slots, :], values=self.values[..., :slots, :], room=None)
 
-    def back(self, slots: int) -> Self:
-        """The past as it was after its first slots; whatever is read next overwrites the rest."""
-        leading = self.leading(slots)
+    def back(self, slots: int, *, recurrent: Recurrent | None = None) -> Self:
+        """The past as it was after its first slots; whatever is read next overwrites the rest. `recurrent` is what its
+        recurrent layers had read then.
+        """
+        leading = self.leading(slots).read_to(recurrent)
         if self.room is None:
             return leading
         self.room.filled = slots
         return replace(leading, room=self.room)
 
-    def seen(self, rows: int) -> Self:
-        """This past and the rows that were written behind it in its room."""
+    def seen(self, rows: int, *, recurrent: Recurrent | None = None) -> Self:
+        """This past and the rows that were written behind it in its room, up to which `recurrent` has read."""
         assert self.room is not None
         end = self.slots + rows
         self.room.filled = end
-        return replace(self, keys=self.room.keys[..., :end, :], values=self.room.values[..., :end, :])
+        longer = replace(self, keys=self.room.keys[..., :end, :], values=self.room.values[..., :end, :])
+        return longer.read_to(recurrent)
 
     def detached(self) -> Self:
         """The same slots, through which no gradient flows back."""
         if self.keys is None or self.values is None:
             return self
-        return replace(self, keys=self.keys.detach(), values=self.values.detach())
+        read = None if self.recurrent is None else self.recurrent.mapped(torch.Tensor.detach)
+        return replace(self, keys=self.keys.detach(), values=self.values.detach(), recurrent=read)
 
     def repeat(self, times: int) -> Self:
         """Each past of the batch repeated, copies side by side."""
         if self.keys is None or self.values is None:
             return self
         keys, values = (t.repeat_interleave(times, dim=1) for t in (self.keys, self.values))
-        return replace(self, keys=keys, values=values, room=None)
+        read = None if self.recurrent is None else self.recurrent.mapped(lambda t: t.repeat_interleave(times, dim=1))
+        return replace(self, keys=keys, values=values, room=None, recurrent=read)
 
     def join(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's keys and values behind those of the past.  # (batch, kv_heads, slots + rows, head_dim)"""

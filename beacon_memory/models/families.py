@@ -5,35 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from beacon_memory.errors import UnsupportedModel
-from beacon_memory.fold.family import FAMILIES
+from beacon_memory.config import BeaconConfig
+from beacon_memory.errors import ConfigError, UnsupportedModel
+from beacon_memory.fold.family import FAMILIES, recurrences
 
 ROPES = ("default", "linear", "llama3", "yarn")
 
-_RECURRENT = "layers of it hold a recurrent state, which no slot keeps and without which answers are garbled"
+_RECURRENT = "it has recurrent layers that no fold was checked with, and without their state answers are garbled"
 _LATENT = "its attention keeps latents that all heads share, not keys and values by head"
 _SHARED = "some of its layers read the keys and values of others, and tokens enter each layer anew"
 _CHUNKED = "some of its layers attend in chunks of positions, which joined slots would move"
 
 # Well-known architectures that are not supported: why, and the supported family that comes nearest.
 REFUSED = {
-    "qwen3_next": (_RECURRENT, "qwen3"),
-    "qwen3_5": (_RECURRENT, "qwen3"),
-    "qwen3_5_text": (_RECURRENT, "qwen3"),
-    "qwen3_5_moe": (_RECURRENT, "qwen3_moe"),
-    "qwen3_5_moe_text": (_RECURRENT, "qwen3_moe"),
-    "lfm2": (_RECURRENT, "llama"),
-    "lfm2_moe": (_RECURRENT, "qwen3_moe"),
-    "granitemoehybrid": (_RECURRENT, "granite"),
-    "bamba": (_RECURRENT, "granite"),
-    "falcon_h1": (_RECURRENT, "llama"),
-    "jamba": (_RECURRENT, "mixtral"),
-    "nemotron_h": (_RECURRENT, "llama"),
-    "zamba2": (_RECURRENT, "llama"),
-    "olmo_hybrid": (_RECURRENT, "olmo2"),
-    "kimi_linear": (_RECURRENT, "qwen3_moe"),
-    "mamba": (_RECURRENT, "llama"),
-    "mamba2": (_RECURRENT, "llama"),
+    "bamba": (_RECURRENT, "granitemoehybrid"),
+    "falcon_h1": (_RECURRENT, "granitemoehybrid"),
+    "jamba": (_RECURRENT, "granitemoehybrid"),
+    "nemotron_h": (_RECURRENT, "granitemoehybrid"),
+    "zamba2": (_RECURRENT, "granitemoehybrid"),
+    "olmo_hybrid": (_RECURRENT, "qwen3_5_text"),
+    "kimi_linear": (_RECURRENT, "qwen3_next"),
+    "mamba": (_RECURRENT, "granitemoehybrid"),
+    "mamba2": (_RECURRENT, "granitemoehybrid"),
     "recurrent_gemma": (_RECURRENT, "gemma"),
     "deepseek_v2": (_LATENT, "qwen2_moe"),
     "deepseek_v3": (_LATENT, "qwen3_moe"),
@@ -46,6 +39,13 @@ REFUSED = {
     "llama4": (_CHUNKED, "llama"),
     "llama4_text": (_CHUNKED, "llama"),
 }
+# Checkpoints that also see, whose text model transformers loads by itself.
+WITH_TEXT = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
+
+
+def text_of(config: Any) -> Any:
+    """The configuration that a checkpoint's text model is loaded by: its own, or for one of WITH_TEXT a part of it."""
+    return config.get_text_config() if getattr(config, "model_type", None) in WITH_TEXT else config
 
 
 def inner(lm: Any) -> Any:
@@ -71,6 +71,11 @@ def check_supported(config: Any) -> None:
     inner = getattr(getattr(config, "text_config", None), "model_type", None)
     if kind not in FAMILIES and inner is not None:
         nearest = inner if inner in FAMILIES else REFUSED.get(inner, ("", "llama"))[1]
+        if kind in WITH_TEXT:
+            raise UnsupportedModel(
+                f"a loaded {kind!r} reads more than text: give the checkpoint's name to BeaconModel.from_pretrained, "
+                f"which loads its text model, {nearest} ({FAMILIES[nearest].models})"
+            )
         raise UnsupportedModel(
             f"model type {kind!r} is not supported: it reads more than text, and a memory is of text; take a text-only "
             f"checkpoint; nearest: {nearest} ({FAMILIES[nearest].models}); all: {supported}"
@@ -89,6 +94,21 @@ def check_supported(config: Any) -> None:
     attention = getattr(config, "_attn_implementation", None)
     if attention not in (None, "sdpa", "eager") and "flash" not in attention:
         raise UnsupportedModel(f"attention {attention!r} is not supported: choose sdpa, eager or flash_attention_2")
+
+
+def check_settings(config: Any, settings: BeaconConfig) -> None:
+    """Raises ConfigError for settings by which a model with recurrent layers cannot fold."""
+    if not recurrences(config):
+        return
+    one_order = f"layers of {config.model_type!r} are recurrent: they read each token once, in its order"
+    if settings.layout != "select":
+        raise ConfigError(
+            f"{one_order}, and the beacon rows of layout {settings.layout!r} stand in none: choose 'select'"
+        )
+    if settings.overlap:
+        raise ConfigError(
+            f"{one_order}, so no window reads the one before it again: choose overlap=0, not {settings.overlap}"
+        )
 
 
 def _ropes(config: Any) -> Iterator[str]:

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from beacon_memory.errors import AdapterError
 from beacon_memory.fold.fold import embed, read
@@ -177,7 +176,8 @@ def read_on(
 ) -> SeekPass:
     """Read ids behind a resident's rows, for good; the newest `looking` of them look at its slots."""
     slots = resident.segments[-1][1]
-    cache = cache_of(resident.roomy(lm, len(ids)), filled=resident.past.slots)
+    cache = cache_of(lm, resident.past, resident.roomy(lm, len(ids)))
+    layers = [layer for layer in cache.layers if isinstance(layer, RoomLayer)]
     past, at = resident.past, 0
     with torch.inference_mode():
         while True:
@@ -190,16 +190,16 @@ def read_on(
                 heads if last else (),
                 slots=slots,
                 looking=looking if last else 0,
-                keep=partial(_kept, cache),
+                keep=partial(_kept, layers),
             )
             rows = torch.tensor([list(ids[at : at + size])], device=past.device)
             read(lm, seek, embed(lm, rows), torch.arange(size) + past.slots)
-            past, at = past.seen(size), at + size
+            past, at = past.seen(size, recurrent=seek.recurrent), at + size
             if last:
                 break
     # A layer on another device has lengthened a copy of its own: the room holds nothing new.
-    if all(isinstance(layer, RoomLayer) and layer.written == past.slots for layer in cache.layers):
-        resident.read(ids)
+    if all(layer.written == past.slots for layer in layers):
+        resident.read(ids, recurrent=past.recurrent)
     return seek
 
 
@@ -211,10 +211,9 @@ def _paid(seen: Tensor, owners: Tensor, passages: int) -> Tensor:
     return paid[..., :-1].amax(dim=1)
 
 
-def _kept(cache: DynamicCache, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """All keys and values of a layer, these behind those of the cache."""
-    kept: tuple[Tensor, Tensor] = cache.layers[layer].update(keys, values)
-    return kept
+def _kept(layers: Sequence[RoomLayer], layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """All keys and values of a layer, these behind those of its cache."""
+    return layers[layer].update(keys, values)
 
 
 def _owners(

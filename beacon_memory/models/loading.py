@@ -32,7 +32,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 from beacon_memory.errors import AdapterError, BeaconError, ConfigError, InputError, ModelError
 from beacon_memory.fold.family import family_of
 from beacon_memory.models.encoding import encoder
-from beacon_memory.models.families import check_supported
+from beacon_memory.models.families import check_supported, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def read_config(name: str | os.PathLike[str], **options: Any) -> Any:
 def _config(where: str, **options: Any) -> Any:
     try:
         # Unless it is said, nobody is asked on the terminal whether a repository's code may run: it may not.
-        return AutoConfig.from_pretrained(where, **{"trust_remote_code": False, **options})
+        return text_of(AutoConfig.from_pretrained(where, **{"trust_remote_code": False, **options}))
     except (ValueError, KeyError):
         if "gguf_file" not in options:
             kind = PretrainedConfig.get_config_dict(where, **options)[0].get("model_type")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from threading import Event
@@ -19,6 +20,7 @@ from beacon_memory.fold.attention import Beacons
 from beacon_memory.fold.family import positions_of, slot_shape
 from beacon_memory.fold.fold import fold
 from beacon_memory.fold.prefix import Prefix
+from beacon_memory.fold.segment import segment_of
 from beacon_memory.models.adapter import (
     adapter_config,
     load_adapter,
@@ -27,7 +29,7 @@ from beacon_memory.models.adapter import (
     published_config,
     settings_for,
 )
-from beacon_memory.models.families import check_supported, inner
+from beacon_memory.models.families import check_settings, check_supported, inner
 from beacon_memory.models.finder import read_finder
 from beacon_memory.models.generation import Answer, Sampling, StopFilter, ended
 from beacon_memory.models.given import check_budget, check_called, given_prompts, given_segments, given_state, token_ids
@@ -47,8 +49,6 @@ from beacon_memory.models.running.rows import Row
 from beacon_memory.models.running.running import Running
 from beacon_memory.models.running.stream import Stream
 from beacon_memory.state.budget import check_room, default_budget, next_refold
-from beacon_memory.state.places import pack_places
-from beacon_memory.state.quantise import BITS, pack
 from beacon_memory.state.state import BeaconState, Fingerprint, Segment, chain, overlapped, segment_digest
 
 Known = Callable[[str], "Segment | None"]
@@ -90,8 +90,7 @@ class BeaconModel:
                 load_published(self.beacons, published)
             self.fingerprint = Fingerprint(model, "none", tokenizer_fingerprint(tokenizer), settings.layout)
             self.adapted(settings)
-            layers, heads, _ = slot_shape(lm.config)
-            shape: dict[str, Any] = {"layers": layers, "kv_heads": heads}
+            shape: dict[str, Any] = dict(zip(("layers", "kv_heads"), slot_shape(lm.config), strict=False))
             # What finds the passages that a question is about, where the adapter has such a thing.
             self.finder = read_finder(adapter, model=model, **shape) if adapter is not None else None
         except Exception:
@@ -144,7 +143,8 @@ class BeaconModel:
         return cls(lm, tokenizer, config, adapter=adapter, published=published)
 
     def adapted(self, config: BeaconConfig) -> None:
-        """Use these settings and the beacon weights as they are now. To be called when either has changed."""
+        """Use these settings and the beacon weights as they are now, after either has changed. Raises ConfigError."""
+        check_settings(self.lm.config, config)
         trained = self.beacons.parameters()
         adapter = hash_tensors(dict(trained), samples=4096) if trained else "none"
         self.config = config
@@ -155,6 +155,17 @@ class BeaconModel:
     def positions(self) -> int:
         """The number of positions of the model: memory, prompt and answer must fit."""
         return positions_of(self.lm.config)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether some layers are recurrent: then a stream that stands behind another is folded again there."""
+        return bool(self.empty.recurrences)
+
+    @cached_property
+    def recurrent_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what recurrent layers have read, by name: those that reading one token leaves."""
+        read = self.compress([0], close=True).segments[0].recurrent if self.recurrent else None
+        return {} if read is None else read.shapes
 
     @property
     def raw_bytes_per_token(self) -> int:
@@ -213,7 +224,7 @@ class BeaconModel:
                 rows = 2 * (self.config.overlap + size)
                 ahead = windows * (at_once // ratio) + rows
                 resident.stand(segments, room=min(ahead, max(budget or self.budget, size) + rows))
-            segment = self._fold(window, resident.past, segments, ratio=ratio, sink=sink, **how)
+            segment = self._fold(window, lambda: resident.past, segments, ratio=ratio, sink=sink, **how)
             segments.append(segment)
             resident.folded(segment)
             fitted = self.fit(segments, budget=budget, **how)
@@ -261,9 +272,13 @@ class BeaconModel:
         slot_dtype: str | None = None,
     ) -> Segment:
         """One window folded again after the segments `before` it. What follows it is not looked at."""
-        resident = ResidentPrefix(self.empty)
-        resident.stand(before, room=self.config.overlap + len(ids))
-        return self._fold(ids, resident.past, before, ratio=ratio, sink=sink, known=known, slot_dtype=slot_dtype)
+
+        def past() -> Prefix:
+            resident = ResidentPrefix(self.empty)
+            resident.stand(before, room=self.config.overlap + len(ids))
+            return resident.past
+
+        return self._fold(ids, past, before, ratio=ratio, sink=sink, known=known, slot_dtype=slot_dtype)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], states: Sequence[BeaconState] | None = None, **sampling: Any
@@ -324,7 +339,7 @@ class BeaconModel:
         rows = [*self.tail(state), *ids]
         resident = ResidentPrefix(self.empty)
         resident.stand(state.segments, room=len(rows))
-        cache = cache_of(resident.roomy(self.lm, len(rows)), filled=resident.past.slots)
+        cache = cache_of(self.lm, resident.past, resident.roomy(self.lm, len(rows)))
         with self.running.line, torch.inference_mode():
             read = torch.tensor([rows], device=self.empty.device)
             output = self.lm(read, **{CACHE: cache}, use_cache=True, logits_to_keep=len(ids))
@@ -340,7 +355,7 @@ class BeaconModel:
     def _fold(
         self,
         ids: Sequence[int],
-        past: Prefix,
+        past: Callable[[], Prefix],
         before: Sequence[Segment],
         *,
         ratio: int,
@@ -357,18 +372,10 @@ class BeaconModel:
         if known is not None and (segment := known(digest)) is not None:
             return segment
         rows = torch.tensor([[*again, *ids]], device=self.empty.device)
+        standing = past()
         with self.running.line, torch.inference_mode():
-            folded = fold(self.beacons, past, rows, config=self.config, states=False, **named)
-        assert folded.places is not None
-        named = {"overlap": len(again), "placed": pack_places(folded.places[:, 0], ratio=ratio)}
-        if config.slot_dtype in BITS:
-            # Packed at once: so a segment in memory and one from the store give the same answers.
-            packed = pack(folded.keys[:, 0], folded.values[:, 0], sink=sink, dtype=config.slot_dtype)
-            return Segment(digest, parent, tuple(ids), ratio, sink, packed, **named)
-        dtype = getattr(torch, config.slot_dtype)
-        # Copies: a view would keep the whole forward's memory alive as long as the state.
-        keys, values = (t[:, 0].to(dtype).clone().contiguous() for t in (folded.keys, folded.values))
-        return Segment(digest, parent, tuple(ids), ratio, sink, (keys, values), **named)
+            folded = fold(self.beacons, standing, rows, config=self.config, states=False, **named)
+        return segment_of(folded, ids, digest=digest, parent=parent, slot_dtype=config.slot_dtype, **named)
 
     def _row(
         self,

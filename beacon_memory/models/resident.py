@@ -16,10 +16,11 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
-from beacon_memory.fold.family import slot_shape
+from beacon_memory.fold.family import recurrences, slot_shape
 from beacon_memory.fold.prefix import Prefix, Room
 
 if TYPE_CHECKING:
+    from beacon_memory.state.recurrent import Recurrent
     from beacon_memory.state.state import Segment
 
 # The name of the cache argument of models and generate(): transformers 5.24 renamed it.
@@ -39,12 +40,14 @@ class ResidentPrefix:
     @property
     def nbytes(self) -> int:
         """The bytes it takes on the device."""
-        return 0 if self.past.room is None else self.past.room.nbytes
+        read = 0 if self.past.recurrent is None else self.past.recurrent.nbytes
+        return read + (0 if self.past.room is None else self.past.room.nbytes)
 
     def stand(self, segments: Sequence[Segment], ids: Sequence[int] = (), *, room: int, raw: bool = True) -> int:
         """Hold these segments, with room for `room` more rows; returns how many of `ids` need not be read again.
 
-        The last id is always read again: a model has to read something. Without `raw`, all of them are.
+        The last id is always read again: a model has to read something. Without `raw`, all of them are; so are they
+        where they part from what recurrent layers have read, which cannot go back but to a segment's end.
         """
         common = 0
         for (name, _), segment in zip(self.segments, segments, strict=False):
@@ -57,9 +60,13 @@ class ResidentPrefix:
                 if one != other:
                     break
                 shared += 1
+            if self.past.recurrences and shared < len(self.ids):
+                shared = 0
         slots = self.segments[common - 1][1] if common else 0
         self.segments, self.ids = self.segments[:common], list(ids[:shared])
-        past, new = self.past.back(slots + shared), segments[common:]
+        ended = segments[common - 1].recurrent if common else None
+        read = self.past.recurrent if shared else ended
+        past, new = self.past.back(slots + shared, recurrent=read), segments[common:]
         needed = sum(segment.slots for segment in new) + room - shared
         if past.room is None or past.room.capacity < past.slots + needed:
             past = past.reserve(needed + SPARE)
@@ -75,7 +82,7 @@ class ResidentPrefix:
         self.ids = []
 
     def roomy(self, lm: Any, rows: int) -> Room:
-        """Its room. An empty prefix has none until a language model gives the shape."""
+        """Its room. An empty prefix has none until a language model gives the shape: then one for so many rows."""
         if self.past.room is None:
             layers, kv_heads, width = slot_shape(lm.config)
             shape = torch.empty(layers, 1, kv_heads, 0, width)
@@ -84,9 +91,9 @@ class ResidentPrefix:
         assert self.past.room is not None
         return self.past.room
 
-    def read(self, ids: Sequence[int]) -> None:
-        """Record that the rows of these ids have been appended."""
-        self.past = self.past.seen(len(ids))
+    def read(self, ids: Sequence[int], *, recurrent: Recurrent | None = None) -> None:
+        """Record that the rows of these ids have been appended, up to which `recurrent` has read."""
+        self.past = self.past.seen(len(ids), recurrent=recurrent)
         self.ids += ids
 
 
@@ -120,8 +127,12 @@ class RoomLayer(DynamicLayer):  # type: ignore[misc]
         return self._seen
 
 
-def cache_of(room: Room, *, filled: int) -> DynamicCache:
-    """A cache that starts with the first `filled` rows of a room and writes the next ones there."""
-    cache = DynamicCache()
-    cache.layers = [RoomLayer(*layer, filled=filled) for layer in zip(room.keys, room.values, strict=True)]
+def cache_of(lm: Any, past: Prefix, room: Room) -> DynamicCache:
+    """A cache that starts with a past, whose slots are the first rows of a room, and writes the next ones there."""
+    rows = iter(zip(room.keys, room.values, strict=True))
+    cache, recurrent = past.states(), recurrences(lm.config)
+    cache.layers += [None] * (lm.config.num_hidden_layers - len(cache.layers))
+    for layer in range(len(cache.layers)):
+        if layer not in recurrent:
+            cache.layers[layer] = RoomLayer(*next(rows), filled=past.slots)
     return cache

@@ -48,16 +48,18 @@ def read_context(
 
 
 def read_apart(memory: Repository, texts: Iterable[str], *, ratio: int | None = None) -> BeaconState:
-    """The state of these texts, each folded by itself. What was folded before is not folded again; nothing is written.
+    """The state of these texts, each folded by itself, or where layers are recurrent behind those before it. What was
+    folded before is not folded again; nothing is written.
 
     Raises InputError for an empty text, BudgetExceeded.
     """
     state, model = BeaconState(), memory.model
     for text in texts:
         ids = [*memory.transcript.start, *model.encode(check_text(text))]
-        read = model.compress(ids, ratio=ratio, document=True, known=memory.known)
+        behind = state.segments if model.recurrent else ()
+        read = model.compress(ids, BeaconState(behind), ratio=ratio, document=True, known=memory.known)
         memory.keep(read.segments)
-        state = state.join(read.segments)
+        state = read if behind else state.join(read.segments)
     fitted = tuple(model.fit(state.segments, known=memory.known))
     memory.keep(fitted)
     return BeaconState(fitted)

@@ -1,7 +1,8 @@
 """Documents under one name: each folded by itself, joined in order, put, replaced and removed by key.
 
 They are a session that holds nothing else. Slots have no position until they are read, so a document's segments can
-stand behind any others: adding one folds one, removing one folds none.
+stand behind any others: adding one folds one, removing one folds none. Where a model has recurrent layers, each is
+folded behind those before it, so removing or replacing one folds those behind it again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 from beacon_memory.errors import InputError, SessionConflict, SessionNotFound
@@ -222,9 +224,11 @@ class _Shelf:
         self._folded: dict[str, list[Segment]] = {}  # document -> its segments, where they are new
         self._beside, self._sources = dict(head.notes), dict(head.sources)
         self._blobs: dict[str, bytes] = {}
+        self._progress: Progress | None = None
 
     def put(self, document: Document, progress: Progress | None) -> bool:
         """Put a document; returns whether it is new or changed."""
+        self._progress = progress
         if self.notes.get(document.key, {}).get("hash") == document.identity:
             return False
         model, head = self._memory.model, self._head
@@ -233,7 +237,9 @@ class _Shelf:
         digest = hashlib.sha256(source).hexdigest()
         # A text that a session was told has a name of another kind.
         name = next((held for held, of in self._sources.items() if of == digest), digest[:16])
-        if name not in self._entries:
+        if name not in self._entries and model.recurrent:
+            self._entries[name] = []  # it is folded where it will stand, by `write`
+        elif name not in self._entries:
             read = model.compress(
                 ids,
                 ratio=head.ratio,
@@ -260,7 +266,10 @@ class _Shelf:
     def write(self) -> None:
         """Move the session's head to what is on the shelf. Raises SessionConflict, BudgetExceeded."""
         names = list(dict.fromkeys(str(note["document"]) for note in self.notes.values()))
-        self._fit(names)
+        if self._memory.model.recurrent:
+            self._follow(names)
+        else:
+            self._fit(names)
         changed, pages = replace(
             self._head,
             entries=tuple(entry for name in names for entry in self._entries[name]),
@@ -273,6 +282,29 @@ class _Shelf:
         blobs = {digest: blob for digest, blob in (self._blobs | pages).items() if digest not in there}
         new = tuple(segment for name in names for segment in self._folded.get(name, ()))
         self._session.write(self._head, changed, BeaconState(new), blobs, expected=self.version)
+
+    def _follow(self, names: Sequence[str]) -> None:
+        """Fold each document behind those before it, from the first on that did not stand there before."""
+        model, head = self._memory.model, self._head
+        before = list(dict.fromkeys(entry.document for entry in head.entries))
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(names, before, strict=False)))
+        held = self._held(names[:same])
+        state, sizes = (
+            BeaconState(tuple(s for name in names[:same] for s in held[name])),
+            [len(s) for s in held.values()],
+        )
+        how: dict[str, Any] = {"budget": head.budget, "known": self._known, "slot_dtype": head.slot_dtype}
+        for name in names[same:]:
+            digest = self._sources[name]
+            source = self._blobs[digest] if digest in self._blobs else self._memory.store.read([digest])[0]
+            ratio = min((entry.ratio for entry in self._entries[name]), default=head.ratio)
+            state = model.compress(
+                decode_ids(source, digest), state, ratio=ratio, document=True, progress=self._progress, **how
+            )
+            sizes.append(len(state.segments) - sum(sizes))
+        fitted = iter(model.fit(state.segments, **how))
+        for name, size in zip(names, sizes, strict=True):
+            self._set(name, list(islice(fitted, size)))
 
     def _fit(self, names: Sequence[str]) -> None:
         """Fold old segments again, coarser, until all fit; each behind its own document alone, which may stay longer

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from beacon_memory.errors import BudgetExceeded, InputError
 from beacon_memory.models.generation import Sampling
+from beacon_memory.models.joining import joined
 from beacon_memory.state.state import BeaconState, overlapped
 
 if TYPE_CHECKING:
@@ -184,12 +185,28 @@ def text_prompt(
     if len(ids) < model.positions - sum(segment.slots for segment in segments) - answer:
         return Prompt.of(segments, [("start", [] if segments else start), ("text", ids)])
     folded = model.compress([*start, *ids], ratio=ratio, known=memory.known)
-    joined = tuple(model.fit([*segments, *folded.segments], known=memory.known))
-    memory.keep(joined)
-    return Prompt.of(joined, [("text", model.tail(folded))])
+    whole = joined(model, segments, folded.segments, known=memory.known)
+    fitted = tuple(model.fit(whole, known=memory.known))
+    memory.keep(fitted)
+    return Prompt.of(fitted, [("text", model.tail(folded))])
 
 
 def context_state(memory: Repository, contexts: Iterable[str | BeaconState]) -> BeaconState:
-    """What stands in front: the documents of sessions, by their ids, or states; in the order given."""
-    states = (one if isinstance(one, BeaconState) else memory.view(one, memory.state)[0] for one in contexts)
-    return BeaconState(tuple(segment for state in states for segment in state.segments))
+    """What stands in front: the documents of sessions, by their ids, or states; in the order given. Those of a model
+    with recurrent layers are folded again behind each other; what was folded so before is on hand.
+    """
+    whole: tuple[Segment, ...] = ()
+    for one in contexts:
+        state = one if isinstance(one, BeaconState) else memory.view(one, memory.state)[0]
+        whole = behind(memory, whole, state.segments)
+    return BeaconState(whole)
+
+
+def behind(
+    memory: Repository, front: Sequence[Segment], segments: Sequence[Segment], **how: Any
+) -> tuple[Segment, ...]:
+    """Segments behind others, as `joining.joined` gives them; kept on hand, for the next turn."""
+    whole = joined(memory.model, front, segments, **({"known": memory.known} | how))
+    if front and memory.model.recurrent:
+        memory.keep(whole[len(front) :])
+    return whole

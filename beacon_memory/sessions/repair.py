@@ -20,6 +20,7 @@ from beacon_memory.errors import (
     SessionNotFound,
     TranscriptError,
 )
+from beacon_memory.models.joining import with_document
 from beacon_memory.models.loading import tokenizer_fingerprint
 from beacon_memory.sessions.rewind import Changed
 from beacon_memory.sessions.stored import StoredSession, branch_name
@@ -95,14 +96,14 @@ def _refolded(
         notes=old.notes,
         branches=old.branches,
     )
-    how: dict[str, Any] = {"known": memory.known, "slot_dtype": head.slot_dtype}
+    how: dict[str, Any] = {"known": memory.known, "slot_dtype": head.slot_dtype, "budget": budget, "progress": progress}
     state, blobs, noted = BeaconState(), dict[str, bytes](), list[Mapping[str, Any]]()
     for is_document, run in groupby(messages, key=lambda message: message["role"] == DOCUMENT):
         if not is_document:
             said = list(run)
             ids = [i for message in said for i in memory.transcript.turn(message)]
             start = [] if state.tokens else memory.transcript.start
-            state = model.compress([*start, *ids], state, ratio=ratio, budget=budget, progress=progress, **how)
+            state = model.compress([*start, *ids], state, ratio=ratio, **how)
             head = head.with_state(state)
             noted += said
             continue
@@ -114,9 +115,8 @@ def _refolded(
                 finest = min((e.ratio for e in old.entries if e.document == theirs), default=ratio)
                 at = finest if model.config.window % finest == 0 else ratio
                 ids = decode_ids(source, digest)
-                read = model.compress(ids, ratio=at, document=True, budget=budget, progress=progress, **how)
-                fitted = model.fit(state.join(read.segments).segments, budget=budget, **how)
-                state = replace(state, segments=tuple(fitted))
+                fitted, _ = with_document(model, state.segments, ids, ratio=at, **how)
+                state = replace(state, segments=fitted)
                 head = head.with_state(state, document=name)
                 head, blobs = replace(head, sources={**head.sources, name: digest}), blobs | {digest: source}
             noted.append({**note, "document": name, "tokens": len(decode_ids(source, digest))})
@@ -251,9 +251,9 @@ def _folded(
     model, config, entry = memory.model, _config(memory, head), head.entries[index]
     sinks = [s for s in (0, config.sink) if s <= len(ids)]
     sinks = [s for s in sinks if s + slot_count(len(ids) - s, entry.ratio) == entry.slots]
-    # A document was folded by itself.
+    # A document was folded by itself, or where layers are recurrent behind all before it.
     own = [s for s, e in zip(before, head.entries[:index], strict=True) if e.document == entry.document]
-    contexts = [own, list(before)] if entry.document else [list(before)]
+    contexts = [own, list(before)] if entry.document and not model.recurrent else [list(before)]
     for context in contexts:
         parent, overlap = chain(s.name for s in context), len(overlapped(context, config=config))
         for sink in sinks:

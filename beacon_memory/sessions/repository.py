@@ -320,6 +320,11 @@ class Repository:
         ours, theirs = slot_shape(self.model.lm.config), (layers, heads, width)
         if ours != theirs:
             raise CodecError(f"segment {segment.digest[:12]}: slots of {theirs}, this model's are of {ours}")
+        read = {} if segment.recurrent is None else segment.recurrent.shapes
+        if (needed := self.model.recurrent_shapes) != read:
+            raise CodecError(
+                f"segment {segment.digest[:12]}: a recurrent state of {read}, this model's are of {needed}"
+            )
         self.check_ids(segment.ids, what=f"segment {segment.digest[:12]}")
         return segment
 

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from beacon_memory.errors import InputError, TranscriptError
+from beacon_memory.models.joining import joined
 from beacon_memory.state.head import DOCUMENT, OWN, SessionHead
 from beacon_memory.state.state import BeaconState
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
+    from beacon_memory.state.state import Segment
 
 Past = Sequence[Mapping[str, Any]]
 Changed = tuple[SessionHead, BeaconState, dict[str, bytes]]
@@ -44,7 +46,8 @@ def branch(memory: Repository, head: SessionHead, state: BeaconState, past: Past
     head, state, pages = back(memory, head, state, past, until)
     for note in later:
         document = str(note["document"])
-        state = state.join([s for entry, s in entries.items() if entry.document == document])
+        own = [s for entry, s in entries.items() if entry.document == document]
+        state = _joined(memory, head, state, own)
         head = head.with_state(state, document=document)
     head, more = head.with_messages(list(later))
     return head, state, pages | more
@@ -73,8 +76,9 @@ def reread(
             continue
         say()
         document = str(message["document"])
-        joined = state.join([segment for entry, segment in entries if entry.document == document]).segments
-        state = replace(state, segments=tuple(memory.model.fit(joined, budget=budget, slot_dtype=head.slot_dtype)))
+        state = _joined(memory, head, state, [segment for entry, segment in entries if entry.document == document])
+        fitted = memory.model.fit(state.segments, budget=budget, slot_dtype=head.slot_dtype)
+        state = replace(state, segments=tuple(fitted))
         head, more = head.with_state(state, document=document).with_messages([message])
         own = {name: digest for name, digest in sources.items() if name == document}
         about = {key: digest for key, digest in notes.items() if key == message.get("key")}
@@ -82,6 +86,12 @@ def reread(
         pages.update(more)
     say()
     return head, state, pages
+
+
+def _joined(memory: Repository, head: SessionHead, state: BeaconState, document: Sequence[Segment]) -> BeaconState:
+    """The state with a document's segments behind its own."""
+    how: dict[str, Any] = {"known": memory.known, "slot_dtype": head.slot_dtype}
+    return replace(state, segments=joined(memory.model, state.segments, document, **how))
 
 
 def place_of(past: Past, which: str | int, *, session: str) -> int:

@@ -13,6 +13,7 @@ from beacon_memory.config import SLOT_BITS
 from beacon_memory.errors import BeaconError, InputError, SessionConflict, SessionNotFound
 from beacon_memory.models.generation import Sampling
 from beacon_memory.models.given import check_called, given_list
+from beacon_memory.models.joining import with_document
 from beacon_memory.sessions.looking.again import look_again, search
 from beacon_memory.sessions.looking.source import origins_of
 from beacon_memory.sessions.prompt import Prompt, make_prompt
@@ -23,6 +24,7 @@ from beacon_memory.sessions.turn import Turn, stream_answer
 from beacon_memory.state.archive import Exported, write_archive
 from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT, SessionHead
+from beacon_memory.state.recurrent import kept_bytes
 from beacon_memory.state.source import Source
 from beacon_memory.state.state import BeaconState, chain
 from beacon_memory.talk.messages import check_message, says, whole
@@ -48,7 +50,7 @@ class SessionInfo:
     ratios: dict[int, int]  # ratio -> tokens folded at it
     ratio: int  # of what is folded next
     budget: int  # the most slots it may keep
-    bytes: int  # of all slots
+    bytes: int  # of all slots, and of what recurrent layers have read
     raw_bytes: int  # what a bfloat16 KV cache of the same tokens would take
 
 
@@ -108,17 +110,14 @@ class Session(StoredSession):
             held = {entry.document for entry in head.entries}
             if any(of == digest and name in held for name, of in head.sources.items()):
                 return head, state, {}  # whatever ratio or dtype it was read at
-            # Folded by itself, in no context: every session that reads it shares its segments.
-            how: dict[str, Any] = {"known": self._memory.known, "slot_dtype": head.slot_dtype}
-            read = model.compress(ids, ratio=head.ratio, document=True, budget=head.budget, progress=progress, **how)
-            self._memory.keep(read.segments)
-            document = chain(segment.digest for segment in read.segments)[:16]
+            how: dict[str, Any] = {"known": self._memory.known, "slot_dtype": head.slot_dtype, "progress": progress}
+            fitted, read = with_document(model, state.segments, ids, ratio=head.ratio, budget=head.budget, **how)
+            self._memory.keep(read)
+            document = chain(segment.digest for segment in read)[:16]
             if any(entry.document == document for entry in head.entries):
                 return head, state, {}
-            joined = state.join(read.segments).segments
-            fitted = model.fit(joined, budget=head.budget, **how)
-            state = replace(state, segments=tuple(fitted))
-            note = {"role": DOCUMENT, "content": whole(name), "tokens": read.tokens, "document": document}
+            state = replace(state, segments=fitted)
+            note = {"role": DOCUMENT, "content": whole(name), "tokens": len(ids), "document": document}
             noted, pages = head.with_state(state, document=document).with_messages([note])
             noted = replace(noted, sources={**head.sources, document: digest})
             return noted, state, pages | {digest: source}
@@ -218,7 +217,8 @@ class Session(StoredSession):
             ratios[entry.ratio] = ratios.get(entry.ratio, 0) + entry.tokens
         slots = sum(entry.slots for entry in head.entries)
         tokens = sum(entry.tokens for entry in head.entries) + len(head.tail)
-        bits = SLOT_BITS[head.slot_dtype or model.config.slot_dtype]
+        dtype = head.slot_dtype or model.config.slot_dtype
+        read = len(head.entries) * kept_bytes(model.recurrent_shapes, dtype)
         return SessionInfo(
             session=self.id,
             version=version,
@@ -230,7 +230,7 @@ class Session(StoredSession):
             ratios=ratios,
             ratio=head.ratio,
             budget=head.budget or model.budget,
-            bytes=int(slots * model.raw_bytes_per_token * bits / 16),
+            bytes=int(slots * model.raw_bytes_per_token * SLOT_BITS[dtype] / 16) + read,
             raw_bytes=tokens * model.raw_bytes_per_token,
         )
 

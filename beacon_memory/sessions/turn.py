@@ -13,7 +13,7 @@ from beacon_memory.models.generation import Answer, Pieces, Sampling
 from beacon_memory.models.running.stream import Stream
 from beacon_memory.sessions.looking.again import look_again
 from beacon_memory.sessions.looking.source import context_origins, origins_of
-from beacon_memory.sessions.prompt import Prompt, context_state, fitted, make_prompt
+from beacon_memory.sessions.prompt import Prompt, behind, context_state, fitted, make_prompt
 from beacon_memory.sessions.rewind import branch
 from beacon_memory.sessions.stored import StoredSession
 from beacon_memory.state.head import DOCUMENT, SessionHead
@@ -254,7 +254,8 @@ class Turn(Pieces):
             state = self._compressed(closed, state, head, close=True, known=self._known)
             memory.keep(state.segments)
         if not self._writes:
-            whole, segments = replace(state, tail=(*state.tail, *ids)), context.join(state.segments).segments
+            whole = replace(state, tail=(*state.tail, *ids))
+            segments = behind(memory, context.segments, state.segments, slot_dtype=head.slot_dtype)
             about["origins"] = self._origins(head, whole, new)
             prompt = make_prompt(memory, whole, segments=segments, opens=head.unfolded and not closed, **about)
             room = model.positions - Sampling.of(self._sampling).max_new_tokens
@@ -262,7 +263,7 @@ class Turn(Pieces):
                 return whole, prompt  # it fits as it is
         state = self._compressed(ids, state, head, known=self._known)
         memory.keep(state.segments)
-        segments = context.join(state.segments).segments
+        segments = behind(memory, context.segments, state.segments, slot_dtype=head.slot_dtype)
         if context.slots and state.segments:
             how: dict[str, Any] = {"known": self._known, "slot_dtype": head.slot_dtype}
             segments = tuple(model.fit(segments, budget=max(model.budget, context.slots), **how))

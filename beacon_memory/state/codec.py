@@ -22,10 +22,17 @@ from beacon_memory.config import RATIOS, BeaconConfig, slot_count
 from beacon_memory.errors import BeaconError, CodecError, ModelMismatch
 from beacon_memory.state.places import unpack_places
 from beacon_memory.state.quantise import BITS, SCALES, Packed, pack, shapes
+from beacon_memory.state.recurrent import Recurrent, kept_dtype
 from beacon_memory.state.state import Fingerprint, Segment, segment_digest
 
-VERSION = 4  # newest that is read
-PLAIN, PACKED, OVERLAPPED, PLACED = 1, 2, 3, 4  # what is written: a blob names the oldest version that knows its form
+VERSION = 5  # newest that is read
+PLAIN, PACKED, OVERLAPPED, PLACED, RECURRENT = (
+    1,
+    2,
+    3,
+    4,
+    5,
+)  # what is written: a blob names the oldest version that knows its form
 MAGIC = b"BCNM"
 SEGMENT, HEAD, PAGE, SOURCE, NOTE = b"SEGM", b"HEAD", b"PAGE", b"TEXT", b"NOTE"
 
@@ -103,12 +110,16 @@ def encode_segment(segment: Segment, *, fingerprint: Fingerprint, config: Beacon
         tensors |= {"keys": segment.keys.cpu().contiguous(), "values": segment.values.cpu().contiguous()}
     if segment.placed is not None:
         tensors |= {"places": segment.placed.cpu().contiguous()}
+    if segment.recurrent is not None:
+        tensors |= segment.recurrent.mapped(lambda tensor: tensor.cpu().contiguous()).tensors
     _check_finite(tensors)
     # One metadata entry: safetensors writes several in any order, and equal segments must be equal bytes.
     payload = save_tensors(tensors, metadata={"beacon": json.dumps(about, sort_keys=True)})
     version = PACKED if config.slot_dtype in BITS else PLAIN
     if segment.placed is not None or segment.overlap:
         version = OVERLAPPED if segment.placed is None else PLACED
+    if segment.recurrent is not None:
+        version = RECURRENT
     return seal(SEGMENT, payload, version=version)
 
 
@@ -139,8 +150,10 @@ def decode_segment(
         placed = tensors.pop("places", None)
         if placed is not None:
             unpack_places(placed, tokens=len(ids) - sink, ratio=ratio)
+        recurrent = _recurrent(tensors, config)
         kept = _slots(tensors, slots, sink, config)
-        segment = Segment(digest_, parent, tuple(ids.tolist()), ratio, sink, kept, overlap, placed=placed)
+        named: dict[str, Any] = {"placed": placed, "recurrent": recurrent}
+        segment = Segment(digest_, parent, tuple(ids.tolist()), ratio, sink, kept, overlap, **named)
         _check_heads(segment)
         address = segment_digest(
             segment.ids,
@@ -159,6 +172,22 @@ def decode_segment(
         raise CodecError(f"segment: asked for {digest}, found {segment.digest}, whose contents are {address}")
     require(theirs, fingerprint, what=f"segment {segment.digest[:12]}")
     return segment
+
+
+def _recurrent(tensors: dict[str, Tensor], config: BeaconConfig) -> Recurrent | None:
+    """The recurrent state, which is taken out of a segment's tensors; None where there is none. Raises CodecError."""
+    found: dict[str, Tensor] = {name: tensors.pop(name) for name in ("conv", "delta") if name in tensors}
+    if not found:
+        return None
+    dtype = kept_dtype(config.slot_dtype)
+    for name, dimensions in (("conv", 3), ("delta", 4)):
+        if name in found and (found[name].dtype != dtype or found[name].ndim != dimensions):
+            about = f"{found[name].dtype} of shape {tuple(found[name].shape)}"
+            raise CodecError(f"segment: a recurrent state's {name} is {dtype} in {dimensions} dimensions, not {about}")
+    if "conv" not in found or len({len(tensor) for tensor in found.values()}) > 1:
+        raise CodecError("segment: a recurrent state has as many layers in each of its tensors, and a conv")
+    _check_finite(found)
+    return Recurrent(**found)
 
 
 def _slots(

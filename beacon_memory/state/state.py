@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
+from beacon_memory.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from beacon_memory.config import BeaconConfig
     from beacon_memory.state.quantise import Packed
+    from beacon_memory.state.recurrent import Recurrent
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Segment:
 
     The first `sink` slots are raw tokens; after them, each slot stands for `ratio` tokens (the last one of a closed
     stream may stand for fewer). A segment holds no positions: its keys are before RoPE, so segments can be joined in
-    any order.
+    any order. Where a model has recurrent layers, a segment also holds what these had read at its end, of all that it
+    was folded behind: such segments stand behind nothing else.
     """
 
     digest: str  # address: fingerprint, settings, parent, ids
@@ -53,6 +57,7 @@ class Segment:
     apart: str = ""  # its name in a store, where that is not its digest (see `head.Entry`)
     # Which tokens its slots stand for (`places.pack_places`); None where an older release folded it.
     placed: Tensor | None = None  # (layers, kv_heads, bytes), uint8; layers and heads are 1 where all are the same
+    recurrent: Recurrent | None = None  # what recurrent layers had read at its end; None where the model has none
 
     @property
     def name(self) -> str:
@@ -81,8 +86,11 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of its keys and values as they are kept; its places take less than a hundredth of that."""
-        return sum(t.nbytes for t in self.kept) if isinstance(self.kept, tuple) else self.kept.nbytes
+        """The bytes of its keys and values as they are kept, and of its recurrent state; its places take less than a
+        hundredth of that.
+        """
+        kept = sum(t.nbytes for t in self.kept) if isinstance(self.kept, tuple) else self.kept.nbytes
+        return kept + (0 if self.recurrent is None else self.recurrent.nbytes)
 
     def places(self, heads: Sequence[tuple[int, int]] | None = None) -> Tensor | None:
         """The index in `ids` of the token that each slot stands for, those of the sinks first; None where that is not
@@ -117,6 +125,7 @@ class Segment:
             and torch.equal(self.keys, other.keys)
             and torch.equal(self.values, other.values)
             and (self.placed is None or other.placed is None or torch.equal(self.placed, other.placed))
+            and (other.recurrent is None if self.recurrent is None else self.recurrent.equals(other.recurrent))
         )
 
 
@@ -142,7 +151,7 @@ class BeaconState:
 
     @cached_property
     def nbytes(self) -> int:
-        """The bytes of all slots."""
+        """The bytes of all slots, and of recurrent states."""
         return sum(segment.nbytes for segment in self.segments)
 
     @cached_property
@@ -151,7 +160,16 @@ class BeaconState:
         return chain(segment.name for segment in self.segments)
 
     def join(self, segments: Sequence[Segment]) -> Self:
-        """This state with another stream's segments after its own. The tail stays last."""
+        """This state with another stream's segments after its own. The tail stays last.
+
+        Raises InputError for segments with a recurrent state, which has read its own stream alone: a session folds
+        those again behind what they follow (`models.joining`).
+        """
+        if self.segments and any(segment.recurrent is not None for segment in segments):
+            raise InputError(
+                "recurrent states do not join: this model has layers that read everything in one order, so compress "
+                "the tokens again behind this state"
+            )
         return replace(self, segments=self.segments + tuple(segments))
 
     def equals(self, other: BeaconState) -> bool:

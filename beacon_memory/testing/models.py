@@ -20,6 +20,12 @@ MERGES = (
     "t h,th e,Ġ the,i n,Ġ a,e r,o n,r e,Ġ s,a n,an d,Ġ and,Ġ t,Ġ w,o r,Ġ h,e n,o u,i t,Ġ b,e d,Ġ o,Ġo f,in g,i s,Ġ m,"
     "a t,Ġ l,a r,Ġ p,e s,Ġ f,Ġ in,l l,o m,Ġt o,Ġ I,Ġ y,Ġy ou,v e,Ġ c"
 )
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 # What a tiny model of a family needs beyond what all have: few experts, every kind of layer in two layers.
 OF_FAMILY: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layer_interval": 2},
@@ -35,6 +41,35 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 24},
     "gemma3_text": {"query_pre_attn_scalar": 8, "sliding_window": 24},
     "olmo3": {"sliding_window": 24},
+    "qwen3_5_text": LINEAR,
+    "lfm2": {},
+    "lfm2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_dense_layers": 1},
+    "granitemoehybrid": {
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+        "num_local_experts": 4,
+        "shared_intermediate_size": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 16,
+        "position_embedding_type": "nope",
+    },
+    "qwen3_5_moe_text": {
+        **LINEAR,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
+    "qwen3_next": {
+        **LINEAR,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
     "gpt_oss": {
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
@@ -116,6 +151,10 @@ def tiny_lm(family: str = "llama", *, seed: int = 0, attn_implementation: str = 
     if family in ("gemma3_text", "olmo3"):  # by default, their first full layer is the fourth or sixth
         layers = range(settings["num_hidden_layers"])
         settings.setdefault("layer_types", [FULL if layer % 2 else SLIDING for layer in layers])
+    if FAMILIES[family].recurrent:  # by default, their first full layer is the fourth
+        layers = range(settings["num_hidden_layers"])
+        kind = "conv" if FAMILIES[family].recurrent == "conv" else "linear_attention"
+        settings.setdefault("layer_types", [FULL if layer % 2 else kind for layer in layers])
     config = AutoConfig.for_model(family, **settings)
     if attn_implementation == "sdpa" and not FAMILIES[family].sdpa:
         attn_implementation = "eager"

@@ -17,6 +17,7 @@ from beacon_memory.config import BeaconConfig, slot_count
 from beacon_memory.errors import ConfigError
 from beacon_memory.fold.anchors import Spread, pick, standard
 from beacon_memory.fold.attention import Beacons, heads, heads_last
+from beacon_memory.fold.family import recurrences
 from beacon_memory.fold.fold import Folded, scored, stacked
 from beacon_memory.fold.layout import causal
 from beacon_memory.fold.passes import RawPass
@@ -49,7 +50,7 @@ def gate(
     if rule not in ("learned", "spread") or config.layout != "select":
         raise ConfigError(f"only anchors 'learned' and 'spread' of layout 'select' can be trained, not {rule!r}")
     described = [beacons.attention(layer).beacon_layer for layer in range(len(beacons.layers))]
-    if any(layer.window or layer.softcap or layer.sinks for layer in described):
+    if recurrences(beacons.lm.config) or any(layer.window or layer.softcap or layer.sinks for layer in described):
         raise ConfigError(
             "anchors are trained only where every layer attends fully, without a soft limit and without sinks: "
             "beacon-memory fit-anchors fits them for any model"
@@ -111,7 +112,7 @@ class GatedPass:
         return projected
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-        layer, gated = int(module.layer_idx), self._gated
+        layer, gated = int(module.beacon_index), self._gated
         window = (t[layer].repeat_interleave(self._count, dim=0) for t in (gated.keys, gated.values, gated.bias))
         keys, values, bias = window
         keys, values = self.past.join(layer, torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2))

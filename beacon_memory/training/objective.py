@@ -120,7 +120,7 @@ class Objective(nn.Module):
                 folded, gated = gate(self._beacons, behind, rows, **how)
             else:
                 folded = fold(self._beacons, behind, rows, **how)
-                past = past.append(folded.keys, folded.values)
+                past = past.append(folded.keys, folded.values).read_to(folded.recurrent)
             folds.append(folded)
         hidden = torch.cat([folded.hidden for folded in folds], dim=1)
         states = self._read(gated or past, example.tails)
@@ -191,11 +191,12 @@ class Objective(nn.Module):
         """The context as the model itself keeps it, and its last states.  # (batch, tokens, hidden)"""
         first = folds[0]
         if len(folds) == 1 and first.raw is not None:  # the fold's own raw pass has read it
-            return self._empty.append(stacked(first.raw.keys), stacked(first.raw.values)), first.hidden
+            read = self._empty.append(stacked(first.raw.keys), stacked(first.raw.values))
+            return read.read_to(first.recurrent), first.hidden
         whole, hidden = self._empty, []
         for window in example.windows:  # in pieces: one call of thousands of rows takes longer (benchmarks/LOG.md)
             raw = fold(self._beacons, whole, window, ratio=1, sink=0, config=self._config)
-            whole = whole.append(raw.keys, raw.values)
+            whole = whole.append(raw.keys, raw.values).read_to(raw.recurrent)
             hidden.append(raw.hidden)
         return whole, torch.cat(hidden, dim=1)
 

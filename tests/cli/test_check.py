@@ -55,6 +55,8 @@ def test_every_family_is_told_and_costs_what_it_costs(family, tmp_path):
     assert told["bytes"]["a raw token"] == model.raw_bytes_per_token
     segment = model.compress(list(range(3, 60))).segments[0]
     assert told["bytes"]["a slot, bfloat16"] * segment.slots == segment.keys.nbytes + segment.values.nbytes
+    read = 0 if segment.recurrent is None else segment.recurrent.nbytes
+    assert told["bytes"].get("a segment's recurrent state", 0) == read
 
 
 def test_windows_and_layers_without_rope_are_told(tmp_path):
@@ -63,6 +65,12 @@ def test_windows_and_layers_without_rope_are_told(tmp_path):
     assert "keep_last=24" in sliding["kept"]
     assert ropeless["layers"] == "2: 2 full; 1 of them without RoPE"
     assert "keep_last" not in ropeless["kept"]
+
+
+def test_recurrent_layers_are_told(tmp_path):
+    told = about(str(weightless(tmp_path, "qwen3_5_text", num_hidden_layers=5)))
+    assert told["layers"] == "5: 2 full, 3 recurrent"
+    assert "each full layer; at the end of each segment what the recurrent layers have read" in told["kept"]
 
 
 def test_longrope_is_told_with_the_positions_that_are_used(tmp_path):
@@ -89,7 +97,7 @@ def test_a_model_without_a_template_talks_in_lines(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"model_type": "qwen3_5"}, "'qwen3_5' is not supported: layers of it hold a recurrent state.*nearest: qwen3 "),
+        ({"model_type": "jamba"}, "'jamba' is not supported: it has recurrent layers.*nearest: granitemoehybrid "),
         ({"model_type": "gemma3"}, "it reads more than text.*nearest: gemma3_text "),
         ({"model_type": "my_own_net"}, "'my_own_net' is not supported; supported: llama,"),
         ({"model_type": "my_own_net", "auto_map": {"AutoConfig": "x.Y"}}, "'my_own_net' is not supported"),

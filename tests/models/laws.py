@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.fold.family import FAMILIES, Family, slot_shape
+from beacon_memory.fold.family import FAMILIES, FULL, RECURRENT, Family, slot_shape
 from beacon_memory.fold.fold import embed, read
 from beacon_memory.fold.passes import SeekPass
 from beacon_memory.models.families import REFUSED
@@ -82,6 +82,14 @@ class Case:
         """One for laws that leave it as they found it."""
         return self.made()
 
+    def plain_cache(self, lm: Any) -> tuple[DynamicCache, list[Any]]:
+        """A cache of transformers' own that forgets nothing, and what gives its layers that attend, once it is used."""
+        if not self.family.recurrent:
+            cache = DynamicCache()
+            return cache, cache.layers
+        cache = DynamicCache(config=lm.config)
+        return cache, [cache.layers[layer.index] for layer in self.family.layers(lm.config)]
+
 
 CASES = [Case(name, family) for name, family in FAMILIES.items()] + [
     Case("llama-3.1", FAMILIES["llama"], {"rope_parameters": LLAMA3}, "RoPE scaled as in Llama 3.1"),
@@ -95,6 +103,9 @@ CASES = [Case(name, family) for name, family in FAMILIES.items()] + [
     Case("qwen3-sliding", FAMILIES["qwen3"], QWEN_SLIDING, "upper layers sliding"),
     Case("qwen3_moe-sliding", FAMILIES["qwen3_moe"], QWEN_SLIDING, "every layer sliding"),
     Case("phi3-sliding", FAMILIES["phi3"], {"sliding_window": 24}, "every layer sliding (Phi-3-mini-4k)"),
+    Case(
+        "qwen3_5-full-last", FAMILIES["qwen3_5_text"], {"layer_types": [FULL, RECURRENT[0], FULL]}, "a full layer last"
+    ),
 ]
 
 
@@ -149,14 +160,14 @@ def detach(case: Case) -> None:
 
 def pieces(case: Case) -> None:
     """A stream in any pieces leaves the same segments, bit for bit."""
-    model = case.model
+    model, overlap = case.model, 0 if case.family.recurrent else 3
 
     @settings(max_examples=5, deadline=None, database=None)
     @given(
         cuts=st.lists(st.integers(1, 120), max_size=6, unique=True), anchors=st.sampled_from(["last", "reconstruct"])
     )
     def any_pieces(cuts: list[int], anchors: str) -> None:
-        model.adapted(CONFIG.replace(anchors=anchors, overlap=3))
+        model.adapted(CONFIG.replace(anchors=anchors, overlap=overlap))
         state, ends = BeaconState(), [0, *sorted(cuts), 120]
         for start, end in pairwise(ends):
             state = model.compress(IDS[start:end], state)
@@ -185,16 +196,16 @@ def ratio_one(case: Case) -> None:
 def raw_keys(case: Case) -> None:
     """A slot is its anchor's raw key, before RoPE, and value: those of transformers' own cache, where they stood."""
     lm = case.plain()
-    cache = DynamicCache()
+    cache, kept_layers = case.plain_cache(lm)
     with torch.inference_mode():
         lm(torch.tensor([IDS[:18]]), **{CACHE: cache})
     anchors = [0, 1, 5, 9, 13, 17]  # two sinks, then the last of each unit of four
-    for layout in ("select", "shadow"):
+    for layout in ("select",) if case.family.recurrent else ("select", "shadow"):
         model = case.made(CONFIG.replace(layout=layout))
         segment = model.compress(IDS[:30]).segments[0]
         for slot, place in enumerate(anchors):
             rotated = model.empty.rope.rotate(segment.keys[:, :, slot : slot + 1], start=place)
-            for layer, kept in enumerate(cache.layers):
+            for layer, kept in enumerate(kept_layers):
                 close(rotated[layer, :, 0], kept.keys[0, :, place], 1e-5)
                 close(segment.values[layer, :, slot], kept.values[0, :, place], 1e-5)
 
@@ -205,7 +216,8 @@ def look_back(case: Case) -> None:
     model = case.made(CONFIG.replace(anchors="reconstruct", window=size))
     segment = model.compress(IDS[: size + 2], close=True).segments[0]
     window = list(segment.ids)
-    lm, cache = case.plain(attn_implementation="eager"), DynamicCache()
+    lm = case.plain(attn_implementation="eager")
+    cache, kept_layers = case.plain_cache(lm)
     with torch.inference_mode():
         read = lm(torch.tensor([window + window]), output_attentions=True, **{CACHE: cache})
     heads = segment.keys.shape[1]
@@ -214,7 +226,7 @@ def look_back(case: Case) -> None:
         paid = again.amax(dim=1).view(heads, -1, size).amax(dim=1)
         for head in range(heads):
             best = paid[head].topk(size // 4).indices.sort().values + 2
-            close(segment.values[layer, head, 2:], cache.layers[layer].values[0, head, best], 1e-5)
+            close(segment.values[layer, head, 2:], kept_layers[layer].values[0, head, best], 1e-5)
 
 
 def batch(case: Case) -> None:
@@ -281,7 +293,8 @@ def seek(case: Case) -> None:
     """Where a question looks in a memory is where it looks in transformers' own attention."""
     model = case.model
     past, asked = model.empty.extend(model.compress(IDS[:40], ratio=1, close=True).segments), IDS[40:46]
-    heads = [(layer, head) for layer in range(3) for head in range(slot_shape(model.lm.config)[1])]
+    layers, kv_heads, _ = slot_shape(model.lm.config)
+    heads = [(layer, head) for layer in range(layers) for head in range(kv_heads)]
     with torch.inference_mode():
         looking = SeekPass(past, len(asked), heads)
         read(model.lm, looking, embed(model.lm, torch.tensor([asked])), torch.arange(6) + past.slots)
@@ -365,6 +378,7 @@ def of_its_own(case: Case) -> str:
         "a soft limit of attention": family.softcap,
         "sinks": family.sinks,
         "experts": family.experts,
+        "recurrent layers": bool(family.recurrent),
         "sliding and full layers": 0 < sum(bool(layer.window) for layer in layers) < len(layers),
     }
     words = [word for word, true in told.items() if true and not case.note]

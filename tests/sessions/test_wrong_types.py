@@ -150,7 +150,8 @@ OTHERS = {
     "BeaconMemory": "after_fork begin check_ids close commit contexts decode forget keep known let_go load messages "
     "pages read resident sessions state turn view written",
     "Documents": "about forget info version texts",
-    "BeaconModel": "adapted detach from_pretrained positions raw_bytes_per_token refold tail",
+    "BeaconModel": "adapted detach from_pretrained positions raw_bytes_per_token recurrent recurrent_shapes "
+    "refold tail",
 }
 
 

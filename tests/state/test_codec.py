@@ -138,13 +138,52 @@ def test_a_blob_of_other_weights_raises_model_mismatch(blob):
         decode_segment(blob, fingerprint=tiny_model(seed=1, config=CONFIG).fingerprint)
 
 
+@pytest.mark.parametrize(("dtype", "kept"), [("float32", "float32"), ("float16", "bfloat16"), ("int4", "bfloat16")])
+@pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2"])
+def test_what_recurrent_layers_have_read_comes_back(family, dtype, kept):
+    config = CONFIG.replace(slot_dtype=dtype)
+    model = tiny_model(family, config=config)
+    for segment in model.compress(range(60)).segments:
+        assert segment.recurrent is not None
+        assert {tensor.dtype for tensor in segment.recurrent.tensors.values()} == {getattr(torch, kept)}
+        blob = encode_segment(segment, fingerprint=model.fingerprint, config=config)
+        assert int.from_bytes(blob[8:12], "little") == 5
+        found = decode_segment(blob, fingerprint=model.fingerprint)
+        assert found.equals(segment)
+        assert not found.equals(dataclasses.replace(segment, recurrent=None))
+        assert not dataclasses.replace(segment, recurrent=None).equals(found)
+
+
+def there_and_back(segment: Segment, model: BeaconModel) -> Segment:
+    blob = encode_segment(segment, fingerprint=model.fingerprint, config=model.config)
+    return decode_segment(blob, fingerprint=model.fingerprint)
+
+
+def test_a_damaged_recurrent_state_is_refused():
+    model = tiny_model("qwen3_5_text", config=CONFIG)
+    segment = model.compress(range(40)).segments[0]
+    state = segment.recurrent
+    assert state is not None
+    delta = state.delta
+    assert delta is not None
+    for damaged, said in (
+        (dataclasses.replace(state, delta=delta * float("nan")), "delta hold numbers that are not finite"),
+        (dataclasses.replace(state, delta=delta.float()), "delta is torch.bfloat16 in 4 dimensions"),
+        (dataclasses.replace(state, conv=state.conv[None]), "conv is torch.bfloat16 in 3 dimensions"),
+        (dataclasses.replace(state, conv=state.conv.repeat(2, 1, 1)), "as many layers in each of its tensors"),
+    ):
+        changed = dataclasses.replace(segment, recurrent=damaged)
+        with pytest.raises(CodecError, match=said):
+            there_and_back(changed, model)
+
+
 def test_a_newer_format_says_so(model, blob):
     import hashlib
     import struct
 
-    start = struct.pack("<4s4sII", b"BCNM", b"SEGM", 5, 0)
+    start = struct.pack("<4s4sII", b"BCNM", b"SEGM", 6, 0)
     newer = start + hashlib.sha256(start + blob[48:]).digest() + blob[48:]
-    with pytest.raises(CodecError, match="version 5"):
+    with pytest.raises(CodecError, match="version 6"):
         decode_segment(newer, fingerprint=model.fingerprint)
 
 

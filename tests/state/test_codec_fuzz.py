@@ -40,9 +40,9 @@ NASTY = [
 def blobs() -> list[tuple[bytes, bytes, Callable[[bytes], object]]]:
     """(kind, blob, its reader) of all that is ever decoded."""
     found: list[tuple[bytes, bytes, Callable[[bytes], object]]] = []
-    for form in ("bfloat16", "int8", "int4"):
+    for form, family in (("bfloat16", "llama"), ("int8", "llama"), ("int4", "llama"), ("bfloat16", "qwen3_5_text")):
         config = BeaconConfig(window=16, sink=2, keep_last=4, anchors="last", slot_dtype=form)
-        model = tiny_model(config=config)
+        model = tiny_model(family, config=config)
         ours: Fingerprint = model.fingerprint
         for segment in model.compress(range(40)).segments[:2]:
             blob = encode_segment(segment, fingerprint=ours, config=config)

@@ -15,6 +15,7 @@ from transformers import DynamicCache, LogitsProcessorList, PreTrainedTokenizerB
 
 from beacon_memory.fold.layout import causal
 from beacon_memory.fold.projections import Attend, BeaconProjection
+from beacon_memory.fold.recurrence import Read, states_of
 from beacon_memory.models.generation import Sampling, end_ids
 from beacon_memory.models.resident import ResidentPrefix, RoomLayer, cache_of
 
@@ -65,7 +66,7 @@ class Row:
         shared = resident.stand(segments, prompt, room=new, raw=again)
         room, left, ends = resident.roomy(lm, new), list(prompt[shared:]), end_ids(lm, tokenizer)
         return cls(
-            cache=cache_of(room, filled=resident.past.slots),
+            cache=cache_of(lm, resident.past, room),
             resident=resident,
             prompt=left,
             processors=sampling.processors(tokenizer, ends, prompt=len(left), device=resident.past.device),
@@ -104,10 +105,12 @@ class Row:
         """Hand what was read to the resident, once; what a pass failed in is let go."""
         if self.failure is not None:
             return
-        layer = self.cache.layers[-1]
+        layer = next(layer for layer in reversed(self.cache.layers) if isinstance(layer, RoomLayer))
         # A layer on another device has lengthened a copy of its own: the room holds nothing new.
-        if isinstance(layer, RoomLayer) and layer.written == self.read:
-            self.resident.read([*self.prompt, *self.made][: self.read - self.resident.past.slots])
+        if layer.written == self.read:
+            past = self.resident.past
+            ids = [*self.prompt, *self.made][: self.read - past.slots]
+            self.resident.read(ids, recurrent=states_of(self.cache, past.recurrences))
         self.resident.release(self.resident)
 
 
@@ -143,6 +146,10 @@ class RowsPass:
             mask = self._mask(n, window)
             outputs.append(attend(query[:, :, piece], keys, values, None if mask is None else mask.to(query.device)))
         return torch.cat(outputs, dim=1)
+
+    def recur(self, hidden: Tensor, read: Read) -> Tensor:
+        pieces = zip(self._rows, self._pieces, strict=True)
+        return torch.cat([read(hidden[:, piece], row.cache) for row, piece in pieces], dim=1)
 
     def _mask(self, n: int, window: int | None) -> Tensor | None:
         """What a piece's rows see in a layer of this window; None for all before them."""
