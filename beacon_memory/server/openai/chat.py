@@ -21,12 +21,12 @@ from beacon_memory.server.openai.once import once_of, running, within
 from beacon_memory.server.openai.retold import Retold, is_answered, kept_beside, retold
 from beacon_memory.server.visit import Here, StrictRoute
 from beacon_memory.sessions.reply import Reply
-from beacon_memory.talk.structured import CALL_CLOSE, CALL_OPEN
-from beacon_memory.talk.tools import as_json
+from beacon_memory.talk.tools import CALL_CLOSE, CALL_OPEN, as_json
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/chat", tags=["OpenAI"], route_class=StrictRoute)
 
+DONE = b"data: [DONE]\n\n"  # the last event of a stream
 Whole = Reply | Retold
 Told = str | Whole  # pieces of an answer, and behind them the whole of it
 
@@ -121,7 +121,7 @@ async def _events(
 
     def event(delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return _event({**chunk, "choices": [choice], **({"usage": None} if usage else {}), **more})
+        return event_of({**chunk, "choices": [choice], **({"usage": None} if usage else {}), **more})
 
     async with aclosing(told):  # type: ignore[type-var]
         yield event({"role": "assistant", "content": ""})
@@ -134,7 +134,7 @@ async def _events(
         except Exception as exc:
             status, body = body_of(exc)
             logger.error("a stream ended with %d %s", status, type(exc).__name__)
-            yield _event(body)
+            yield event_of(body)
             return
         reply = piece
         if broken := broken_calls(reply):
@@ -143,11 +143,12 @@ async def _events(
             yield event({"tool_calls": [{"index": n, **call}]})
         yield event({}, reply.finish, beacon=reply.physical)
         if usage:
-            yield _event({**chunk, "choices": [], "usage": _usage(reply)})
-        yield b"data: [DONE]\n\n"
+            yield event_of({**chunk, "choices": [], "usage": _usage(reply)})
+        yield DONE
 
 
-def _event(body: dict[str, Any]) -> bytes:
+def event_of(body: dict[str, Any]) -> bytes:
+    """A server-sent event of JSON."""
     return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
 
 
@@ -169,5 +170,5 @@ def _usage(reply: Whole) -> dict[str, Any]:
         "prompt_tokens": usage.tokens,
         "completion_tokens": usage.answer,
         "total_tokens": usage.tokens + usage.answer,
-        "prompt_tokens_details": {"cached_tokens": usage.read},
+        "prompt_tokens_details": {"cached_tokens": usage.read, "cache_write_tokens": usage.folded},
     }

@@ -11,10 +11,9 @@ from beacon_memory.models.generation import Answer
 from beacon_memory.server.openai.once import Once, asked_by
 from beacon_memory.server.openai.points import Said, said_in
 from beacon_memory.sessions.memory import BeaconMemory
-from beacon_memory.sessions.reply import NamedCall
 from beacon_memory.sessions.turn import Usage
 from beacon_memory.talk import tools
-from beacon_memory.talk.tools import read_said
+from beacon_memory.talk.tools import NamedCall, read_said
 
 FIELD = "completion"  # of a message: which request with a key of its own it answers, and how that was answered
 
