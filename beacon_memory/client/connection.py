@@ -310,15 +310,15 @@ def part(name: str) -> str:
 def _checked(base_url: str) -> str:
     """The address of a server, without what follows the host and a path in front. Raises ConfigError."""
     try:
-        found = urlsplit(base_url) if isinstance(base_url, str) else None
-        good = found is not None and found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0
+        found = urlsplit(base_url) if isinstance(base_url, str) and base_url.isprintable() else urlsplit("")
+        good = found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0 and " " not in base_url
     except ValueError:
-        found, good = None, False
-    if found is None or not good or found.query or found.fragment or not found.netloc.isprintable() or " " in base_url:
+        found, good = urlsplit(""), False
+    if not good or found.query or found.fragment:
         raise ConfigError(f"base_url is the address of a server, such as http://localhost:8000, not {base_url!r:.100}")
     if found.username or found.password:
         raise ConfigError("an API key does not stand in base_url: give api_key=, or set BEACON_API_KEY")
-    return base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+    return base_url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _pause(tries: int, said: str | None) -> float:
