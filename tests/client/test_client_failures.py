@@ -73,9 +73,11 @@ def test_a_key_in_the_address_is_refused() -> None:
 def test_where_no_one_listens_the_error_says_how_to_start_a_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with closing(asking(f"http://127.0.0.1:{port}", retries=1)) as engine:
-        with pytest.raises(ServerUnavailable, match="beacon-memory serve"):
-            engine.session("ada").messages()
+    with (
+        closing(asking(f"http://127.0.0.1:{port}", retries=1)) as engine,
+        pytest.raises(ServerUnavailable, match="beacon-memory serve"),
+    ):
+        engine.session("ada").messages()
 
 
 @pytest.mark.parametrize(
@@ -117,9 +119,8 @@ def test_without_a_key_and_with_a_wrong_one_the_error_says_where_keys_go(tmp_pat
     place = lambda name: open_store("memory://")  # noqa: E731
     with beacon_server(scripted_engine(wise), keys=keys, place=place) as url:
         for wrong in (None, "sk-beacon-wrong"):
-            with closing(asking(url, api_key=wrong)) as engine:
-                with pytest.raises(KeyRefused, match="BEACON_API_KEY"):
-                    engine.session("ada").add("Hi")
+            with closing(asking(url, api_key=wrong)) as engine, pytest.raises(KeyRefused, match="BEACON_API_KEY"):
+                engine.session("ada").add("Hi")
         with closing(asking(url, api_key=secret)) as engine:
             engine.session("ada").add("Hi")
             assert engine.sessions() == ["ada"]
@@ -138,9 +139,12 @@ def test_every_error_of_ours_comes_back_as_itself() -> None:
 def test_a_class_that_this_client_does_not_know_goes_by_its_status() -> None:
     for status, cls in ((400, InputError), (409, errors.SessionConflict), (429, EngineBusy), (500, ServerError)):
         response = refusal(status, "later words", beacon_error="Newer")
-        with puppet(met(), response) as (url, _), closing(asking(url)) as engine:
-            with pytest.raises(cls, match="later words"):
-                engine.session("ada").info()
+        with (
+            puppet(met(), response) as (url, _),
+            closing(asking(url)) as engine,
+            pytest.raises(cls, match="later words"),
+        ):
+            engine.session("ada").info()
 
 
 def test_a_busy_server_is_asked_again_as_often_as_was_said() -> None:
@@ -171,9 +175,11 @@ def test_what_changes_nothing_is_asked_again() -> None:
 def test_a_silent_server_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        with closing(asking(url, timeout=0.2)) as engine:
-            with pytest.raises(ServerUnavailable, match=r"silent for 0\.2 seconds"):
-                engine.about()
+        with (
+            closing(asking(url, timeout=0.2)) as engine,
+            pytest.raises(ServerUnavailable, match=r"silent for 0\.2 seconds"),
+        ):
+            engine.about()
 
 
 def test_a_server_that_dies_in_the_middle_of_an_answer_is_told_and_what_it_said_was_given() -> None:
@@ -207,16 +213,22 @@ def test_an_answer_that_began_anew_in_other_words_is_cut() -> None:
 def test_an_error_within_a_stream_is_that_error() -> None:
     body = {"error": {"message": "no room", "type": "t", "param": None, "code": None}, "beacon_error": "StoreFull"}
     broken = chunks("Re", whole=False) + b"data: " + json.dumps(body).encode() + b"\n\n"
-    with puppet(met(), broken) as (url, _), closing(asking(url)) as engine:
-        with pytest.raises(errors.StoreFull, match="no room"):
-            list(engine.reply(said("Who?")))
+    with (
+        puppet(met(), broken) as (url, _),
+        closing(asking(url)) as engine,
+        pytest.raises(errors.StoreFull, match="no room"),
+    ):
+        list(engine.reply(said("Who?")))
 
 
 @pytest.mark.parametrize("event", [b"data: nonsense\n\n", b'data: {"choices": 7}\n\n', b"data: {}\n\n"])
 def test_an_event_that_is_none_is_told(event: bytes) -> None:
-    with puppet(met(), chunks(whole=False) + event) as (url, _), closing(asking(url)) as engine:
-        with pytest.raises(ServerError, match=url):
-            list(engine.reply(said("Who?")))
+    with (
+        puppet(met(), chunks(whole=False) + event) as (url, _),
+        closing(asking(url)) as engine,
+        pytest.raises(ServerError, match=url),
+    ):
+        list(engine.reply(said("Who?")))
 
 
 def test_an_unknown_session_is_that_also_where_it_is_a_key_error() -> None:
