@@ -36,6 +36,9 @@ _BY_STATUS: Mapping[int, type[BeaconError]] = {
     503: ServerUnavailable,
     504: ServerUnavailable,
 }
+# Fields of a request that are settings: a value that cannot be is a ConfigError, as where the model is in this process.
+_SAMPLING = ("temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "max_tokens")
+_SETTINGS = (*_SAMPLING, "recall_tokens", "ratio", "budget")
 _ADVICE: Mapping[int, str] = {
     401: ": give api_key=, or set BEACON_API_KEY",
     504: ": try again when the server has less to do, or ask for less at once",
@@ -51,7 +54,8 @@ def failure(status: int, body: Any, *, url: str) -> BeaconError:
             f"{url} answered {status}, and not as a beacon-memory server does: is this the server's address, and does "
             f"it run?"
         )
-    cls = _named(body.get(CLASS)) or _BY_CODE.get(told.get("code")) or _BY_STATUS.get(status, ServerError)
+    setting = ConfigError if status == 400 and told.get("param") in _SETTINGS else None
+    cls = _named(body.get(CLASS)) or setting or _BY_CODE.get(told.get("code")) or _BY_STATUS.get(status, ServerError)
     said = str(told["message"])
     if cls is ServerError and status == 404:
         said += f": {url} may be of another version than this client"

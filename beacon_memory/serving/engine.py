@@ -187,6 +187,10 @@ class BeaconEngine(OnThreads):
         front = transcript.system(system, tools=list(tools)) if system or tools else []
         return len(front) + sum(len(transcript.turn(m)) for m in messages) + len(transcript.header())
 
+    def sessions(self) -> list[str]:
+        """The ids of all sessions, sorted."""
+        return self.memory.sessions()
+
     def contexts(self) -> list[str]:
         """The names under which documents are kept, sorted."""
         return self.memory.contexts()

@@ -17,6 +17,8 @@ ABOUT = {"version": __version__, "interface": 1, "positions": 100, "slots": 80, 
 
 def wise(seen: str) -> str:
     """A script with judgement that also knows a dog when it has read of one."""
+    if "long story" in seen:
+        return "word " * 500
     if "called Rex" in seen and "</tools>" not in seen and "Answer with JSON" not in seen:
         return "Rex!"
     return sensible(seen) if "<|im_start|>" in seen else "Who?"

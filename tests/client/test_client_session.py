@@ -78,14 +78,13 @@ def test_a_session_is_forked_rewound_exported_imported_and_forgotten(engine: Eng
 
 
 def test_an_edited_past_is_a_branch_that_can_be_gone_back_to(engine: Engine) -> None:
-    session = engine.session("ada")
-    session.add(TALK)
-    other = [TALK[0], {"role": "assistant", "content": "I see."}, {"role": "user", "content": "It snows in Lyon."}]
-    "".join(engine.reply(other, session_id="ada", history="full"))
+    session, talk = engine.session("ada"), [*TALK, {"role": "assistant", "content": "Take a coat."}]
+    session.add(talk)
+    "".join(engine.reply([*TALK[:2], {"role": "user", "content": "It snows."}], session_id="ada", history="full"))
     (branch,) = session.branches()
-    assert branch.messages[-1]["content"] == "It rains in Lyon."
+    assert [message["content"] for message in branch.messages] == [message["content"] for message in talk]
     session.checkout(branch.name)
-    assert words(session) == [message["content"] for message in TALK]
+    assert words(session) == [message["content"] for message in talk]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +141,7 @@ def test_an_answer_behind_a_place_and_one_without_a_session_write_nothing(engine
 
 
 def test_an_answer_that_is_left_is_not_remembered(engine: Engine) -> None:
-    reply = engine.reply(said("My dog is called Rex."), session_id="ada")
+    reply = engine.reply(said("Tell a long story."), session_id="ada", max_new_tokens=1000)
     next(reply)
     reply.close()
     with pytest.raises(SessionNotFound):
@@ -161,7 +160,7 @@ def test_an_answer_is_held_to_a_schema(engine: Engine) -> None:
 
 @pytest.mark.parametrize("how", [{"max_new_tokens": 0}, {"temperature": -1}, {"stop": [""]}, {"wit": 3}])
 def test_an_answer_cannot_be_drawn_so(engine: Engine, how: dict[str, Any]) -> None:
-    with pytest.raises((ConfigError, InputError)):
+    with pytest.raises(ConfigError):
         "".join(engine.reply(said("Hi"), **how))
 
 

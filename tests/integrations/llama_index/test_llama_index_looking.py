@@ -36,8 +36,8 @@ def engine() -> BeaconEngine:
 
 
 @pytest.fixture
-def llm(engine) -> BeaconLLM:
-    return BeaconLLM(engine=engine.with_store("memory://"), recall_tokens=128, max_new_tokens=24)
+def llm(engine, by: Any) -> BeaconLLM:
+    return BeaconLLM(**by(engine.with_store("memory://")), recall_tokens=128, max_new_tokens=24)
 
 
 @pytest.fixture

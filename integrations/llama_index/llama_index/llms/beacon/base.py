@@ -56,12 +56,13 @@ class BeaconLLM(BeaconSettings):
     @property
     def metadata(self) -> LLMMetadata:
         """`context_window` is the effective one: what memory holds of it stands in fewer slots."""
+        window = self.context_window or self.opened.window(self.beacon_ratio) or DEFAULT_CONTEXT_WINDOW
         return LLMMetadata(
-            context_window=self.context_window or self.opened.window(self.beacon_ratio) or DEFAULT_CONTEXT_WINDOW,
+            context_window=window,
             num_output=int(self._sampling({}).get("max_new_tokens", DEFAULT_NUM_OUTPUTS)),
             is_chat_model=self.is_chat_model,
             is_function_calling_model=self.is_chat_model,
-            model_name=str(self.model_name),
+            model_name=str(self.model_name or self.opened.name),
         )
 
     def tokenize(self, text: str) -> list[int]:
