@@ -263,7 +263,7 @@ class Connection:
                 f"no server answers at {self.url} ({exc}): start one with `beacon-memory serve`, or check the address"
             ) from exc
         except httpx.TimeoutException as exc:
-            raise cut(
+            raise ServerUnavailable(
                 f"{self.url} was silent for {self._timeout:g} seconds: give a longer timeout, or ask for less at once"
             ) from exc
         except (httpx.TransportError, httpx.DecodingError, httpx.StreamError) as exc:

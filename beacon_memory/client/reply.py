@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from typing import Any, Self
 
 from beacon_memory.client.connection import Connection
@@ -41,35 +42,42 @@ class _Streamed(Iterator[str]):
     def _read(self) -> Generator[str, None, None]:
         given = ""
         for tries in range(self._connection.retries + 1):
-            try:
-                for text in self._attempt():
-                    if text.startswith(given):
-                        piece, given = text[len(given) :], text
-                        if piece:
+            with closing(self._attempt()) as attempt:
+                try:
+                    for text in attempt:
+                        if not (text.startswith(given) or given.startswith(text)):
+                            break
+                        if piece := text[len(given) :]:
+                            given = text
                             yield piece
-                    elif not given.startswith(text):
-                        raise AnswerCut(
-                            f"{self._connection.url} went away before the answer was whole, and began another one when "
-                            f"it was asked again: ask anew"
-                        )
-                return
-            except AnswerCut:
-                if tries == self._connection.retries:
-                    raise
+                    else:
+                        if len(self._shown()) == len(given):
+                            return
+                except AnswerCut:
+                    if tries == self._connection.retries:
+                        raise
+                    continue
+            raise AnswerCut(
+                f"{self._connection.url} went away before the answer was whole, and gave another one when it was asked "
+                f"again: ask anew"
+            )
 
     def _attempt(self) -> Generator[str, None, None]:
         """All that is certain of the answer's text, longer with each piece."""
         self._text, self._last = "", {}
         body = {**self._body, "stream": True, "stream_options": {"include_usage": True}}
-        for event in self._connection.events(self._path, body, key=self._key):
-            try:
-                if (piece := self._seen(event)) is not None:
-                    self._text += piece
-                    yield self._shown()
-            except (KeyError, TypeError, IndexError, AttributeError, ValueError) as exc:
-                raise ServerError(
-                    f"{self._connection.url} sent an event that cannot be read ({exc!r:.80}): is it of another version?"
-                ) from exc
+        with closing(self._connection.events(self._path, body, key=self._key)) as events:
+            for event in events:
+                try:
+                    self._text += self._seen(event) or ""
+                except (KeyError, TypeError, IndexError, AttributeError, ValueError) as exc:
+                    raise self._odd(f"an event that cannot be read ({exc!r:.80})") from exc
+                yield self._shown()
+        if missing := {"finish", "beacon", "usage"} - self._last.keys():
+            raise self._odd(f"an answer without its {min(missing)}")
+
+    def _odd(self, what: str) -> ServerError:
+        return ServerError(f"{self._connection.url} sent {what}: is it of another version?")
 
     def _seen(self, event: dict[str, Any]) -> str | None:
         """The words of an event; what else it tells is kept."""

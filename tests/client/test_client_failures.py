@@ -210,6 +210,25 @@ def test_an_answer_that_began_anew_in_other_words_is_cut() -> None:
             list(reply)
 
 
+def test_an_answer_that_is_shorter_when_it_is_asked_for_again_is_cut() -> None:
+    responses = (met(), chunks("Rex", whole=False), chunks("Re"))
+    with puppet(*responses) as (url, _), closing(asking(url, retries=1)) as engine:
+        reply = engine.reply(said("Who?"))
+        assert next(reply) == "Rex"
+        with pytest.raises(AnswerCut, match="another one"):
+            list(reply)
+
+
+def test_an_answer_without_what_it_took_is_told() -> None:
+    ended = chunks("Rex", whole=False) + b"data: [DONE]\n\n"
+    with (
+        puppet(met(), ended) as (url, _),
+        closing(asking(url)) as engine,
+        pytest.raises(ServerError, match="its beacon"),
+    ):
+        list(engine.reply(said("Who?")))
+
+
 def test_an_error_within_a_stream_is_that_error() -> None:
     body = {"error": {"message": "no room", "type": "t", "param": None, "code": None}, "beacon_error": "StoreFull"}
     broken = chunks("Re", whole=False) + b"data: " + json.dumps(body).encode() + b"\n\n"
