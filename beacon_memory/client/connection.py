@@ -5,13 +5,21 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from beacon_memory.client.failures import IN_USE, code_of, failure, parsed
-from beacon_memory.errors import AnswerCut, BeaconError, ConfigError, MissingExtra, ServerError, ServerUnavailable
+from beacon_memory.errors import (
+    AnswerCut,
+    BeaconError,
+    ConfigError,
+    InputError,
+    MissingExtra,
+    ServerError,
+    ServerUnavailable,
+)
 from beacon_memory.locks import Lock, renewed
 from beacon_memory.state.info import About
 from beacon_memory.talk.messages import whole
@@ -130,23 +138,32 @@ class Connection:
         return self.json("POST", path, {"model": self.about().name, **body}, again=True)
 
     def download(self, path: str, file: Path) -> None:
-        """Write what the server answers to a file."""
+        """Write what the server answers to a file: all of it, or nothing. Raises InputError where it cannot be."""
         self.about()
         opened = self._tried(lambda: self._open("GET", path), again=True)
+        part = file.with_name(f"{file.name}.part")
         try:
-            with self._translated(ServerUnavailable), file.open("wb") as out:
+            with self._translated(ServerUnavailable), part.open("wb") as out:
                 for piece in opened.iter_bytes():
                     out.write(piece)
+            part.replace(file)
+        except OSError as exc:
+            raise InputError(f"{file} cannot be written: {exc.strerror or exc}") from exc
         finally:
             opened.close()
+            with suppress(OSError):
+                part.unlink()
 
     def upload(self, path: str, file: Path, *, params: Mapping[str, Any]) -> dict[str, Any]:
-        """What the server answers to a file."""
+        """What the server answers to a file. Raises InputError for one that cannot be read."""
         self.about()
 
         def send() -> httpx.Response:
-            with file.open("rb") as read:
-                return self._open("POST", path, content=read, params=params)
+            try:
+                with file.open("rb") as read:
+                    return self._open("POST", path, content=read, params=params)
+            except OSError as exc:
+                raise InputError(f"{file} cannot be read: {exc.strerror or exc}") from exc
 
         opened = self._tried(send, again=False)
         try:

@@ -38,7 +38,7 @@ _BY_STATUS: Mapping[int, type[BeaconError]] = {
 }
 # Fields of a request that are settings: a value that cannot be is a ConfigError, as where the model is in this process.
 _SAMPLING = ("temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "max_tokens")
-_SETTINGS = (*_SAMPLING, "recall_tokens", "ratio", "budget")
+_SETTINGS = (*_SAMPLING, "recall_tokens", "ratio", "budget", "history")
 _ADVICE: Mapping[int, str] = {
     401: ": give api_key=, or set BEACON_API_KEY",
     504: ": try again when the server has less to do, or ask for less at once",

@@ -142,7 +142,7 @@ def _remote_engine(names: Names, model: str | None, place: _Place, *, environ: M
     named = (names.base_url, *how.values())
     if isinstance(engine, RemoteEngine) and engine.place == named and model in (None, engine.name):
         return engine
-    if engine is not None and engine.place is None:
+    if engine is not None and not (isinstance(engine, RemoteEngine) and engine.place is not None):
         raise ConfigError("give engine or base_url, not both")
     made = RemoteEngine(names.base_url, model=model, **how)
     made.place = named

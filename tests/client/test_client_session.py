@@ -9,7 +9,7 @@ import pytest
 from puppets import said
 
 from beacon_memory.client.engine import RemoteEngine
-from beacon_memory.errors import ConfigError, InputError, SessionConflict, SessionExists, SessionNotFound
+from beacon_memory.errors import BeaconError, ConfigError, InputError, SessionConflict, SessionExists, SessionNotFound
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.state.info import Document
 
@@ -75,6 +75,21 @@ def test_a_session_is_forked_rewound_exported_imported_and_forgotten(engine: Eng
         session.messages()
     (engine if isinstance(engine, RemoteEngine) else engine.memory).import_session(tmp_path / "ada.beacon")
     assert words(session) == [message["content"] for message in TALK]
+
+
+def test_a_file_that_cannot_be_written_or_read_is_told_and_none_is_left_half(engine: Engine, tmp_path: Path) -> None:
+    importing = engine if isinstance(engine, RemoteEngine) else engine.memory
+    engine.session("ada").add("Hi")
+    for path in (tmp_path / "no" / "folder.beacon", tmp_path):
+        with pytest.raises(InputError):
+            engine.session("ada").export(path)
+    with pytest.raises(SessionNotFound):
+        engine.session("nobody").export(tmp_path / "nobody.beacon")
+    (tmp_path / "odd.beacon").write_bytes(b"no archive")
+    for path in (tmp_path / "none.beacon", tmp_path / "odd.beacon"):
+        with pytest.raises(BeaconError):
+            importing.import_session(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["odd.beacon"]
 
 
 def test_an_edited_past_is_a_branch_that_can_be_gone_back_to(engine: Engine) -> None:
@@ -158,7 +173,9 @@ def test_an_answer_is_held_to_a_schema(engine: Engine) -> None:
     assert "".join(engine.reply(said("Who is 'Rex'?"), schema=schema)).startswith('{"name": "')
 
 
-@pytest.mark.parametrize("how", [{"max_new_tokens": 0}, {"temperature": -1}, {"stop": [""]}, {"wit": 3}])
+@pytest.mark.parametrize(
+    "how", [{"max_new_tokens": 0}, {"history": "some"}, {"temperature": -1}, {"stop": [""]}, {"wit": 3}]
+)
 def test_an_answer_cannot_be_drawn_so(engine: Engine, how: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         "".join(engine.reply(said("Hi"), **how))
