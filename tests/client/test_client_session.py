@@ -95,7 +95,7 @@ def test_a_file_that_cannot_be_written_or_read_is_told_and_none_is_left_half(eng
 def test_an_edited_past_is_a_branch_that_can_be_gone_back_to(engine: Engine) -> None:
     session, talk = engine.session("ada"), [*TALK, {"role": "assistant", "content": "Take a coat."}]
     session.add(talk)
-    "".join(engine.reply([*TALK[:2], {"role": "user", "content": "It snows."}], session_id="ada", history="full"))
+    "".join(engine.reply([*TALK[:2], {"role": "user", "content": "It snows."}], session_id="ada"))
     (branch,) = session.branches()
     assert [message["content"] for message in branch.messages] == [message["content"] for message in talk]
     session.checkout(branch.name)

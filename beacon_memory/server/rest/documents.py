@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Query
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from beacon_memory.errors import SessionConflict
 from beacon_memory.server.errors import Refused
@@ -48,6 +48,12 @@ class Many(Body):
     expected: str | None = None  # the version that the name must be at
     ratio: int | None = None
     budget: int | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.documents and "delete_missing" not in self.model_fields_set:
+            raise ValueError("documents: at least one, where nothing is said of those that are missing")
+        return self
 
 
 class Keys(Body):

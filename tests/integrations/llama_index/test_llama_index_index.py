@@ -410,6 +410,7 @@ def test_a_history_that_is_given_takes_the_place_of_what_was_said(talk_of, kind)
 
 
 @pytest.mark.parametrize("kind", ["none", "session", "beacon", "buffer"])
+@HERE  # a server is at the end of a short answer before its first piece is read
 def test_a_stream_that_is_left_is_not_remembered(talk_of, kind):
     engine = talk_of(kind)
     engine.chat("Hello.")
