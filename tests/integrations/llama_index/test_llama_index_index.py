@@ -462,6 +462,7 @@ async def test_a_synthesizer_reads_what_a_retriever_found(index, llm):
         assert len(response.source_nodes) == 3
 
 
+@HERE
 def test_a_chunk_that_comes_again_is_not_folded_again(llm):
     model = llm.opened.memory.model
     passes: list[int] = []
@@ -521,6 +522,7 @@ def test_an_index_that_holds_other_documents_is_never_overwritten(index, llm):
     assert stored(llm) == before
 
 
+@HERE
 def test_an_index_of_another_model_is_refused_and_left_alone(index, llm):
     before, store = stored(llm), llm.opened.memory.store
     other = BeaconLLM(engine=BeaconEngine(tiny_model(seed=3), store))
@@ -535,6 +537,7 @@ def test_an_index_of_another_model_is_refused_and_left_alone(index, llm):
     assert stored(llm) == before
 
 
+@HERE
 def test_what_is_not_there_is_named(llm):
     with pytest.raises(SessionNotFound, match=r"no index 'house'.*from_documents"):
         BeaconIndex(index_id="house", llm=llm)
