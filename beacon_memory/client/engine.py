@@ -12,7 +12,7 @@ from beacon_memory.client.connection import Connection
 from beacon_memory.client.documents import RemoteContext, RemoteDocuments
 from beacon_memory.client.reply import RemoteReply, RemoteText, completion_of
 from beacon_memory.client.session import PAGE, RemoteSession
-from beacon_memory.errors import ConfigError
+from beacon_memory.errors import ConfigError, InputError
 from beacon_memory.locks import OnThreads, Worker
 from beacon_memory.models.given import given_list
 from beacon_memory.state.info import About, Completion
@@ -138,11 +138,14 @@ class RemoteEngine(OnThreads):
         is read, what is raised on the server, and ServerError.
         """
         answer = f"{ANSWER}{uuid.uuid4()}"  # also says on the server which request this is, when it is sent again
+        asked = read_messages(messages)
+        if not asked:
+            raise InputError("there is no message to answer")
         front = [{"role": "system", "content": system}] if system else []
         names = [str(tool.get("function", {}).get("name")) for tool in tools]
         body = {
             **self._asked(context_id, texts, ratio=ratio, recall_tokens=recall_tokens, sampling=sampling),
-            "messages": [*front, *read_messages(messages)],
+            "messages": [*front, *asked],
             "answer_id": answer,
             "session_id": None if session_id is None else self.session(session_id).id,
             "budget": budget,
