@@ -139,7 +139,7 @@ class RemoteEngine(OnThreads):
         """
         answer = f"{ANSWER}{uuid.uuid4()}"  # also says on the server which request this is, when it is sent again
         asked = read_messages(messages)
-        if not asked:
+        if not asked and session_id is None:
             raise InputError("there is no message to answer")
         front = [{"role": "system", "content": system}] if system else []
         names = [str(tool.get("function", {}).get("name")) for tool in tools]

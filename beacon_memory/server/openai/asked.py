@@ -53,7 +53,7 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[dict[str, Any]]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -119,6 +119,8 @@ class ChatRequest(BaseModel):
         check_neutral(self, NEUTRAL)
         if not self.tools and self.tool_choice not in (None, "none", "auto"):
             raise Refused(400, "tool_choice is for a request with tools", param="tool_choice")
+        if not self.messages and self.session_id is None:
+            raise Refused(400, "there is no message to answer", param="messages")
         if len(self.messages) > limits.messages:
             raise Refused(
                 400, f"at most {limits.messages} messages a request, not {len(self.messages)}", param="messages"
