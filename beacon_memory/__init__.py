@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from beacon_memory.config import BeaconConfig
     from beacon_memory.errors import BeaconError
     from beacon_memory.models.model import BeaconModel
-    from beacon_memory.sessions.documents import Document, Documents
+    from beacon_memory.sessions.documents import Documents
     from beacon_memory.sessions.memory import BeaconMemory
-    from beacon_memory.sessions.session import Session, SessionInfo
+    from beacon_memory.sessions.session import Session
+    from beacon_memory.state.info import Document, SessionInfo
     from beacon_memory.state.state import BeaconState, Segment
 
 # Names are loaded when first used: importing this package must not import torch (PEP 562).
@@ -26,11 +27,11 @@ _MODULES = {
     "BeaconMemory": "sessions.memory",
     "BeaconModel": "models.model",
     "BeaconState": "state.state",
-    "Document": "sessions.documents",
+    "Document": "state.info",
     "Documents": "sessions.documents",
     "Segment": "state.state",
     "Session": "sessions.session",
-    "SessionInfo": "sessions.session",
+    "SessionInfo": "state.info",
 }
 
 __all__ = [

@@ -13,6 +13,10 @@ BeaconError
 ├── CodecError             bytes that are damaged, truncated, foreign or of a newer format
 ├── BudgetExceeded         a session that cannot be made smaller
 ├── EngineBusy             too many questions wait for an answer already
+├── ServerError            a server that was asked did not answer as one of ours
+│   ├── ServerUnavailable  it cannot be reached, is too slow, or went away
+│   │   └── AnswerCut      it went away before the answer was whole
+│   └── KeyRefused         it wants an API key, or another one
 ├── MissingExtra           an optional package that is not installed (also an ImportError)
 └── StoreError             the store failed
     ├── StoreUnavailable   it cannot be reached or opened
@@ -78,6 +82,22 @@ class BudgetExceeded(BeaconError):
 
 class EngineBusy(BeaconError):
     """Too many questions wait for an answer already."""
+
+
+class ServerError(BeaconError):
+    """A server was asked, and did not answer as a beacon-memory server of this version does."""
+
+
+class ServerUnavailable(ServerError):
+    """The server cannot be reached, is too slow, or went away."""
+
+
+class AnswerCut(ServerUnavailable):
+    """The server went away before the answer was whole."""
+
+
+class KeyRefused(ServerError):
+    """The server wants an API key, or another one."""
 
 
 class MissingExtra(BeaconError, ImportError):

@@ -5,9 +5,10 @@ A web server may open a memory, answer once, and then fork its workers (`gunicor
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -84,6 +85,64 @@ class Worker(ThreadPoolExecutor):
     def after_fork(self) -> None:
         """Begin anew: what was waiting is the parent's to do."""
         super().__init__(max_workers=self._most, thread_name_prefix=self._name)
+
+
+class OnThreads:
+    """What works on threads of its own, and may be asked by code that must not wait."""
+
+    @property
+    def worker(self) -> ThreadPoolExecutor:
+        """The threads on which asynchronous work is done."""
+        raise NotImplementedError
+
+    async def run(self, act: Callable[[], T]) -> T:
+        """The result of `act`, called on one of its threads."""
+        return await asyncio.get_running_loop().run_in_executor(self.worker, act)
+
+    async def stream(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+        """The items of the iterator that `begin` returns, read on one of its threads.
+
+        Leaving early, or cancelling, closes the iterator after its current item.
+        """
+        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        left, end = threading.Event(), object()
+
+        def give(piece: Any) -> None:
+            try:
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+            except RuntimeError:  # the loop is closed: nobody listens any more
+                left.set()
+
+        def work() -> None:
+            try:
+                if left.is_set():
+                    return
+                found = begin()
+                try:
+                    while not left.is_set():
+                        try:
+                            piece = next(found)
+                        except StopIteration:
+                            break
+                        give((piece,))
+                finally:
+                    close = getattr(found, "close", None)
+                    if close is not None:
+                        close()
+            except BaseException as exc:
+                give(exc)
+            finally:
+                give(end)
+
+        working = loop.run_in_executor(self.worker, work)
+        try:
+            while (piece := await pieces.get()) is not end:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece[0]
+        finally:
+            left.set()
+            working.cancel()
 
 
 _RENEWED: WeakSet[_Forked] = WeakSet()

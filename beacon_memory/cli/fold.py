@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from beacon_memory.cli.sessions import DEFAULT_STORE, Store, remembering, stored
+from beacon_memory.cli.opening import DEFAULT_STORE, Store, remembering, stored
 from beacon_memory.cli.terminal import Adapter, AsJson, Model, say
 from beacon_memory.errors import ConfigError
 

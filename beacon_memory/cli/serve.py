@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from beacon_memory.cli.sessions import DEFAULT_STORE, Store, stored
+from beacon_memory.cli.opening import DEFAULT_STORE, Store, stored
 from beacon_memory.cli.terminal import Adapter, AsJson, Model, placed, quiet, say, waiting
 from beacon_memory.errors import MissingExtra
 

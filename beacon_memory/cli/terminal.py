@@ -13,6 +13,7 @@ import typer
 
 from beacon_memory.errors import InputError
 
+DEFAULT_MODEL = "smollm2"
 Model = Annotated[
     str, typer.Option("--model", "-m", envvar="BEACON_MODEL", help="directory, hub id, GGUF file, or 'smollm2'")
 ]

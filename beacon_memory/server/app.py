@@ -19,7 +19,7 @@ from beacon_memory.server.desk import Desk
 from beacon_memory.server.errors import Refused, answer_errors, shaped, too_large
 from beacon_memory.server.keys import Keys
 from beacon_memory.server.limits import Limits
-from beacon_memory.server.openai import chat, conversations, models, responses
+from beacon_memory.server.openai import chat, completions, conversations, models, responses
 from beacon_memory.server.operations.metrics import Metrics
 from beacon_memory.server.operations.traces import Traces
 from beacon_memory.server.operations.watched import Watched
@@ -69,7 +69,7 @@ def make_app(
     app.add_middleware(_Outside, limits=limits)
     app.add_middleware(Watched, metrics=metrics, traces=traces)
     answer_errors(app)
-    openai = (models.router, chat.router, responses.router, conversations.router)
+    openai = (models.router, models.tokens, chat.router, completions.router, responses.router, conversations.router)
     for router in (health, *openai, sessions.router, messages.router, documents.router, files.router):
         app.include_router(router)
     tools = _tools(app, limits)

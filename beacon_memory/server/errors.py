@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from beacon_memory.client.failures import CLASS
 from beacon_memory.errors import (
     BeaconError,
     BudgetExceeded,
@@ -76,14 +77,14 @@ def body_of(exc: BaseException) -> tuple[int, dict[str, Any]]:
         return exc.status, _body(str(exc), exc.kind, param=exc.param, code=exc.code)
     for cls, status, kind, code in STATUSES:
         if isinstance(exc, cls):
-            return status, _body(str(exc), kind, code=code)
+            return status, _body(str(exc), kind, code=code, of=exc)
     if isinstance(exc, TimeoutError):
         return 504, _body(
             "the answer took too long and was given up; nothing was written", "server_error", code="timeout"
         )
     if isinstance(exc, BeaconError):
         code = "damaged" if isinstance(exc, CodecError) else type(exc).__name__
-        return 500, _body(str(exc), "server_error", code=code)
+        return 500, _body(str(exc), "server_error", code=code, of=exc)
     return 500, _body("the server failed to answer; its log says more", "server_error", code="internal_error")
 
 
@@ -146,6 +147,10 @@ def malformed(errors: Sequence[Mapping[str, Any]]) -> Refused:
     return Refused(400, f"{where}: {message}" if where else message, param=where or None)
 
 
-def _body(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def _body(
+    message: str, kind: str, *, param: str | None = None, code: str | None = None, of: BeaconError | None = None
+) -> dict[str, Any]:
     whole = message.encode("utf-8", "replace").decode()
-    return {"error": {"message": whole, "type": kind, "param": param, "code": code}}
+    body: dict[str, Any] = {"error": {"message": whole, "type": kind, "param": param, "code": code}}
+    # Our own client raises the same class.
+    return body if of is None else {**body, CLASS: type(of).__name__}

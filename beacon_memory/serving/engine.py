@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from beacon_memory.client.engine import RemoteEngine
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError, EngineBusy
-from beacon_memory.locks import Lock, Worker, renewed
+from beacon_memory.locks import Lock, OnThreads, Worker, renewed
+from beacon_memory.version import __version__
 
 if TYPE_CHECKING:
     from beacon_memory.models.model import BeaconModel
+    from beacon_memory.sessions.documents import Documents
     from beacon_memory.sessions.memory import BeaconMemory
+    from beacon_memory.sessions.prompt import Prompt
+    from beacon_memory.sessions.reply import Reply, TextReply
     from beacon_memory.sessions.session import Session
+    from beacon_memory.state.info import About, Completion
     from beacon_memory.stores import StateStore
+    from beacon_memory.talk.messages import Message
+    from beacon_memory.talk.tools import Tool
 
 T = TypeVar("T")
 
@@ -27,7 +33,7 @@ THREADS = 16  # answers that are made, and texts that are folded, at the same ti
 WAITING = 64  # questions of `ask`, those that are being answered among them
 
 
-class BeaconEngine:
+class BeaconEngine(OnThreads):
     """A model and a store by name, neither opened before it is needed.
 
     Engines that name the same model with the same options share its weights and its threads. Without a store no
@@ -97,16 +103,118 @@ class BeaconEngine:
             )
         return self.memory.session(session_id, ratio=ratio, budget=budget)
 
-    def shares(self, other: BeaconEngine) -> bool:
+    def about(self) -> About:
+        """What the model is; the first use loads it. Raises as `memory` does."""
+        from beacon_memory.state.info import About
+
+        model = self.memory.model
+        how = {"positions": model.positions, "slots": model.budget, "ratio": model.config.ratio}
+        return About(self.name, __version__, **how, finder=model.finder is not None)
+
+    # What frameworks ask of an engine: `client.RemoteEngine` does the same over HTTP.
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        *,
+        session_id: str | None = None,
+        ratio: int | None = None,
+        budget: int | None = None,
+        context_id: str | Sequence[str] | None = None,
+        texts: Sequence[str] = (),
+        shelf: Engine | None = None,
+        **how: Any,
+    ) -> Reply:
+        """An answer to messages, not begun. In front of it stand the documents of `context_id`, which are those of
+        `shelf` where that is another engine, and `texts`, which are folded for this answer. `how` as `Reply` and `Turn`
+        take it. Raises ConfigError, InputError.
+        """
+        from beacon_memory.sessions.context import in_front
+        from beacon_memory.sessions.reply import Reply
+
+        session = None if session_id is None else self.session(session_id, ratio=ratio, budget=budget)
+        other = shelf.memory if isinstance(shelf, BeaconEngine) else None
+        contexts = in_front(self.memory, context_id, texts, ratio=ratio, shelf=other)
+        return Reply(self.memory, messages, session=session, contexts=contexts, **how)
+
+    def text(self, prompt: str, *, formatted: bool = False, **how: Any) -> TextReply:
+        """The answer to a text that is read without a chat template, not begun; `how` as for `texts`. A `formatted`
+        text may contain the template's own tokens.
+        """
+        from beacon_memory.sessions.reply import TextReply
+
+        read, sampling = self._read([prompt], formatted=formatted, **how)
+        return TextReply(self.memory, read[0], **sampling)
+
+    def texts(self, prompts: Sequence[str], **how: Any) -> list[Completion]:
+        """The answers to several texts, in one batch. `how`: context_id, ratio, recall_tokens, and how answers are
+        drawn, as `Session.ask` takes it. What does not fit raw is folded. Raises InputError, ConfigError.
+        """
+        from beacon_memory.sessions.reply import completed
+        from beacon_memory.sessions.turn import batch_answers
+
+        read, sampling = self._read(prompts, **how)
+        answers = batch_answers(self.memory, read, **sampling)
+        return [completed(answer.text, answer, prompt) for answer, prompt in zip(answers, read, strict=True)]
+
+    def _read(
+        self,
+        prompts: Sequence[str],
+        *,
+        context_id: str | Sequence[str] | None = None,
+        texts: Sequence[str] = (),
+        ratio: int | None = None,
+        recall_tokens: int | None = None,
+        formatted: bool = False,
+        **sampling: Any,
+    ) -> tuple[list[Prompt], dict[str, Any]]:
+        from beacon_memory.sessions.context import in_front
+        from beacon_memory.sessions.looking.plain import texts_looked
+
+        contexts, answer = in_front(self.memory, context_id, texts, ratio=ratio), sampling.get("max_new_tokens", 256)
+        how: dict[str, Any] = {"contexts": contexts, "ratio": ratio, "recall_tokens": recall_tokens}
+        return texts_looked(self.memory, prompts, formatted=formatted, answer=int(answer), **how), sampling
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+        return self.memory.model.encode(text)
+
+    def count(self, messages: Sequence[Message], *, system: str | None = None, tools: Sequence[Tool] = ()) -> int:
+        """The tokens of messages as the model reads them, tools and the ask for an answer counted. Raises
+        InputError.
+        """
+        transcript = self.memory.transcript
+        front = transcript.system(system, tools=list(tools)) if system or tools else []
+        return len(front) + sum(len(transcript.turn(m)) for m in messages) + len(transcript.header())
+
+    def sessions(self) -> list[str]:
+        """The ids of all sessions, sorted."""
+        return self.memory.sessions()
+
+    def contexts(self) -> list[str]:
+        """The names under which documents are kept, sorted."""
+        return self.memory.contexts()
+
+    def documents(self, name: str, *, ratio: int | None = None, budget: int | None = None) -> Documents:
+        """The documents that are kept under a name."""
+        from beacon_memory.sessions.documents import Documents
+
+        return Documents(self.memory, name, ratio=ratio, budget=budget)
+
+    def shares(self, other: Engine) -> bool:
         """Whether both use the same weights."""
-        return self._weights is other._weights
+        return isinstance(other, BeaconEngine) and self._weights is other._weights
 
     def with_store(self, store: str | StateStore | Callable[[], StateStore], *, place: Hashable = None) -> BeaconEngine:
         """The same weights over another store."""
         return self._over(_Lazy(_opener(store)), keeps_sessions=True, place=place)
 
-    def over(self, other: BeaconEngine) -> BeaconEngine:
-        """The same weights over another engine's store, which both use from then on."""
+    def over(self, other: Engine) -> BeaconEngine:
+        """The same weights over another engine's store, which both use from then on. Raises ConfigError for a
+        server's.
+        """
+        if not isinstance(other, BeaconEngine):
+            raise ConfigError(f"{other.url} keeps its sessions itself: {self.name!r} cannot read them here")
         return self._over(other._store, keeps_sessions=other.keeps_sessions, place=other.place)
 
     def with_model(self, model: str) -> BeaconEngine:
@@ -134,55 +242,6 @@ class BeaconEngine:
             pieces = self.stream(lambda: self.memory.session(session_id).ask(question, stream=True, **how))
             return "".join([piece async for piece in pieces])
 
-    async def run(self, act: Callable[[], T]) -> T:
-        """The result of `act`, called on one of the engine's threads."""
-        return await asyncio.get_running_loop().run_in_executor(self.worker, act)
-
-    async def stream(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-        """The items of the iterator that `begin` returns, read on one of the engine's threads.
-
-        Leaving early, or cancelling, closes the iterator after its current item.
-        """
-        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Any]()
-        left, end = threading.Event(), object()
-
-        def give(piece: Any) -> None:
-            try:
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
-            except RuntimeError:  # the loop is closed: nobody listens any more
-                left.set()
-
-        def work() -> None:
-            try:
-                if left.is_set():
-                    return
-                found = begin()
-                try:
-                    while not left.is_set():
-                        try:
-                            piece = next(found)
-                        except StopIteration:
-                            break
-                        give((piece,))
-                finally:
-                    close = getattr(found, "close", None)
-                    if close is not None:
-                        close()
-            except BaseException as exc:
-                give(exc)
-            finally:
-                give(end)
-
-        working = loop.run_in_executor(self.worker, work)
-        try:
-            while (piece := await pieces.get()) is not end:
-                if isinstance(piece, BaseException):
-                    raise piece
-                yield piece[0]
-        finally:
-            left.set()
-            working.cancel()
-
     def __deepcopy__(self, memo: dict[int, Any]) -> BeaconEngine:
         """Itself: copies of what holds an engine share its weights and its store."""
         return self
@@ -196,6 +255,9 @@ class BeaconEngine:
 
         store = self._store.get()  # first: a wrong URL fails before a model is loaded
         return BeaconMemory(self._weights.model.get(), store)
+
+
+Engine = BeaconEngine | RemoteEngine  # what the integrations work with
 
 
 class _Count:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypedDict, Unpack
 
+from beacon_memory.client.engine import RemoteEngine
 from beacon_memory.config import BeaconConfig
-from beacon_memory.errors import ConfigError
-from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.errors import ConfigError, InputError
+from beacon_memory.serving.engine import BeaconEngine, Engine
 from beacon_memory.stores import StateStore
-from beacon_memory.talk.sources import read_texts
+from beacon_memory.talk.sources import as_documents, read_texts
 
 if TYPE_CHECKING:
+    from beacon_memory.client.documents import RemoteDocuments
     from beacon_memory.sessions.documents import Documents
 
 
@@ -25,7 +27,11 @@ class Secret(Protocol):
 class Names(Protocol):
     """A framework's settings that name a model and a store."""
 
-    engine: BeaconEngine | None
+    engine: Engine | None
+    base_url: str | None
+    api_key: Any  # as redis_url
+    timeout: float | None
+    max_retries: int | None
     config: BeaconConfig | None
     adapter: str | None
     device_map: Any
@@ -49,11 +55,14 @@ class StoreNames(TypedDict, total=False):
 
 
 class Where(StoreNames, total=False):
-    """The settings that name a model and a store, for the memories of both integrations."""
+    """The settings that name a model and a store, or a server, for the memories of both integrations."""
 
     model: str | None
+    base_url: str | None  # a server's
+    api_key: str | None  # for it; default: BEACON_API_KEY
 
 
+KEY_VARIABLE = "BEACON_API_KEY"  # of the environment: what a server is asked with
 Place = str | StateStore | Callable[[], StateStore]
 
 
@@ -117,7 +126,30 @@ class _Place(NamedTuple):
         return any(one is not None for one in (self.store, self.redis_url, self.redis_client))
 
 
-def named_engine(names: Names, model: str | None, *, environ: Mapping[str, str]) -> BeaconEngine:
+def _remote_engine(names: Names, model: str | None, place: _Place, *, environ: Mapping[str, str]) -> RemoteEngine:
+    """The engine of settings that name a server, or were given one. Raises ConfigError for what is the server's."""
+    local: dict[str, Any] = {"config": None, "adapter": "auto", "device_map": None, "dtype": "auto", "model_kwargs": {}}
+    theirs = [name for name, unset in local.items() if getattr(names, name) != unset]
+    theirs += [name for name in _Place._fields if getattr(place, name) != getattr(_NOWHERE, name)]
+    if theirs:
+        raise ConfigError(f"the server has its own {', '.join(theirs)}: leave that out, or base_url")
+    engine = names.engine
+    if names.base_url is None:
+        assert isinstance(engine, RemoteEngine)
+        return engine if model in (None, engine.name) else engine.with_model(str(model))
+    key = names.api_key.get_secret_value() if names.api_key else environ.get(KEY_VARIABLE) or None
+    how: dict[str, Any] = {"api_key": key, "timeout": names.timeout, "retries": names.max_retries}
+    named = (names.base_url, *how.values())
+    if isinstance(engine, RemoteEngine) and engine.place == named and model in (None, engine.name):
+        return engine
+    if engine is not None and not (isinstance(engine, RemoteEngine) and engine.place is not None):
+        raise ConfigError("give engine or base_url, not both")
+    made = RemoteEngine(names.base_url, model=model, **how)
+    made.place = named
+    return made
+
+
+def named_engine(names: Names, model: str | None, *, environ: Mapping[str, str]) -> Engine:
     """The settings' engine. If the settings have none, it is made from their names.
 
     A given engine keeps its store unless another is named beside it, and its model unless `model` is another. If no
@@ -129,6 +161,8 @@ def named_engine(names: Names, model: str | None, *, environ: Mapping[str, str])
         names.store, url.get_secret_value() if url else None, names.redis_client, names.key_prefix, names.ttl
     )
     engine = names.engine
+    if names.base_url is not None or isinstance(engine, RemoteEngine):
+        return _remote_engine(names, model, place, environ=environ)
     if engine is None:
         if not place.named:
             place = place._replace(redis_url=environ.get("BEACON_REDIS_URL") or None)
@@ -153,6 +187,7 @@ def named_engine(names: Names, model: str | None, *, environ: Mapping[str, str])
     return engine.with_store(where, place=place)
 
 
+_SERVER = ("base_url", "api_key", "timeout", "max_retries")
 _NOWHERE = _Place(None, None, None, "beacon", None)
 
 
@@ -163,14 +198,14 @@ class ReadsDocuments:
     engine's store.
     """
 
-    engine: BeaconEngine | None
+    engine: Engine | None
     beacon_ratio: int | None
 
     _model_field: ClassVar[str] = "model"  # where the model's name stands
     _environ: ClassVar[Mapping[str, str]] = {}  # names that no field has
 
     @property
-    def opened(self) -> BeaconEngine:
+    def opened(self) -> Engine:
         """The engine, which every instance has."""
         if self.engine is None:  # pickle makes copies without an engine
             self._settle()
@@ -188,11 +223,13 @@ class ReadsDocuments:
         if "engine" in fields and self.engine is None:
             return  # it is made at its first use
         if "engine" in fields:
-            given = {**_NOWHERE._asdict(), self._model_field: None}
+            given = {**_NOWHERE._asdict(), self._model_field: None, "base_url": None, "api_key": None}
             self.__dict__.update({name: value for name, value in given.items() if name not in fields})
         elif "store" in fields and str(self.__dict__["store"]).startswith("memory:") and self.engine is not None:
             self.__dict__["engine"] = self.engine.with_store("memory://")  # each memory:// is a new store
-        if any(name in fields for name in ("engine", self._model_field, *_Place._fields)):
+        if "base_url" in fields and "engine" not in fields:
+            self.__dict__["engine"] = None
+        if any(name in fields for name in ("engine", self._model_field, *_Place._fields, *_SERVER)):
             self._settle()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -236,26 +273,25 @@ class ReadsDocuments:
 
         Where the documents are known by an id already, `bind(context_id=…)` names them again; `documents` lists them.
         """
-        from beacon_memory.sessions.context import read_context
-
         if delete_missing and context_id is None:
             raise ConfigError("delete_missing keeps the documents of an id in step: name it, context_id=")
         texts = read_texts(documents, self._document, skip_bad=skip_bad)
-        how: dict[str, Any] = {"context_id": context_id, "delete_missing": delete_missing, "ratio": self.beacon_ratio}
-        named = read_context(self.opened.memory, texts, **how)
+        named, read, unread = as_documents(texts, context_id)
+        if not read and not delete_missing:
+            raise InputError("there is no document to read")
+        shelf = self.opened.documents(named, ratio=self.beacon_ratio)
+        shelf.put(read, delete_missing=delete_missing, keep=unread)
         copied: Self = self.model_copy(update={"context_id": named})
         return copied
 
-    def documents(self, context_id: str | None = None) -> Documents:
+    def documents(self, context_id: str | None = None) -> Documents | RemoteDocuments:
         """The documents that are kept under an id, or under this model's: `info()` lists them, `remove(name)` takes one
         out, `forget()` deletes all. Raises ConfigError where there is no one id.
         """
-        from beacon_memory.sessions.documents import Documents
-
         named = context_id or getattr(self, "context_id", None)
         if not isinstance(named, str):
             raise ConfigError("name the documents: documents(context_id), as with_context was given it")
-        return Documents(self.opened.memory, named, ratio=self.beacon_ratio)
+        return self.opened.documents(named, ratio=self.beacon_ratio)
 
     @staticmethod
     def _document(one: Any) -> tuple[str, str] | None:
@@ -264,16 +300,23 @@ class ReadsDocuments:
 
 
 def engine_for(
-    engine: BeaconEngine | None,
+    engine: Engine | None,
     *,
     environ: Mapping[str, str] | None = None,
     model: str | None = None,
+    base_url: str | None = None,
+    api_key: str | None = None,
     **where: Unpack[StoreNames],
-) -> BeaconEngine:
-    """An engine with a store: the given one, over another store if one is named, or a new one. Where no model is named:
-    `environ`'s BEACON_MODEL, else "smollm2". Raises ConfigError without a store.
+) -> Engine:
+    """An engine with a store: the given one, over another store if one is named, or a new one; with `base_url`, a
+    server. Where no model is named: `environ`'s BEACON_MODEL, else "smollm2"; where no key is: its BEACON_API_KEY.
+    Raises ConfigError without a store.
     """
     named = any(where.get(name) is not None for name in ("store", "redis_url", "redis_client"))
+    if base_url is not None:
+        if engine is not None or named:
+            raise ConfigError("sessions are kept in one place: give base_url, a store or an engine")
+        return RemoteEngine(base_url, api_key=api_key or (environ or {}).get(KEY_VARIABLE) or None, model=model)
     found = named_store(**where, environ=environ if engine is None else None)
     if engine is None:
         engine = BeaconEngine(model or (environ or {}).get("BEACON_MODEL") or "smollm2", found)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from beacon_memory.errors import InputError, SessionNotFound
 from beacon_memory.models.given import given_list
-from beacon_memory.sessions.documents import Document, Documents
+from beacon_memory.sessions.documents import Documents
 from beacon_memory.sessions.stored import CONTEXT, context_name
 from beacon_memory.state.state import BeaconState
-from beacon_memory.talk.sources import check_text
+from beacon_memory.talk.sources import as_documents, check_text
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
@@ -31,20 +30,11 @@ def read_context(
     without a name are "text 1", "text 2", …. With `delete_missing`, documents that are not among these are removed, but
     not those whose text is "": they could not be read. All of it is done or nothing. Raises InputError.
     """
-    parts: dict[str, list[str]] = {}
-    unnamed = 0
-    for name, text in texts:
-        unnamed += not name
-        parts.setdefault(name or f"text {unnamed}", []).extend([text] if text else [])
-    documents = [Document(name, "\n\n".join(given)) for name, given in parts.items() if given]
+    name, documents, unread = as_documents(texts, context_id)
     if not documents and not delete_missing:
         raise InputError("there is no document to read")
-    if context_id is None:
-        said = "\0".join(text for given in parts.values() for text in given)
-        context_id = hashlib.sha256(said.encode()).hexdigest()[:16]
-    unread = [name for name, given in parts.items() if not given]
-    Documents(memory, context_id, ratio=ratio).put(documents, delete_missing=delete_missing, keep=unread)
-    return context_id
+    Documents(memory, name, ratio=ratio).put(documents, delete_missing=delete_missing, keep=unread)
+    return name
 
 
 def read_apart(memory: Repository, texts: Iterable[str], *, ratio: int | None = None) -> BeaconState:
@@ -75,3 +65,20 @@ def context_sessions(memory: Repository, context_id: str | Sequence[str] | None)
         except SessionNotFound as exc:
             raise InputError(f"no context {one.removeprefix(CONTEXT)!r}: read its documents by with_context") from exc
     return ids
+
+
+def in_front(
+    memory: Repository,
+    context_id: str | Sequence[str] | None,
+    texts: Sequence[str] = (),
+    *,
+    ratio: int | None = None,
+    shelf: Repository | None = None,
+) -> list[str | BeaconState]:
+    """What stands in front of an answer: documents by their names, of `shelf` where that is another memory, and texts
+    that are folded for this answer alone. Raises InputError.
+    """
+    theirs = memory if shelf is None else shelf
+    named = context_sessions(theirs, context_id)
+    kept = named if theirs is memory else [theirs.view(name, theirs.state)[0] for name in named]
+    return [*kept, *([read_apart(memory, given_list(texts, "texts"), ratio=ratio)] if texts else [])]

@@ -8,13 +8,12 @@ folded behind those before it, so removing or replacing one folds those behind i
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from beacon_memory.errors import InputError, SessionConflict, SessionNotFound
 from beacon_memory.models.given import check_called, given_list
@@ -23,6 +22,9 @@ from beacon_memory.sessions.stored import context_name
 from beacon_memory.state.budget import next_refold
 from beacon_memory.state.codec import decode_ids, encode_ids
 from beacon_memory.state.head import DOCUMENT, Entry, SessionHead, read_note, write_note
+from beacon_memory.state.info import Document as Document
+from beacon_memory.state.info import DocumentInfo as DocumentInfo
+from beacon_memory.state.info import Written as Written
 from beacon_memory.state.state import BeaconState, Segment
 from beacon_memory.talk.messages import whole
 from beacon_memory.talk.sources import check_text
@@ -30,43 +32,8 @@ from beacon_memory.talk.sources import check_text
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
 
+T = TypeVar("T")
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text under the name its owner gives it."""
-
-    key: str
-    text: str
-    about: Mapping[str, Any] = field(default_factory=dict)  # JSON that is kept beside it
-    hash: str = ""  # its owner's: equal hashes mean an equal document; made of text and `about` when empty
-
-    @property
-    def identity(self) -> str:
-        """What tells it from an older or newer one of the same key."""
-        if self.hash:
-            return self.hash
-        told = json.dumps(self.about, sort_keys=True, default=str)
-        return hashlib.sha256(f"{told}\n{self.text}".encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class DocumentInfo:
-    """What is known of a document without reading a segment."""
-
-    key: str
-    hash: str
-    tokens: int
-    slots: int
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a `put` did."""
-
-    changed: tuple[bool, ...]  # of the documents given, in order
-    windows: int  # that the model folded for it
 
 
 class Documents:
@@ -175,6 +142,11 @@ class Documents:
     def version(self) -> int:
         """A number that grows with each change, 0 while nothing of this name was written."""
         return self._memory.store.version(self._session.id)
+
+    def alone(self, act: Callable[[], T]) -> T:
+        """The result of `act`. What it reads of these documents, no one else changes before it has written."""
+        with self._memory.turn(self._session.id):
+            return act()
 
     def rename(self, name: str) -> Documents:
         """The same documents under another name; the old one is gone. Raises SessionExists, SessionNotFound."""

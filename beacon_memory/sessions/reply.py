@@ -1,31 +1,23 @@
-"""An answer that may call tools: its words as they come, then its calls."""
+"""Answers as frameworks are told of them: one that may call tools, and one to a bare text."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from beacon_memory.models.generation import Pieces, StopFilter
-from beacon_memory.sessions.turn import Message, Turn, Usage
+from beacon_memory.models.generation import Answer, Pieces, StopFilter
+from beacon_memory.sessions.prompt import Prompt
+from beacon_memory.sessions.turn import Message, Turn, stream_answer
+from beacon_memory.state.info import Completion, Usage
 from beacon_memory.state.source import Source
-from beacon_memory.talk.tools import Said, Tool, read_said, schema_prompt, tools_grammar, write_said
+from beacon_memory.talk.structured import tools_grammar
+from beacon_memory.talk.tools import ANSWER, NamedCall, Said, Tool, read_said, schema_prompt, write_said
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
 
 CALL = "<tool_call>"
-ANSWER = "beacon-"  # the id of an answer that a model of this package gave begins so
-
-
-@dataclass(frozen=True)
-class NamedCall:
-    """A call with the id under which its result comes back."""
-
-    id: str
-    name: str
-    arguments: dict[str, Any]
 
 
 class Reply(Pieces):
@@ -120,6 +112,39 @@ class Reply(Pieces):
     def close(self) -> None:
         super().close()
         self._turn.close()
+
+
+class TextReply(Pieces):
+    """The answer to a bare prompt, in pieces. When it is whole, `completion` is there."""
+
+    def __init__(self, memory: Repository, prompt: Prompt, **sampling: Any) -> None:
+        """`sampling` as for `Session.ask`. Raises ConfigError, PromptTooLong."""
+        self._prompt = prompt
+        self._stream = stream_answer(memory, prompt, **sampling)
+        self._said: list[str] = []
+        self._pieces = _noted(self._stream, self._said)
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer, once it has been read."""
+        assert self._stream.answer is not None
+        return completed("".join(self._said), self._stream.answer, self._prompt)
+
+    def close(self) -> None:
+        super().close()
+        self._stream.close()
+
+
+def completed(text: str, answer: Answer, prompt: Prompt) -> Completion:
+    """An answer to a bare prompt, as it is told."""
+    sources = tuple(source.to_dict() for source in prompt.sources)
+    return Completion(text, answer.finish, prompt.tokens, answer.tokens, sources)
+
+
+def _noted(pieces: Iterable[str], said: list[str]) -> Generator[str, None, None]:
+    for piece in pieces:
+        said.append(piece)
+        yield piece
 
 
 def _words(turn: Turn, *, calling: bool) -> Generator[str, None, None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -24,6 +24,8 @@ from beacon_memory.sessions.turn import Turn, stream_answer
 from beacon_memory.state.archive import Exported, write_archive
 from beacon_memory.state.codec import encode_ids
 from beacon_memory.state.head import DOCUMENT, SessionHead
+from beacon_memory.state.info import Branch as Branch
+from beacon_memory.state.info import SessionInfo as SessionInfo
 from beacon_memory.state.recurrent import kept_bytes
 from beacon_memory.state.source import Source
 from beacon_memory.state.state import BeaconState, chain
@@ -34,32 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class SessionInfo:
-    """What a session holds and what it costs."""
-
-    session: str
-    version: int  # grows with each change: give it as `at_least` to be told when a store has gone back
-    messages: int
-    documents: int
-    tokens: int  # read in all
-    slots: int  # KV entries kept
-    tail: int  # newest tokens, raw: their ids are kept, their KV is computed again
-    ratios: dict[int, int]  # ratio -> tokens folded at it
-    ratio: int  # of what is folded next
-    budget: int  # the most slots it may keep
-    bytes: int  # of all slots, and of what recurrent layers have read
-    raw_bytes: int  # what a bfloat16 KV cache of the same tokens would take
-
-
-@dataclass(frozen=True)
-class Branch:
-    """What a session was before a message list parted from it."""
-
-    name: str  # give it to `checkout`
-    messages: tuple[Mapping[str, Any], ...]  # its transcript, oldest first
 
 
 class Session(StoredSession):

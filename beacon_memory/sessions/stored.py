@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,6 +17,12 @@ from beacon_memory.state.codec import encode_segment
 from beacon_memory.state.head import DOCUMENT, SessionHead
 from beacon_memory.state.state import BeaconState
 from beacon_memory.stores.base import check_session, not_found
+from beacon_memory.stores.names import CONTEXT as CONTEXT
+from beacon_memory.stores.names import branch_name as branch_name
+from beacon_memory.stores.names import check_talk as check_talk
+from beacon_memory.stores.names import context_name as context_name
+from beacon_memory.stores.names import fold_name
+from beacon_memory.stores.names import kind_of as kind_of
 from beacon_memory.talk.history import match
 
 if TYPE_CHECKING:
@@ -27,50 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int], None]
-BRANCH = "branch:"  # a store's name for a branch of a session begins so
-FOLD = "fold:"  # and the turn of who folds one
 WINDOWS = 4  # that are folded before the head is moved
-CONTEXT = "context:"  # and its name for documents that are kept under an id
 Change = Callable[[SessionHead, BeaconState], Changed]
-
-
-def kind_of(session_id: str) -> str:
-    """What a store keeps under a name: BRANCH, CONTEXT, or "" for a session. Raises InputError for what is no name.
-
-    >>> kind_of("context:house"), kind_of("ada")
-    ('context:', '')
-    """
-    name = check_session(session_id)
-    return next((kind for kind in (BRANCH, CONTEXT) if name.startswith(kind)), "")
-
-
-def context_name(name: str) -> str:
-    """The name under which a store keeps the documents of a name. Raises InputError."""
-    if not isinstance(name, str) or not name:
-        raise InputError(f"documents are kept under a name, text of at least one character, not {name!r:.80}")
-    return check_session(CONTEXT + name)
-
-
-def check_talk(session_id: str) -> str:
-    """A session's id. Raises InputError for what is none, and for the names of documents and branches: whoever could
-    spell those would talk into what other sessions read.
-    """
-    if kind := kind_of(session_id):
-        raise InputError(
-            f"a session's id does not begin with {kind!r}: choose another"
-            + (", or open documents by memory.context(name)" if kind == CONTEXT else "")
-        )
-    return session_id
-
-
-def branch_name(session: str, number: int) -> str:
-    """The name under which a store keeps a branch of a session."""
-    return f"{BRANCH}{_digest(session)}:{number}"
-
-
-def _digest(session: str) -> str:
-    """A short name for a session, whose id may be as long as a name can be."""
-    return hashlib.sha256(session.encode()).hexdigest()[:32]
 
 
 class SessionOptions(TypedDict, total=False):
@@ -263,7 +226,7 @@ class StoredSession:
             self.write(head, head.with_state(after), after, {}, expected=version)
             return len(state.tail) - len(after.tail)
 
-        with self._memory.turn(f"{FOLD}{_digest(self.id)}"):  # no two fold the same
+        with self._memory.turn(fold_name(self.id)):  # no two fold the same
             _, state, _, after = found()
             return 0 if after.segments == state.segments else self._memory.written(self.id, once)
 

@@ -17,6 +17,7 @@ from beacon_memory.sessions.prompt import Prompt, behind, context_state, fitted,
 from beacon_memory.sessions.rewind import branch
 from beacon_memory.sessions.stored import StoredSession
 from beacon_memory.state.head import DOCUMENT, SessionHead
+from beacon_memory.state.info import Usage as Usage
 from beacon_memory.state.source import Origin, Source
 from beacon_memory.state.state import BeaconState, Segment
 from beacon_memory.talk.history import History, Match, all_new, match
@@ -31,19 +32,6 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 Remember = Callable[[str], "Message | None"]
 About = Callable[[Answer, "Usage"], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a turn read and wrote, in tokens as the user counts them, and what that cost."""
-
-    tokens: int  # that the answer could see: memory, system prompt, messages
-    read: int  # of these, from memory: folded before, not computed again
-    folded: int  # of these, folded now
-    answer: int  # tokens of the answer
-    slots: int  # KV entries in front of the prompt
-    prefill: int  # raw tokens computed behind them
-    ratio: int  # of what is folded next
 
 
 class Turn(Pieces):

@@ -11,9 +11,9 @@ from typing import Any, Self
 from beacon_memory.config import RATIOS, SLOT_DTYPES
 from beacon_memory.errors import CodecError, InputError
 from beacon_memory.state.codec import HEAD, NOTE, PAGE, checksum, decode_json, encode_json
+from beacon_memory.state.info import DOCUMENT as DOCUMENT
 from beacon_memory.state.state import BeaconState, Fingerprint, Segment
 
-DOCUMENT = "document"  # role of the transcript's entries that say that a document was read
 OWN = ""  # the key, which no document has, of what is kept beside the session itself
 _DIGEST = re.compile("[0-9a-f]{64}")
 PAGE_MESSAGES = 64  # so many messages leave the head and become a page

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from beacon_memory.state.head import SessionHead
+if TYPE_CHECKING:
+    from beacon_memory.state.head import SessionHead
 
 
 @dataclass(frozen=True)

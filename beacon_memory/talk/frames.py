@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 from beacon_memory.errors import TranscriptError
 from beacon_memory.models.encoding import Encoder, Part
 from beacon_memory.talk.messages import Message, calls_of
-from beacon_memory.talk.structured import CALL_CLOSE, CALL_OPEN
 from beacon_memory.talk.template import Frame, Template, common, cut, mark, trimmed
-from beacon_memory.talk.tools import Call, Said, as_json, read_said, write_said
+from beacon_memory.talk.tools import CALL_CLOSE, CALL_OPEN, Call, Said, as_json, read_said, write_said
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from beacon_memory.errors import InputError
+from beacon_memory.state.info import Document
 from beacon_memory.talk.messages import whole
 
 # Control characters but white space, halves of letters, and what stands for what could not be decoded.
@@ -97,6 +99,24 @@ def _files(path: Path) -> list[tuple[str, Path]]:
     if not files:
         raise InputError(f"folder {path} has no file to read")
     return files
+
+
+def as_documents(texts: Iterable[tuple[str, str]], context_id: str | None) -> tuple[str, list[Document], list[str]]:
+    """Texts with their names as documents: the id they are kept under, made of them where none is given; the
+    documents; and the names of those that could not be read, whose text is "".
+
+    Texts of one name (the pages of a file) are one document; those without a name are "text 1", "text 2", ….
+    """
+    parts: dict[str, list[str]] = {}
+    unnamed = 0
+    for name, text in texts:
+        unnamed += not name
+        parts.setdefault(name or f"text {unnamed}", []).extend([text] if text else [])
+    documents = [Document(name, "\n\n".join(given)) for name, given in parts.items() if given]
+    if context_id is None:
+        said = "\0".join(text for given in parts.values() for text in given)
+        context_id = hashlib.sha256(said.encode()).hexdigest()[:16]
+    return context_id, documents, [name for name, given in parts.items() if not given]
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:

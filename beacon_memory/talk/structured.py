@@ -20,10 +20,10 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from beacon_memory.errors import ConfigError, InputError, MissingExtra
 from beacon_memory.talk.schema import held
+from beacon_memory.talk.tools import CALL_CLOSE, CALL_OPEN, Tool, tools_choice
 
 Schema = Mapping[str, Any]
 
-CALL_OPEN, CALL_CLOSE = "<tool_call>\n", "\n</tool_call>"
 # Python's json.dumps: one way to write a value, so no answer is lost in white space.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": True}
 _STEPS = 500  # a value that takes more to close cannot be closed
@@ -90,6 +90,42 @@ class Grammar:
         Raises ConfigError when the shortest answer that is valid has more tokens than that.
         """
         return _Masked(self, tokenizer, ends=ends, rows=rows, prompt=prompt, limit=limit)
+
+
+def tools_grammar(
+    tools: Sequence[Tool],
+    choice: str | Mapping[str, Any] | bool | None = None,
+    schema: Mapping[str, Any] | None = None,
+    *,
+    many: bool | None = None,
+) -> Grammar | None:
+    """What an answer is held to that may call tools, or must, or is JSON of `schema`; None for any text.
+
+    Raises InputError.
+    """
+    if not tools:
+        return None if schema is None else Grammar.json(schema)
+    schemas = {}
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not function.get("name"):
+            raise InputError(f"a tool is a function with a name, not {tool!r:.120}")
+        schemas[str(function["name"])] = _arguments(function.get("parameters") or {"type": "object", "properties": {}})
+    choice = tools_choice(choice, list(schemas))
+    if choice in (None, "auto"):
+        return Grammar.calls(schemas, text=True, many=many is not False, schema=schema)
+    if choice != "any":
+        schemas = {choice: schemas[choice]}
+    return Grammar.calls(schemas, text=False, many=bool(many))
+
+
+def _arguments(parameters: Any) -> Any:
+    """The schema of a call's arguments. A function takes what it names: a schema that says nothing of more, and is not
+    made of others, allows no more.
+    """
+    if isinstance(parameters, Mapping) and not parameters.keys() & {"allOf", "anyOf", "oneOf", "$ref"}:
+        return {"additionalProperties": False, **parameters}
+    return parameters
 
 
 class _Masked(LogitsProcessor):  # type: ignore[misc]

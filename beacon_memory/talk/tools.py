@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from beacon_memory.errors import InputError
-from beacon_memory.talk.structured import CALL_CLOSE, CALL_OPEN, Grammar
 
 Tool = Mapping[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
 
+CALL_OPEN, CALL_CLOSE = "<tool_call>\n", "\n</tool_call>"
+ANSWER = "beacon-"  # the id of an answer that a model of this package gave begins so
 _OPEN, _CLOSE = CALL_OPEN.strip(), CALL_CLOSE.strip()
 
 
@@ -21,6 +22,15 @@ class Call:
 
     name: str
     arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class NamedCall:
+    """A call with the id under which its result comes back."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,42 +73,6 @@ def tools_choice(choice: str | Mapping[str, Any] | bool | None, names: Sequence[
     if choice not in ("auto", "none", "any", *names):
         raise InputError(f"tool_choice {choice!r} is not a bound tool; there are {', '.join(names) or 'none'}")
     return str(choice)
-
-
-def tools_grammar(
-    tools: Sequence[Tool],
-    choice: str | Mapping[str, Any] | bool | None = None,
-    schema: Mapping[str, Any] | None = None,
-    *,
-    many: bool | None = None,
-) -> Grammar | None:
-    """What an answer is held to that may call tools, or must, or is JSON of `schema`; None for any text.
-
-    Raises InputError.
-    """
-    if not tools:
-        return None if schema is None else Grammar.json(schema)
-    schemas = {}
-    for tool in tools:
-        function = tool.get("function") if isinstance(tool, Mapping) else None
-        if not isinstance(function, Mapping) or not function.get("name"):
-            raise InputError(f"a tool is a function with a name, not {tool!r:.120}")
-        schemas[str(function["name"])] = _arguments(function.get("parameters") or {"type": "object", "properties": {}})
-    choice = tools_choice(choice, list(schemas))
-    if choice in (None, "auto"):
-        return Grammar.calls(schemas, text=True, many=many is not False, schema=schema)
-    if choice != "any":
-        schemas = {choice: schemas[choice]}
-    return Grammar.calls(schemas, text=False, many=bool(many))
-
-
-def _arguments(parameters: Any) -> Any:
-    """The schema of a call's arguments. A function takes what it names: a schema that says nothing of more, and is not
-    made of others, allows no more.
-    """
-    if isinstance(parameters, Mapping) and not parameters.keys() & {"allOf", "anyOf", "oneOf", "$ref"}:
-        return {"additionalProperties": False, **parameters}
-    return parameters
 
 
 def write_said(said: Said) -> str:

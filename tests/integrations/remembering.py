@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
+
+HERE = pytest.mark.parametrize("by", ["here"], indirect=True)  # a test that looks into the model or the store itself
+
 
 def remembers(seen: str) -> str:
     """Says which names it has seen."""

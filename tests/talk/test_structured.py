@@ -8,8 +8,8 @@ import re
 import pytest
 
 from beacon_memory.errors import ConfigError, InputError
-from beacon_memory.talk.structured import Grammar
-from beacon_memory.talk.tools import read_said, tools_grammar
+from beacon_memory.talk.structured import Grammar, tools_grammar
+from beacon_memory.talk.tools import read_said
 from beacon_memory.testing import ScriptedModel, tiny_model
 
 PERSON = {

@@ -11,7 +11,7 @@ from beacon_memory.errors import InputError
 from beacon_memory.server.errors import Refused
 from beacon_memory.server.limits import Limits
 from beacon_memory.server.openai.points import Kept, Said
-from beacon_memory.sessions.context import context_sessions
+from beacon_memory.sessions.context import in_front
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.reply import Reply
 from beacon_memory.sessions.stored import check_talk
@@ -53,7 +53,7 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[dict[str, Any]]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -75,7 +75,13 @@ class ChatRequest(BaseModel):
     context_id: str | list[str] | None = None
     history: History | None = None
     ratio: int | None = None
+    budget: int | None = None
     recall_tokens: int | None = Field(None, ge=0)
+    texts: list[str] | None = None
+    keep: int | None = Field(None, ge=0)
+    behind: int | None = Field(None, ge=0)
+    close: int | None = Field(None, ge=0)
+    answer_id: str | None = Field(None, pattern=r"^beacon-[A-Za-z0-9-]{1,64}$")
     # Accepted where they ask for nothing (NEUTRAL).
     n: int | None = None
     logprobs: bool | None = None
@@ -113,6 +119,8 @@ class ChatRequest(BaseModel):
         check_neutral(self, NEUTRAL)
         if not self.tools and self.tool_choice not in (None, "none", "auto"):
             raise Refused(400, "tool_choice is for a request with tools", param="tool_choice")
+        if not self.messages and self.session_id is None:
+            raise Refused(400, "there is no message to answer", param="messages")
         if len(self.messages) > limits.messages:
             raise Refused(
                 400, f"at most {limits.messages} messages a request, not {len(self.messages)}", param="messages"
@@ -125,6 +133,10 @@ class ChatRequest(BaseModel):
     @property
     def _longest(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def _folding(self) -> dict[str, Any]:
+        return {"ratio": self.ratio, "budget": self.budget}
 
     @property
     def calling(self) -> bool:
@@ -155,10 +167,14 @@ class ChatRequest(BaseModel):
             choice=self.tool_choice,
             many=self.parallel_tool_calls,
             schema=schema_of(self.response_format),
-            session=None if session is None else Kept(memory, check_talk(session), once=once, ratio=self.ratio),
+            id=self.answer_id,
+            session=None if session is None else Kept(memory, check_talk(session), once=once, **self._folding),
             about=about,
             history=self.history or "auto",
-            contexts=context_sessions(memory, self.context_id),
+            keep=self.keep,
+            behind=self.behind,
+            close=self.close or 0,
+            contexts=in_front(memory, self.context_id, self.texts or (), ratio=self.ratio),
             max_new_tokens=longest,
             **given,
         )

@@ -6,26 +6,53 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import ExitStack, aclosing
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from beacon_memory.errors import SessionNotFound
+from beacon_memory.models.generation import Answer
 from beacon_memory.server.errors import body_of
 from beacon_memory.server.openai.asked import ChatRequest
 from beacon_memory.server.openai.models import check_model
-from beacon_memory.server.openai.once import once_of, running, within
-from beacon_memory.server.openai.retold import Retold, is_answered, kept_beside, retold
+from beacon_memory.server.openai.once import Once, asked_by, once_of, running, within
+from beacon_memory.server.openai.points import Said, said_in
 from beacon_memory.server.visit import Here, StrictRoute
+from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.reply import Reply
-from beacon_memory.talk.structured import CALL_CLOSE, CALL_OPEN
-from beacon_memory.talk.tools import as_json
+from beacon_memory.state.info import Usage
+from beacon_memory.talk import tools
+from beacon_memory.talk.tools import CALL_CLOSE, CALL_OPEN, NamedCall, as_json, read_said
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/chat", tags=["OpenAI"], route_class=StrictRoute)
+
+FIELD = "completion"  # of a message: which request with a key of its own it answers, and how that was answered
+DONE = b"data: [DONE]\n\n"  # the last event of a stream
+
+
+@dataclass(frozen=True)
+class Retold:
+    """An answer that was given before, with what a completion says of it. Its sources are not kept."""
+
+    said: tools.Said
+    calls: list[NamedCall]
+    finish: str
+    usage: Usage
+    about: dict[str, Any]
+    session: str
+
+    @property
+    def physical(self) -> dict[str, Any]:
+        """What it took beside logical tokens."""
+        cost = {"beacon_tokens": self.usage.slots, "raw_tokens": self.usage.prefill, "ratio": self.usage.ratio}
+        return {"session_id": self.session, **cost, "sources": []}
+
 
 Whole = Reply | Retold
 Told = str | Whole  # pieces of an answer, and behind them the whole of it
@@ -121,7 +148,7 @@ async def _events(
 
     def event(delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return _event({**chunk, "choices": [choice], **({"usage": None} if usage else {}), **more})
+        return event_of({**chunk, "choices": [choice], **({"usage": None} if usage else {}), **more})
 
     async with aclosing(told):  # type: ignore[type-var]
         yield event({"role": "assistant", "content": ""})
@@ -134,7 +161,7 @@ async def _events(
         except Exception as exc:
             status, body = body_of(exc)
             logger.error("a stream ended with %d %s", status, type(exc).__name__)
-            yield _event(body)
+            yield event_of(body)
             return
         reply = piece
         if broken := broken_calls(reply):
@@ -143,11 +170,12 @@ async def _events(
             yield event({"tool_calls": [{"index": n, **call}]})
         yield event({}, reply.finish, beacon=reply.physical)
         if usage:
-            yield _event({**chunk, "choices": [], "usage": _usage(reply)})
-        yield b"data: [DONE]\n\n"
+            yield event_of({**chunk, "choices": [], "usage": _usage(reply)})
+        yield DONE
 
 
-def _event(body: dict[str, Any]) -> bytes:
+def event_of(body: dict[str, Any]) -> bytes:
+    """A server-sent event of JSON."""
     return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
 
 
@@ -169,5 +197,45 @@ def _usage(reply: Whole) -> dict[str, Any]:
         "prompt_tokens": usage.tokens,
         "completion_tokens": usage.answer,
         "total_tokens": usage.tokens + usage.answer,
-        "prompt_tokens_details": {"cached_tokens": usage.read},
+        "prompt_tokens_details": {"cached_tokens": usage.read, "cache_write_tokens": usage.folded},
     }
+
+
+def is_answered(once: Once) -> Said:
+    """Whether a message is the newest of a turn that answered this request."""
+    return lambda message: asked_by(message, FIELD).get("key") == once.key
+
+
+def kept_beside(once: Once, about: dict[str, Any]) -> Callable[[Answer, Usage], dict[str, Any]]:
+    """What is kept beside an answer, so that it can be told again."""
+
+    def field(answer: Answer, usage: Usage) -> dict[str, Any]:
+        told = {"text": answer.text, "finish": answer.finish, "usage": asdict(usage)}
+        return {FIELD: {"key": once.key, "asked": once.asked, "about": about, **told}}
+
+    return field
+
+
+def retold(memory: BeaconMemory, session: str, once: Once, *, calling: bool) -> Retold | None:
+    """What a request with this key was answered in a session or one of its branches; None if it was not.
+
+    Raises Refused where the key was used for another body.
+    """
+    opened, said = memory.session(session), is_answered(once)
+    try:
+        message: Mapping[str, Any] | None = memory.view(
+            opened.id, lambda head: said_in(memory, head, said), any_model=True
+        )[0]
+        if message is None:
+            parted = (message for branch in opened.branches() for message in branch.messages if said(message))
+            message = next(parted, None)
+    except SessionNotFound:
+        return None
+    if message is None:
+        return None
+    told, named = message[FIELD], message.get("tool_calls") or ()
+    once.check(told["asked"])
+    found = read_said(told["text"]) if calling else tools.Said(told["text"])
+    calls = [NamedCall(a["id"], b.name, dict(b.arguments)) for a, b in zip(named, found.calls, strict=False)]
+    finish = "tool_calls" if found.calls else told["finish"]
+    return Retold(found, calls, finish, Usage(**told["usage"]), told["about"], session)

@@ -12,8 +12,8 @@ from beacon_memory.server.errors import body_of
 from beacon_memory.server.openai.chat import broken_calls
 from beacon_memory.server.openai.items import answer_items, call_item, said_item, text_part
 from beacon_memory.server.openai.wanted import closed
-from beacon_memory.sessions.reply import NamedCall, Reply
-from beacon_memory.talk.tools import as_json
+from beacon_memory.sessions.reply import Reply
+from beacon_memory.talk.tools import NamedCall, as_json
 
 logger = logging.getLogger(__name__)
 

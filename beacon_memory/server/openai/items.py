@@ -15,10 +15,9 @@ from typing import Annotated, Any, Literal
 from fastapi import Query
 
 from beacon_memory.server.errors import Refused
-from beacon_memory.sessions.reply import ANSWER, NamedCall
 from beacon_memory.state.head import DOCUMENT
 from beacon_memory.talk.messages import DEEPEST, check_message, nested
-from beacon_memory.talk.tools import as_json, read_said
+from beacon_memory.talk.tools import ANSWER, NamedCall, as_json, read_said
 
 EMPTY = "(nothing)"  # a tool's result of no words
 SYSTEM = ("system", "developer")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Query
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from beacon_memory.errors import SessionConflict
 from beacon_memory.server.errors import Refused
 from beacon_memory.server.rest.sessions import Search
 from beacon_memory.server.rest.shapes import After, Body, Limit, laid_open, named, read_text, sources, told
@@ -34,14 +35,37 @@ class Named(Body):
     key: Key
     text: str
     metadata: dict[str, Any] = Field(default_factory=dict)
+    hash: str = ""  # of its owner's: an equal one means an equal document
 
 
 class Many(Body):
     """Documents that are put together, all or none."""
 
-    documents: list[Named] = Field(min_length=1, max_length=10_000)
+    documents: list[Named] = Field(max_length=10_000)
     new: bool = False  # whether a key that is there already is refused
+    delete_missing: bool = False  # whether documents that are not given go, but those of `keep`
+    keep: list[str] = Field(default_factory=list)
+    expected: str | None = None  # the version that the name must be at
     ratio: int | None = None
+    budget: int | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.documents and "delete_missing" not in self.model_fields_set:
+            raise ValueError("documents: at least one, where nothing is said of those that are missing")
+        return self
+
+
+class Keys(Body):
+    """Documents by their keys."""
+
+    keys: list[str] = Field(max_length=10_000)
+
+
+class Name(Body):
+    """Another name."""
+
+    id: str
 
 
 @router.get("")
@@ -67,12 +91,14 @@ async def forget(name: Part, here: Here) -> dict[str, Any]:
 
 
 @router.get("/{name}/documents")
-async def documents(name: Part, here: Here) -> dict[str, Any]:
+async def documents(
+    name: Part, here: Here, texts: Annotated[bool, Query(description="whether their texts are told too")] = False
+) -> dict[str, Any]:
     """The documents of a name, in the order in which they are read, with what is kept beside each."""
 
     def act() -> list[dict[str, Any]]:
         shelf = _documents(here, name)
-        about = shelf.about()
+        about, read = shelf.about(), shelf.texts() if texts else {}
         return [
             {
                 "key": one.key,
@@ -81,6 +107,7 @@ async def documents(name: Part, here: Here) -> dict[str, Any]:
                 "tokens": one.tokens,
                 "slots": one.slots,
                 "metadata": about.get(one.key, {}),
+                **({"text": read.get(one.key, "")} if texts else {}),
             }
             for one in shelf.info()
         ]
@@ -109,13 +136,37 @@ async def text(name: Part, key: Part, here: Here) -> dict[str, Any]:
 @router.post("/{name}/documents")
 async def put_many(name: Part, asked: Many, here: Here) -> dict[str, Any]:
     """Put documents, all or none: new ones at the end, others in place of those of the same key."""
-    return await _put(here, name, asked.documents, ratio=asked.ratio, new=asked.new)
+    return await _put(here, name, asked)
 
 
 @router.put("/{name}/documents/{key}")
 async def put(name: Part, key: Part, asked: Put, here: Here) -> dict[str, Any]:
     """Put one document; an equal one stays as it is."""
-    return await _put(here, name, [Named(key=key, text=asked.text, metadata=asked.metadata)], ratio=asked.ratio)
+    one = Named(key=key, text=asked.text, metadata=asked.metadata)
+    return await _put(here, name, Many(documents=[one], ratio=asked.ratio))
+
+
+@router.post("/{name}/documents/remove")
+async def remove(name: Part, asked: Keys, here: Here) -> dict[str, Any]:
+    """Take several documents out, all or none; nothing is folded."""
+
+    def act() -> dict[str, Any]:
+        _documents(here, name).remove(*asked.keys)
+        return {"object": "documents.deleted", "context": name, "keys": asked.keys}
+
+    return await here.run(act)
+
+
+@router.post("/{name}/rename")
+async def rename(name: Part, asked: Name, here: Here) -> dict[str, Any]:
+    """Keep the documents under another name; the old one is gone."""
+
+    def act() -> dict[str, Any]:
+        check_session(asked.id)
+        _documents(here, name).rename(asked.id)
+        return _told(here, asked.id)
+
+    return await here.aside(act)
 
 
 @router.delete("/{name}/documents/{key}")
@@ -139,24 +190,33 @@ async def search(name: Part, asked: Search, here: Here) -> dict[str, Any]:
     return sources(found)
 
 
-async def _put(here: Visit, name: str, asked: list[Named], *, ratio: int | None, new: bool = False) -> dict[str, Any]:
-    def act() -> dict[str, Any]:
-        given = [Document(one.key, one.text, one.metadata) for one in asked]
-        written = _documents(here, name, ratio=ratio).put(given, new=new)
+async def _put(here: Visit, name: str, asked: Many) -> dict[str, Any]:
+    given = [Document(one.key, one.text, one.metadata, one.hash) for one in asked.documents]
+    shelf = _documents(here, name, ratio=asked.ratio, budget=asked.budget)
+    how: dict[str, Any] = {"new": asked.new, "delete_missing": asked.delete_missing, "keep": asked.keep}
+
+    def alone() -> dict[str, Any]:
+        if asked.expected is not None and asked.expected != str(shelf.version):
+            raise SessionConflict(f"{name!r} is not at version {asked.expected} any more: read it again and retry")
+        written = shelf.put(given, **how)
         return {
             "object": "documents.written",
             "context": name,
-            "changed": [one.key for one, changed in zip(asked, written.changed, strict=True) if changed],
+            "changed": [one.key for one, changed in zip(given, written.changed, strict=True) if changed],
             "windows": written.windows,
+            "version": str(shelf.version),
         }
+
+    def act() -> dict[str, Any]:
+        return alone() if asked.expected is None else shelf.alone(alone)
 
     return await here.run(act)
 
 
-def _documents(here: Visit, name: str, *, ratio: int | None = None) -> Documents:
+def _documents(here: Visit, name: str, *, ratio: int | None = None, budget: int | None = None) -> Documents:
     """The documents of a name. Raises InputError."""
     check_session(name)
-    return Documents(here.memory, name, ratio=ratio)
+    return Documents(here.memory, name, ratio=ratio, budget=budget)
 
 
 def _told(here: Visit, name: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ class Said(Body):
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     ratio: int | None = None
+    budget: int | None = None
 
 
 class Text(Body):
@@ -35,6 +36,8 @@ class Read(Body):
 
     name: str = Field(min_length=1, max_length=512)
     text: str
+    ratio: int | None = None
+    budget: int | None = None
 
 
 @router.get("/messages")
@@ -68,11 +71,32 @@ async def add(session: Part, asked: Said, here: Here) -> dict[str, Any]:
         raise Refused(400, f"at most {here.limits.messages} messages a request", param="messages")
 
     def act() -> dict[str, Any]:
-        opened = here.memory.session(session, ratio=asked.ratio)
+        opened = here.memory.session(session, ratio=asked.ratio, budget=asked.budget)
         opened.add(asked.messages)
         return told(opened)
 
     return await here.run(act)
+
+
+@router.put("/messages")
+async def replace(session: Part, asked: Said, here: Here) -> dict[str, Any]:
+    """Make these messages all that was said; their common beginning is not read again, and documents stay."""
+    if len(asked.messages) > here.limits.messages:
+        raise Refused(400, f"at most {here.limits.messages} messages a request", param="messages")
+
+    def act() -> dict[str, Any]:
+        opened = here.memory.session(session, ratio=asked.ratio, budget=asked.budget)
+        opened.set(asked.messages)
+        return told(opened)
+
+    return await here.run(act)
+
+
+@router.get("/newest")
+async def newest(session: Part, here: Here) -> dict[str, Any]:
+    """The messages from the user's newest one on, and how many stand before it."""
+    before, messages = await here.aside(lambda: here.memory.session(session).newest())
+    return {"object": "list", "before": before, "data": messages, "has_more": False}
 
 
 @router.post("/documents", status_code=201)
@@ -80,7 +104,7 @@ async def read(session: Part, asked: Read, here: Here) -> dict[str, Any]:
     """Read a text into the session as a document; deleting it goes by its name, as for a message."""
 
     def act() -> dict[str, Any]:
-        opened = here.memory.session(session)
+        opened = here.memory.session(session, ratio=asked.ratio, budget=asked.budget)
         opened.add_text(asked.text, name=asked.name)
         return told(opened)
 

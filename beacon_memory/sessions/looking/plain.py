@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from beacon_memory.sessions.looking.again import look_again
 from beacon_memory.sessions.looking.source import context_origins
@@ -33,3 +33,18 @@ def text_looked(
     if len(prompt.part("text")) == len(ids):
         prompt = replace(prompt, origins=tuple(context_origins(memory, contexts)))
     return look_again(memory, prompt, recall_tokens=recall_tokens, answer=answer)
+
+
+def texts_looked(memory: Repository, prompts: Sequence[str], *, formatted: bool = False, **how: Any) -> list[Prompt]:
+    """The prompts of texts; `how` as `text_looked` takes it. A `formatted` text is a template's, and may contain the
+    template's own tokens.
+    """
+    found = []
+    for text in prompts:
+        ids = memory.model.encode(text)
+        if formatted:
+            ids = memory.model.tokenizer(text, add_special_tokens=False)["input_ids"]
+            start = memory.transcript.start
+            ids = ids[len(start) :] if start and ids[: len(start)] == start else ids
+        found.append(text_looked(memory, ids, **how))
+    return found

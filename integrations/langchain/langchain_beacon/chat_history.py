@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage
 
 from beacon_memory.errors import SessionNotFound
-from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engine import Engine
 from beacon_memory.serving.engines import Where, engine_for
-from beacon_memory.sessions.reply import ANSWER
-from beacon_memory.sessions.session import Session
-from beacon_memory.state.head import DOCUMENT
+from beacon_memory.state.info import DOCUMENT
+from beacon_memory.talk.tools import ANSWER
 from langchain_beacon.errors import translated
 from langchain_beacon.messages import from_plain, to_plain
+
+if TYPE_CHECKING:
+    from beacon_memory.client.session import RemoteSession
+    from beacon_memory.sessions.session import Session
 
 
 class BeaconChatMessageHistory(BaseChatMessageHistory):
@@ -37,7 +40,7 @@ class BeaconChatMessageHistory(BaseChatMessageHistory):
         self,
         session_id: str,
         *,
-        engine: BeaconEngine | None = None,
+        engine: Engine | None = None,
         **where: Unpack[Where],
     ) -> None:
         """A session of a chat model's engine (`llm.engine`), or of a model and a store by name (`Where`). Raises
@@ -48,7 +51,7 @@ class BeaconChatMessageHistory(BaseChatMessageHistory):
         self._read: list[dict[str, Any]] | None = None  # what was given out last
 
     @property
-    def _session(self) -> Session:
+    def _session(self) -> Session | RemoteSession:
         return self.engine.session(self.session_id)
 
     @property

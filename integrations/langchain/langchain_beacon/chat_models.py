@@ -19,7 +19,6 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import model_validator
 
-from beacon_memory.sessions.reply import Reply
 from beacon_memory.talk.history import History
 from beacon_memory.talk.tools import tools_choice
 from beacon_memory.version import __version__
@@ -64,7 +63,8 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("temperature", "top_p", "top_k", "max_tokens", "seed", "stop", "history", "context_id", "beacon_ratio")
+        names = ["temperature", "top_p", "top_k", "max_tokens", "seed", "stop", "history", "context_id", "beacon_ratio"]
+        names += [] if self.base_url is None else ["base_url"]
         return {"model_name": self.model} | {name: getattr(self, name) for name in names}
 
     def _resolve_model_profile(self) -> ModelProfile | None:
@@ -82,9 +82,9 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
             "structured_output": True,
             "open_weights": True,
         }
-        if (window := self.opened.window(self.beacon_ratio)) is not None:
-            profile["max_input_tokens"] = window
-            profile["max_output_tokens"] = (self.opened.positions or 0) // 4
+        if (positions := self.opened.positions) is not None:  # what is known without asking a server
+            profile["max_input_tokens"] = self.opened.window(self.beacon_ratio) or positions
+            profile["max_output_tokens"] = positions // 4
         return profile
 
     def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
@@ -97,25 +97,22 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
 
     def _turn(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> Talk:
         """The turn of a call. Raises our errors."""
-        if kwargs.get("model") not in (None, self.model):
+        if kwargs.get("model") not in (None, self.model, self.opened.name):
             raise ModelNotFoundError(f"this instance answers by {self.model!r}, not {kwargs['model']!r}")
         system, plain = to_asked(messages)
-        reply = Reply(
-            self.opened.memory,
+        reply = self.opened.reply(
             plain,
             system=system,
             tools=list(kwargs.get("tools") or ()),
             choice=kwargs.get("tool_choice"),
             many=kwargs.get("parallel_tool_calls"),
             schema=_schema(kwargs.get("response_format")),
-            session=self._session(kwargs),
             history=kwargs.get("history", self.history),
-            contexts=self._contexts(kwargs),
             keep=kwargs.get("keep"),
-            recall_tokens=self._recall(kwargs),
+            **self._asked(kwargs),
             **self._sampling(stop, kwargs),
         )
-        return Talk(reply, model=str(self.model))
+        return Talk(reply, engine=self.opened)
 
     def _generate(
         self,
@@ -180,16 +177,14 @@ class ChatBeacon(BeaconSessions, BaseChatModel):
     # Tokens
 
     def get_token_ids(self, text: str) -> list[int]:
-        return self.opened.memory.model.encode(text)
+        with translated():
+            return self.opened.encode(text)
 
     def get_num_tokens_from_messages(self, messages: Sequence[BaseMessage], tools: Any = None) -> int:
         """The tokens of messages as this model reads them, tools and the ask for an answer counted."""
-        transcript = self.opened.memory.transcript
         with translated():
             system, plain = to_asked(list(messages))
-            told = [_tool(tool) for tool in tools or ()]
-            front = transcript.system(system, tools=told) if system or told else []
-            return len(front) + sum(len(transcript.turn(m)) for m in plain) + len(transcript.header())
+            return self.opened.count(plain, system=system, tools=[_tool(tool) for tool in tools or ()])
 
     # Tools and structured output
 

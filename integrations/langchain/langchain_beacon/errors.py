@@ -5,6 +5,10 @@ StoreUnavailable                 ModelConnectionError       (retryable)
 ModelMismatch                    ModelInvalidRequestError
 SessionConflict                  ModelAPIError              (retryable)
 InputError, ConfigError          ModelInvalidRequestError, still ValueErrors
+ServerUnavailable                ModelConnectionError       (retryable)
+KeyRefused                       ModelAuthenticationError
+EngineBusy                       ModelRateLimitError        (retryable)
+other ServerErrors               ModelAPIError              (retryable)
 """
 
 from __future__ import annotations
@@ -41,12 +45,32 @@ class BeaconInvalidSetting(lc.ModelInvalidRequestError, errors.ConfigError):
     """A setting that cannot work."""
 
 
+class BeaconServerUnavailable(lc.ModelConnectionError, errors.ServerUnavailable):
+    """The server cannot be reached, is too slow, or went away."""
+
+
+class BeaconKeyRefused(lc.ModelAuthenticationError, errors.KeyRefused):
+    """The server wants an API key, or another one."""
+
+
+class BeaconBusy(lc.ModelRateLimitError, errors.EngineBusy):
+    """Too many requests wait for an answer already."""
+
+
+class BeaconServerError(lc.ModelAPIError, errors.ServerError):
+    """A server that does not answer as one of ours."""
+
+
 _OURS = {
     errors.PromptTooLong: BeaconContextOverflow,
     errors.BudgetExceeded: BeaconContextOverflow,
     errors.StoreUnavailable: BeaconStoreUnavailable,
     errors.ModelMismatch: BeaconModelMismatch,
     errors.SessionConflict: BeaconSessionConflict,
+    errors.ServerUnavailable: BeaconServerUnavailable,
+    errors.KeyRefused: BeaconKeyRefused,
+    errors.EngineBusy: BeaconBusy,
+    errors.ServerError: BeaconServerError,  # behind its children
     errors.InputError: BeaconInvalidRequest,  # behind its children
     errors.ConfigError: BeaconInvalidSetting,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sized
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseLLM, LanguageModelInput
@@ -11,14 +11,16 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables.config import get_config_list
 from pydantic import model_validator
 
-from beacon_memory.models.running.stream import Stream
-from beacon_memory.sessions.looking.plain import text_looked
-from beacon_memory.sessions.prompt import Prompt
-from beacon_memory.sessions.reply import Reply
-from beacon_memory.sessions.turn import batch_answers, stream_answer
+from beacon_memory.state.info import Completion
 from beacon_memory.version import __version__
 from langchain_beacon.errors import translated
 from langchain_beacon.sessions import BeaconSessions
+
+if TYPE_CHECKING:
+    from beacon_memory.client.reply import RemoteReply, RemoteText
+    from beacon_memory.sessions.reply import Reply, TextReply
+
+    Pieces = Reply | TextReply | RemoteReply | RemoteText
 
 
 class BeaconLLM(BeaconSessions, BaseLLM):
@@ -110,14 +112,10 @@ class BeaconLLM(BeaconSessions, BaseLLM):
         with translated():
             sampling = self._sampling(stop, kwargs)
             if self._session_id(kwargs) is None:
-                read = [self._read(prompt, sampling, kwargs) for prompt in prompts]
-                answers = batch_answers(self.opened.memory, read, **sampling)
-                said = [
-                    (answer.text, {"finish_reason": answer.finish} | _looked(prompt))
-                    for answer, prompt in zip(answers, read, strict=True)
-                ]
-                told = sum(prompt.tokens for prompt in read)
-                made = sum(answer.tokens for answer in answers)
+                answers = self.opened.texts(prompts, **self._read(kwargs), **sampling)
+                said = [(answer.text, _looked(answer)) for answer in answers]
+                told = sum(answer.tokens for answer in answers)
+                made = sum(answer.answer for answer in answers)
             else:
                 replies = [self._reply(prompt, sampling, kwargs) for prompt in prompts]
                 said = [("".join(reply), _about(reply)) for reply in replies]
@@ -165,35 +163,28 @@ class BeaconLLM(BeaconSessions, BaseLLM):
     def _pieces(self, prompt: str, stop: list[str] | None, kwargs: dict[str, Any]) -> Iterator[GenerationChunk]:
         with translated():
             sampling = self._sampling(stop, kwargs)
-            said: Reply | Stream
-            read: Prompt | None = None
             if self._session_id(kwargs) is None:
-                read = self._read(prompt, sampling, kwargs)
-                said = stream_answer(self.opened.memory, read, **sampling)
-            else:
-                said = self._reply(prompt, sampling, kwargs)
-            try:
-                for piece in said:
-                    yield GenerationChunk(text=piece)
-            finally:
-                said.close()
-            yield GenerationChunk(text="", generation_info=_about(said) | _looked(read))
+                text = self.opened.text(prompt, **self._read(kwargs), **sampling)
+                yield from _chunks(text)
+                yield GenerationChunk(text="", generation_info=_looked(text.completion))
+                return
+            reply = self._reply(prompt, sampling, kwargs)
+            yield from _chunks(reply)
+            yield GenerationChunk(text="", generation_info=_about(reply))
 
-    def _reply(self, prompt: str, sampling: dict[str, Any], kwargs: dict[str, Any]) -> Reply:
+    def _reply(self, prompt: str, sampling: dict[str, Any], kwargs: dict[str, Any]) -> Reply | RemoteReply:
         """What a session answers to what is said there next."""
         asked = [{"role": "user", "content": prompt}]
-        session, contexts = self._session(kwargs), self._contexts(kwargs)
-        about: dict[str, Any] = {"session": session, "history": "append", "contexts": contexts}
-        return Reply(self.opened.memory, asked, recall_tokens=self._recall(kwargs), **about, **sampling)
+        return self.opened.reply(asked, history="append", **self._asked(kwargs), **sampling)
 
-    def _read(self, prompt: str, sampling: dict[str, Any], kwargs: dict[str, Any]) -> Prompt:
-        """A prompt with documents in front of it; what does not fit raw is folded."""
-        memory, recall = self.opened.memory, self._recall(kwargs)
-        how: dict[str, Any] = {"contexts": self._contexts(kwargs), "ratio": self.beacon_ratio, "recall_tokens": recall}
-        return text_looked(memory, memory.model.encode(prompt), answer=int(sampling.get("max_new_tokens", 256)), **how)
+    def _read(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a prompt without a session is read with."""
+        names = ("context_id", "ratio", "recall_tokens")
+        return {name: value for name, value in self._asked(kwargs).items() if name in names}
 
     def get_token_ids(self, text: str) -> list[int]:
-        return self.opened.memory.model.encode(text)
+        with translated():
+            return self.opened.encode(text)
 
 
 def _parts(inputs: Sized, *, talking: bool) -> list[slice]:
@@ -202,14 +193,19 @@ def _parts(inputs: Sized, *, talking: bool) -> list[slice]:
     return [slice(n, n + size) for n in range(0, len(inputs), size)]
 
 
-def _looked(prompt: Prompt | None) -> dict[str, Any]:
-    """What was read again for a bare prompt, where anything was."""
-    found = [source.to_dict() for source in prompt.sources] if prompt is not None else []
-    return {"beacon": {"sources": found}} if found else {}
+def _chunks(pieces: Pieces) -> Iterator[GenerationChunk]:
+    try:
+        for piece in pieces:
+            yield GenerationChunk(text=piece)
+    finally:
+        pieces.close()
 
 
-def _about(said: Reply | Stream) -> dict[str, Any]:
-    if isinstance(said, Reply):
-        return {"finish_reason": said.finish, "beacon": said.physical}
-    assert said.answer is not None
-    return {"finish_reason": said.answer.finish}
+def _looked(answer: Completion) -> dict[str, Any]:
+    """What is told of an answer to a bare prompt: also what was read again for it, where anything was."""
+    found = {"beacon": {"sources": list(answer.sources)}} if answer.sources else {}
+    return {"finish_reason": answer.finish, **found}
+
+
+def _about(reply: Reply | RemoteReply) -> dict[str, Any]:
+    return {"finish_reason": reply.finish, "beacon": reply.physical}

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMess
 from langchain_core.runnables.config import ensure_config
 
 from beacon_memory.errors import ConfigError, MissingExtra, StoreError
-from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engine import Engine
 from beacon_memory.serving.engines import engine_for
 from beacon_memory.stores import StateStore
 from langchain_beacon.chat_models import ChatBeacon
@@ -40,7 +40,7 @@ class BeaconMemoryMiddleware(AgentMiddleware[Any, Any, Any]):
         *,
         trigger: Size | Sequence[Size] = ("tokens", 4000),
         keep: Size = ("messages", 20),
-        engine: BeaconEngine | None = None,
+        engine: Engine | None = None,
         store: str | StateStore | None = None,
         redis_url: str | None = None,
         redis_client: Any = None,
@@ -73,8 +73,8 @@ class BeaconMemoryMiddleware(AgentMiddleware[Any, Any, Any]):
         if self._named and engine is not None:
             raise ConfigError("memories are kept in one place: give engine, or a store by name")
         self._engine = engine  # over the one store of this middleware, where it has one
-        self._used: weakref.WeakSet[BeaconEngine] = weakref.WeakSet()  # models' own, where it has none
-        self._over: weakref.WeakKeyDictionary[BeaconEngine, BeaconEngine] = weakref.WeakKeyDictionary()
+        self._used: weakref.WeakSet[Engine] = weakref.WeakSet()  # models' own, where it has none
+        self._over: weakref.WeakKeyDictionary[Engine, Engine] = weakref.WeakKeyDictionary()
         self._opening = threading.Lock()
         self._budget = budget
         self._on_error = on_error
@@ -162,7 +162,7 @@ class BeaconMemoryMiddleware(AgentMiddleware[Any, Any, Any]):
         if thread is None:
             return None
         sizes = [self._tokens(model, message) for message in messages]
-        window = (model.profile or {}).get("max_input_tokens") or model.opened.memory.model.positions
+        window = (model.profile or {}).get("max_input_tokens") or model.opened.about().positions
         if not any(_reached(one, sizes, window=window) for one in self._triggers):
             return None
         kept = _kept(messages, sizes, self._keep, window=window)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from beacon_memory.sessions.reply import Reply
 from langchain_beacon.citations import PROVIDER
+
+if TYPE_CHECKING:
+    from beacon_memory.client.reply import RemoteReply
+    from beacon_memory.serving.engine import Engine
+    from beacon_memory.sessions.reply import Reply
 
 
 class Talk:
     """A reply as LangChain's messages."""
 
-    def __init__(self, reply: Reply, *, model: str) -> None:
-        self.reply, self._model = reply, model
+    def __init__(self, reply: Reply | RemoteReply, *, engine: Engine) -> None:
+        self.reply, self._engine = reply, engine
 
     def whole(self) -> ChatResult:
         """The answer, read to its end."""
@@ -81,7 +85,7 @@ class Talk:
 
     def _metadata(self) -> dict[str, Any]:
         return {
-            "model_name": self._model,
+            "model_name": str(self._engine.name),
             "model_provider": PROVIDER,
             "finish_reason": self.reply.finish,
             "beacon": self.reply.physical,

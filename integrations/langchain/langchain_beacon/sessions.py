@@ -11,8 +11,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
 from beacon_memory.errors import SessionNotFound
-from beacon_memory.sessions.session import Session
-from beacon_memory.sessions.stored import kind_of
+from beacon_memory.stores.names import kind_of
 from langchain_beacon.errors import translated
 from langchain_beacon.settings import BeaconSettings
 
@@ -76,11 +75,15 @@ class BeaconSessions(BeaconSettings):
             return None if kwargs["session_id"] is None else str(kwargs["session_id"])
         return self._configured(None) or self.session_id
 
-    def _session(self, kwargs: Mapping[str, Any]) -> Session | None:
-        """The same, opened. Raises ConfigError without a store."""
-        if (name := self._session_id(kwargs)) is None:
-            return None
-        return self.opened.session(name, ratio=self.beacon_ratio, budget=kwargs.get("budget", self.budget))
+    def _asked(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What an answer of a session is asked with, but for its words and how it is drawn."""
+        return {
+            "session_id": self._session_id(kwargs),
+            "ratio": self.beacon_ratio,
+            "budget": kwargs.get("budget", self.budget),
+            "context_id": kwargs.get("context_id", self.context_id),
+            "recall_tokens": self._recall(kwargs),
+        }
 
     def delete_thread(self, thread_id: str) -> None:
         """Forget a thread's memory, every byte of it; one that is not there is forgotten already."""

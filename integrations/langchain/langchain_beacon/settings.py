@@ -13,14 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from beacon_memory.config import BeaconConfig, check_recall
 from beacon_memory.errors import ConfigError
-from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engine import Engine
 from beacon_memory.serving.engines import ReadsDocuments
-from beacon_memory.sessions.context import context_sessions
 
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
 LIMITS = ("max_tokens", "max_new_tokens", "stop", "stop_sequences")
 CALL = ("session_id", "history", "budget", "keep", "context_id", "recall_tokens", "model")
-REMOTE = {"api_key", "timeout", "max_retries"}  # LangChain's standard ones that are of servers: here nothing is sent
 ANSWER = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "strict")  # answers are strict anyhow
 
 Documents = str | Path | Document | Iterable["str | Path | Document"]
@@ -35,7 +33,15 @@ class BeaconSettings(ReadsDocuments, BaseModel):
 
     model: str | None = Field(default=None, alias="model_name")
     """A directory, hub id, GGUF file or "smollm2"; default: BEACON_MODEL, else "smollm2"."""
-    engine: BeaconEngine | None = Field(default=None, exclude=True, repr=False)
+    base_url: str | None = None
+    """A server's address (`beacon-memory serve`): model and sessions are there, and no model is loaded here."""
+    api_key: SecretStr | None = None
+    """For the server; default: BEACON_API_KEY. Without base_url it changes nothing, as the two below."""
+    timeout: float | None = None
+    """Seconds until a request to the server is given up; default: 600."""
+    max_retries: int | None = None
+    """How often a request to the server is sent again; default: 2."""
+    engine: Engine | None = Field(default=None, exclude=True, repr=False)
     """A loaded model to share; made from the names below where it is not given."""
     config: BeaconConfig | None = Field(default=None, exclude=True)
     adapter: str | None = "auto"
@@ -74,7 +80,7 @@ class BeaconSettings(ReadsDocuments, BaseModel):
         """Refuse what is no field's name."""
         if isinstance(fields, dict):
             known = {name for key, field in cls.model_fields.items() for name in (key, field.alias)}
-            if unknown := sorted(map(str, set(fields) - known - REMOTE)):
+            if unknown := sorted(map(str, set(fields) - known)):
                 near = [n for one in unknown for n in get_close_matches(one, [n for n in known if n], 1)]
                 meant = f"; perhaps {', '.join(near)}" if near else ""
                 raise ValueError(f"unknown argument {', '.join(unknown)}{meant}")
@@ -135,7 +141,3 @@ class BeaconSettings(ReadsDocuments, BaseModel):
     def _stops(self, stop: list[str] | None, kwargs: dict[str, Any]) -> list[str]:
         asked = stop or kwargs.get("stop_sequences") or self.stop or []
         return [asked] if isinstance(asked, str) else list(asked)
-
-    def _contexts(self, kwargs: dict[str, Any]) -> list[str]:
-        """The sessions of the documents in front. Raises InputError for one that is not there."""
-        return context_sessions(self.opened.memory, kwargs.get("context_id", self.context_id))

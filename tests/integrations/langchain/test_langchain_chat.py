@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_beacon import BeaconChatModel, BeaconLLM, ChatBeacon
@@ -30,7 +31,7 @@ from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
-from remembering import cfg, remembers, told
+from remembering import HERE, cfg, remembers, told
 
 from beacon_memory import BeaconConfig
 from beacon_memory.errors import ConfigError, InputError, ModelMismatch, StoreUnavailable
@@ -39,8 +40,14 @@ from beacon_memory.testing import RedisServer, scripted_engine, sensible, tiny_c
 
 
 @pytest.fixture
-def llm(shared: BeaconEngine) -> ChatBeacon:
-    """A model with no session in its store yet."""
+def llm(shared: BeaconEngine, by: Any) -> ChatBeacon:
+    """A model with no session in its store yet, in this process or a server's."""
+    return ChatBeacon(**by(shared.with_store("memory://")), max_tokens=60)
+
+
+@pytest.fixture
+def here(shared: BeaconEngine) -> ChatBeacon:
+    """One of this process."""
     return ChatBeacon(engine=shared.with_store("memory://"), max_tokens=60)
 
 
@@ -81,7 +88,7 @@ def test_the_nearest_name_wins(llm):
     assert named.invoke("Who?", cfg(session_id="other")).text == "I know nobody"
     assert named.bind(session_id="third").invoke("Who?", cfg(session_id="other")).text == "I know nobody"
     assert named.invoke("Who?", cfg(thread_id="other")).text == "I know Rex1"
-    assert sorted(named.engine.memory.sessions()) == ["built", "other", "third"]
+    assert sorted(named.engine.sessions()) == ["built", "other", "third"]
 
 
 def test_in_a_graph_the_thread_is_the_session_where_that_is_asked_for_and_regenerating_forks(llm):
@@ -178,8 +185,8 @@ NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 ADD = {"name": "add", "description": "Adds.", "parameters": NUMBER}
 
 
-def test_tool_calls_are_recognised_when_they_come_back(shared):
-    llm = ChatBeacon(engine=scripted_engine(sensible), max_tokens=200, session_id="ada")
+def test_tool_calls_are_recognised_when_they_come_back(by):
+    llm = ChatBeacon(**by(scripted_engine(sensible)), max_tokens=200, session_id="ada")
     talk = [SystemMessage("You add."), HumanMessage("add 3")]
     call = llm.bind_tools([ADD]).invoke(talk)
     assert call.response_metadata["finish_reason"] == "tool_calls"
@@ -190,8 +197,8 @@ def test_tool_calls_are_recognised_when_they_come_back(shared):
     assert "You add." not in str(llm.engine.session("ada").messages())
 
 
-def test_calls_stream_as_chunks_and_text_as_it_comes(shared):
-    llm = ChatBeacon(engine=scripted_engine(sensible), max_tokens=200)
+def test_calls_stream_as_chunks_and_text_as_it_comes(by):
+    llm = ChatBeacon(**by(scripted_engine(sensible)), max_tokens=200)
     chunks = list(llm.bind_tools([ADD]).stream("add 3"))
     assert "".join(chunk.text for chunk in chunks) == ""
     assert chunks[-1].tool_calls[0]["args"] == {"a": 3}
@@ -210,7 +217,7 @@ def waited() -> Counter[str]:
     return found
 
 
-async def test_twenty_conversations_at_once_and_the_loop_goes_on(llm):
+async def test_twenty_conversations_at_once_and_the_loop_goes_on(here):
     """Every tick of the event loop comes within 50 ms, but for the time that a busy machine kept from our threads. No
     collection of all that was ever imported falls between: it stops every thread, whatever a model does. What our code
     does to the loop it does each time; a stray hiccup of the machine comes once: one of three rounds must be without.
@@ -229,8 +236,8 @@ async def test_twenty_conversations_at_once_and_the_loop_goes_on(llm):
 
         async def talk(n: int) -> str:
             config = cfg(session_id=f"c{round_}-{n}")
-            await llm.ainvoke(f"Rex{n:02} is here.", config)
-            return "".join([chunk.text async for chunk in llm.astream("Who?", config)])
+            await here.ainvoke(f"Rex{n:02} is here.", config)
+            return "".join([chunk.text async for chunk in here.astream("Who?", config)])
 
         ticking = asyncio.create_task(tick())
         said = await asyncio.gather(*(talk(n) for n in range(20)))
@@ -240,7 +247,7 @@ async def test_twenty_conversations_at_once_and_the_loop_goes_on(llm):
         assert len(gaps) > 20
         return max(gaps)
 
-    llm.engine.memory.sessions()  # loaded before the clock runs
+    here.engine.memory.sessions()  # loaded before the clock runs
     gc.collect()
     gc.freeze()
     try:
@@ -252,9 +259,9 @@ async def test_twenty_conversations_at_once_and_the_loop_goes_on(llm):
     assert min(longest) <= 0.05
 
 
-async def test_a_cancelled_call_stops_the_model_and_the_session_stays(shared):
+async def test_a_cancelled_call_stops_the_model_and_the_session_stays(by):
     engine = scripted_engine(lambda seen: "word " * 500)
-    llm = ChatBeacon(engine=engine, max_tokens=2000, session_id="ada")
+    llm = ChatBeacon(**by(engine), max_tokens=2000, session_id="ada")
     engine.session("ada").add("Hello")
     begun = time.perf_counter()
     with pytest.raises(TimeoutError):
@@ -264,6 +271,7 @@ async def test_a_cancelled_call_stops_the_model_and_the_session_stays(shared):
     assert told(llm, "ada") == ["Hello"]
 
 
+@HERE  # a server is at the end of a short answer before its first piece is read
 def test_a_stream_that_is_left_early_leaves_the_session(llm):
     llm.engine.session("ada").add("Hello")
     stream = llm.stream("More", cfg(session_id="ada"))
@@ -275,20 +283,20 @@ def test_a_stream_that_is_left_early_leaves_the_session(llm):
 # Bad input
 
 
-def test_a_session_needs_a_store_but_a_thread_does_not(shared):
+def test_a_session_needs_a_store_but_a_thread_does_not():
     llm = ChatBeacon(engine=scripted_engine(remembers, None), max_tokens=60)
     with pytest.raises(ModelInvalidRequestError, match="nowhere to be kept"):
         llm.invoke("Hi", session_id="ada")
     assert llm.invoke("Hi", cfg(thread_id="t1")).text == "I know nobody"
 
 
-def test_two_models_cannot_share_a_session(llm):
-    llm.invoke("Hi", session_id="ada")
-    other = BeaconEngine(tiny_model(seed=1, config=BeaconConfig(window=64, keep_last=16)), llm.engine.memory.store)
+def test_two_models_cannot_share_a_session(here, by):
+    here.invoke("Hi", session_id="ada")
+    other = BeaconEngine(tiny_model(seed=1, config=BeaconConfig(window=64, keep_last=16)), here.engine.memory.store)
     with pytest.raises(ModelInvalidRequestError) as caught:
-        ChatBeacon(engine=other).invoke("Hi", session_id="ada")
+        ChatBeacon(**by(other)).invoke("Hi", session_id="ada")
     assert isinstance(caught.value, ModelMismatch)
-    assert told(llm, "ada") == ["Hi", "I know nobody"]
+    assert told(here, "ada") == ["Hi", "I know nobody"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -314,9 +322,10 @@ def test_what_cannot_be_read_is_refused_and_the_session_stays(llm, streaming):
     assert told(llm, "ada") == before
 
 
-def test_redis_gone_in_the_middle_of_a_stream_leaves_the_session_where_it_was(shared):
+@HERE  # a server is at the end of a short answer before its first piece is read
+def test_redis_gone_in_the_middle_of_a_stream_leaves_the_session_where_it_was(shared, by):
     with RedisServer("valkey", appendonly="yes", appendfsync="always") as server:
-        llm = ChatBeacon(engine=shared.with_store(server.url), max_tokens=60)
+        llm = ChatBeacon(**by(shared.with_store(server.url)), max_tokens=60)
         llm.invoke("Rex1 is here.", session_id="ada")
         before = told(llm, "ada")
         stream = llm.stream("Who?", session_id="ada")
@@ -330,6 +339,7 @@ def test_redis_gone_in_the_middle_of_a_stream_leaves_the_session_where_it_was(sh
         assert llm.invoke("Who?", session_id="ada").text == "I know Rex1"
 
 
+@HERE  # a server is at the end of a short answer before its first piece is read
 def test_a_faster_writer_on_a_branch_is_a_retryable_error(llm):
     llm.invoke("One", session_id="ada")
     stream = llm.stream("Edited", session_id="ada", history="full")

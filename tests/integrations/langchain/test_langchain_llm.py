@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from langchain_beacon import BeaconLLM, ChatBeacon
 from langchain_core.caches import InMemoryCache
@@ -18,13 +20,13 @@ from beacon_memory.testing import scripted_engine
 
 
 @pytest.fixture
-def llm(shared: BeaconEngine) -> BeaconLLM:
-    """A model with no session in its store yet."""
-    return BeaconLLM(engine=shared.with_store("memory://"), max_tokens=60)
+def llm(shared: BeaconEngine, by: Any) -> BeaconLLM:
+    """A model with no session in its store yet, in this process or a server's."""
+    return BeaconLLM(**by(shared.with_store("memory://")), max_tokens=60)
 
 
-async def test_the_text_model_batches_streams_and_counts(shared):
-    llm = BeaconLLM(engine=shared, max_tokens=40)
+async def test_the_text_model_batches_streams_and_counts(shared, by):
+    llm = BeaconLLM(**by(shared.with_store("memory://")), max_tokens=40)
     result = llm.generate(["Rex1", "Rex2 " * 30])
     assert [g[0].text for g in result.generations] == ["I know Rex1", "I know Rex2"]
     usage = result.llm_output["token_usage"]
@@ -118,7 +120,7 @@ class Gone(MemoryStore):
         raise StoreUnavailable("the store is gone")
 
 
-def test_what_cannot_be_read_is_refused_and_the_session_stays(llm, shared):
+def test_what_cannot_be_read_is_refused_and_the_session_stays(llm, shared, by):
     llm.invoke("Rex1 is here.", session_id="ada")
     before = told(llm, "ada")
     with pytest.raises(ModelInvalidRequestError, match="temperature"):
@@ -128,7 +130,7 @@ def test_what_cannot_be_read_is_refused_and_the_session_stays(llm, shared):
     stream.close()
     assert told(llm, "ada") == before
     with pytest.raises(ModelConnectionError):
-        BeaconLLM(engine=shared.with_store(Gone())).invoke("Who?", session_id="ada")
+        BeaconLLM(**by(shared.with_store(Gone())), max_retries=0).invoke("Who?", session_id="ada")
     with pytest.raises(ModelInvalidRequestError, match="nowhere to be kept"):
         BeaconLLM(engine=scripted_engine(remembers, None)).invoke("Who?", session_id="ada")
 
@@ -146,4 +148,4 @@ def test_an_argument_that_nobody_reads_is_refused(llm, made):
     ):
         with pytest.raises(ModelInvalidRequestError, match="unknown argument sesion_id"):
             asked()
-    assert model.engine.memory.sessions() == []
+    assert model.engine.sessions() == []

@@ -31,8 +31,8 @@ def engine() -> BeaconEngine:
 
 
 @pytest.fixture
-def llm(engine: BeaconEngine) -> ChatBeacon:
-    llm = ChatBeacon(engine=engine.with_store("memory://"), recall_tokens=64, max_tokens=24)
+def llm(engine: BeaconEngine, by: Any) -> ChatBeacon:
+    llm = ChatBeacon(**by(engine.with_store("memory://")), recall_tokens=64, max_tokens=24)
     llm.opened.session("ada").add_text(LEASE, name="lease.txt")
     llm.opened.session("ada").add({"role": "user", "content": "I live in Lyon, near the river. " * 9, "id": "home"})
     return llm
@@ -109,15 +109,15 @@ def test_the_standards_own_output_has_them_too_and_can_be_sent_back(llm):
     assert streamed is not None
     cited = [one for block in streamed.content_blocks for one in block.get("annotations", ())]
     assert [one["cited_text"] for one in cited] == [source["text"] for source in sources(streamed)]
-    before = len(llm.opened.session("eve").messages()) if "eve" in llm.opened.memory.sessions() else 0
+    before = len(llm.opened.session("eve").messages()) if "eve" in llm.opened.sessions() else 0
     eve = {"configurable": {"session_id": "eve"}}
     first = standard.invoke([HumanMessage("Hello there.")], eve)
     standard.invoke([HumanMessage("Hello there."), first, HumanMessage("And you?")], eve)
     assert len(llm.opened.session("eve").messages()) == before + 4
 
 
-def test_texts_in_a_batch_are_asked_behind_documents(engine):
-    llm = BeaconLLM(engine=engine.with_store("memory://"), recall_tokens=64, max_tokens=16)
+def test_texts_in_a_batch_are_asked_behind_documents(engine, by):
+    llm = BeaconLLM(**by(engine.with_store("memory://")), recall_tokens=64, max_tokens=16)
     reading = llm.with_context(LEASE, context_id="house")
     result = reading.generate(["The lease ends", "The door is"])
     for (generation,) in result.generations:
@@ -144,7 +144,7 @@ def clock() -> str:
     return "It is seven o'clock."
 
 
-def test_after_a_tools_result_it_is_the_users_question_that_is_looked_for(engine):
+def test_after_a_tools_result_it_is_the_users_question_that_is_looked_for(engine, by):
     """What was found stands in front of the question, not between a call and its result."""
     seen: list[str] = []
 
@@ -157,7 +157,7 @@ def test_after_a_tools_result_it_is_the_users_question_that_is_looked_for(engine
 
     own = scripted_engine(script, config=CONFIG)
     own.memory.model.finder = engine.memory.model.finder
-    llm = ChatBeacon(engine=own, recall_tokens=64, max_tokens=160)
+    llm = ChatBeacon(**by(own), recall_tokens=64, max_tokens=160)
     agent = create_agent(
         llm,
         [clock],

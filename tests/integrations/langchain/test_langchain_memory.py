@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from langchain.agents import create_agent
@@ -42,8 +43,8 @@ def shared() -> BeaconEngine:
 
 
 @pytest.fixture
-def llm(shared: BeaconEngine) -> ChatBeacon:
-    return ChatBeacon(engine=shared.with_store("memory://"), max_tokens=160)
+def llm(shared: BeaconEngine, by: Any) -> ChatBeacon:
+    return ChatBeacon(**by(shared.with_store("memory://")), max_tokens=160)
 
 
 def config(thread: str) -> dict:
@@ -84,7 +85,7 @@ async def test_an_agent_works_in_async_too(llm):
 
 def test_below_the_trigger_there_is_no_session(llm):
     say(agent_of(llm), "note fact 000")
-    assert llm.engine.memory.sessions() == []
+    assert llm.engine.sessions() == []
 
 
 def test_going_back_in_time_is_another_branch(llm):
@@ -117,7 +118,7 @@ def test_triggers_and_keeps_are_those_of_summarization(llm, trigger, keep, folds
     for n in range(4):
         messages = say(agent, f"note fact {n:03}")
     assert len(messages) == 16
-    assert llm.engine.memory.sessions() == (["t1"] if folds else [])
+    assert llm.engine.sessions() == (["t1"] if folds else [])
     if folds:
         stored = [m["content"] for m in llm.engine.session("t1").messages()]
         assert stored == [m["content"] for m in to_plain(messages)[1]][: len(stored)]
@@ -149,7 +150,7 @@ async def test_a_threads_memory_is_copied_and_deleted_in_async_too(llm):
         await middleware.acopy_thread("t1", "t2")
     await llm.adelete_thread("t1")
     await middleware.adelete_thread("t1")
-    assert llm.engine.memory.sessions() == ["t2"]
+    assert llm.engine.sessions() == ["t2"]
 
 
 def test_a_threads_memory_is_copied_and_deleted_by_the_savers_names(llm):
@@ -157,10 +158,10 @@ def test_a_threads_memory_is_copied_and_deleted_by_the_savers_names(llm):
     agent = create_agent(llm, [note], middleware=[middleware], checkpointer=InMemorySaver())
     say(agent, "note fact 000")
     middleware.copy_thread("t1", "t2")
-    assert llm.engine.memory.sessions() == ["t1", "t2"]
+    assert llm.engine.sessions() == ["t1", "t2"]
     llm.delete_thread("t1")
     middleware.delete_thread("t1")
-    assert llm.engine.memory.sessions() == ["t2"]
+    assert llm.engine.sessions() == ["t2"]
 
 
 def test_a_tools_answer_stays_with_its_call():
@@ -175,7 +176,8 @@ class Gone(MemoryStore):
         raise StoreUnavailable("the store is gone")
 
 
-def test_a_store_that_fails_is_an_error_or_leaves_the_plain_messages(llm):
+def test_a_store_that_fails_is_an_error_or_leaves_the_plain_messages(shared):
+    llm = ChatBeacon(engine=shared.with_store("memory://"), max_tokens=160)
     now = {"trigger": ("messages", 1), "keep": ("messages", 1), "store": Gone()}
     assert say(agent_of(llm, **now, on_error="passthrough"), "note fact 000")[-1].text == "First was fact 000."
     with pytest.raises(StoreUnavailable):

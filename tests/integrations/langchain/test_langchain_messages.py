@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -74,12 +75,12 @@ def test_whatever_list_is_sent_is_read_or_refused_by_one_error(messages):
 
 
 def remembered(llm: ChatBeacon) -> list[str]:
-    return [m["content"] for m in llm.engine.memory.session("ada").messages()]
+    return [m["content"] for m in llm.engine.session("ada").messages()]
 
 
 @pytest.fixture
-def llm(shared: BeaconEngine) -> ChatBeacon:
-    return ChatBeacon(engine=shared.with_store("memory://"), max_tokens=60)
+def llm(shared: BeaconEngine, by: Any) -> ChatBeacon:
+    return ChatBeacon(**by(shared.with_store("memory://")), max_tokens=60)
 
 
 @pytest.mark.parametrize(
@@ -111,14 +112,14 @@ def test_a_system_message_alone_is_what_is_asked(llm):
     assert remembered(llm) == ["Rex3 is here. Who?", "I know Rex3"]
 
 
-def test_a_thought_is_not_remembered_and_a_closing_mark_in_an_argument_is_the_arguments():
+def test_a_thought_is_not_remembered_and_a_closing_mark_in_an_argument_is_the_arguments(by):
     engine = scripted_engine(
         lambda seen: (
             '<think>\nLet me see.\n</think>\n\n<tool_call>\n{"name": "write", "arguments": {"text": "</tool_call>"}}\n'
             "</tool_call>"
         )
     )
-    llm = ChatBeacon(engine=engine, max_tokens=200, session_id="ada")
+    llm = ChatBeacon(**by(engine), max_tokens=200, session_id="ada")
     tool = {
         "type": "function",
         "function": {"name": "write", "parameters": {"properties": {"text": {"type": "string"}}}},
@@ -129,8 +130,8 @@ def test_a_thought_is_not_remembered_and_a_closing_mark_in_an_argument_is_the_ar
     assert (question, "Let me see" in answer, answer.count("</tool_call>")) == ("Write it.", False, 2)
 
 
-def test_a_thought_that_was_cut_off_is_no_answer():
-    llm = ChatBeacon(engine=scripted_engine(lambda seen: "<think>\nThe user asks"), session_id="ada")
+def test_a_thought_that_was_cut_off_is_no_answer(by):
+    llm = ChatBeacon(**by(scripted_engine(lambda seen: "<think>\nThe user asks")), session_id="ada")
     llm.invoke("Where?")
     assert remembered(llm) == ["Where?"]
     llm.invoke("And now?")
@@ -144,11 +145,11 @@ class Tree(BaseModel):
     branches: list[Tree] = []
 
 
-def test_a_class_that_contains_itself_is_written_as_deep_as_it_goes():
+def test_a_class_that_contains_itself_is_written_as_deep_as_it_goes(by):
     """LangChain's schema of it ends at the first level: below, anything was allowed."""
     written = '{"name": "a", "branches": [{"name": "b", "branches": [{"name": "c", "branches": []}]}]}'
     for method in ("json_schema", "function_calling"):
         call = f'<tool_call>\n{{"name": "Tree", "arguments": {written}}}\n</tool_call>'
         engine = scripted_engine(lambda seen, said=call if method == "function_calling" else written: said)
-        llm = ChatBeacon(engine=engine, max_tokens=300).with_structured_output(Tree, method=method)
+        llm = ChatBeacon(**by(engine), max_tokens=300).with_structured_output(Tree, method=method)
         assert llm.invoke("Draw.") == Tree.model_validate_json(written)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from beacon_memory.serving.engine import BeaconEngine
-from beacon_memory.testing import scripted_engine, sensible
+from beacon_memory.testing import beacon_server, scripted_engine, sensible
 
 LONG = "My dog is called Rex, and he likes the sea. " * 12
 
@@ -20,6 +21,12 @@ LONG = "My dog is called Rex, and he likes the sea. " * 12
 @pytest.fixture(scope="module")
 def engine() -> BeaconEngine:
     return scripted_engine(sensible)
+
+
+@pytest.fixture(scope="module")
+def url(engine: BeaconEngine) -> Iterator[str]:
+    with beacon_server(engine.with_store("memory://")) as url:
+        yield url
 
 
 class _Scripted:
@@ -70,6 +77,22 @@ class TestIntegration(_Scripted, ChatModelIntegrationTests):
     def invoke_with_cache_creation_input(self, *, stream: bool = False) -> AIMessage:
         # No session has folded this before: what one has, another one reads.
         words = f"{stream} {LONG}"
+        said = _said(ChatBeacon(**self.chat_model_params, session_id=f"creation-{stream}"), words, stream=stream)
+        assert said.usage_metadata["input_token_details"]["cache_creation"] > 0
+        return said
+
+
+class TestIntegrationOfAServer(TestIntegration):
+    @pytest.fixture(autouse=True)
+    def _served(self, url: str) -> None:
+        type(self).url = url
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"base_url": self.url, "max_tokens": 200}
+
+    def invoke_with_cache_creation_input(self, *, stream: bool = False) -> AIMessage:
+        words = f"a server, {stream} {LONG}"
         said = _said(ChatBeacon(**self.chat_model_params, session_id=f"creation-{stream}"), words, stream=stream)
         assert said.usage_metadata["input_token_details"]["cache_creation"] > 0
         return said

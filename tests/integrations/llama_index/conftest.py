@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from llama_index.llms.beacon import BeaconLLM
 
@@ -9,6 +11,6 @@ from beacon_memory.serving.engine import BeaconEngine
 
 
 @pytest.fixture
-def llm(shared: BeaconEngine) -> BeaconLLM:
-    """A model with nothing in its store yet."""
-    return BeaconLLM(engine=shared.with_store("memory://"), max_new_tokens=60)
+def llm(shared: BeaconEngine, by: Any) -> BeaconLLM:
+    """A model with nothing in its store yet, in this process or a server's."""
+    return BeaconLLM(**by(shared.with_store("memory://")), max_new_tokens=60)

@@ -246,7 +246,7 @@ class LLMContract:
         assert any(isinstance(event, LLMStructuredPredictEndEvent) for event in events)
 
     async def test_asynchronous_calls_leave_the_loop_free(self, llm: BeaconLLM) -> None:
-        llm.opened.memory.sessions()  # loaded before the clock runs
+        llm.opened.sessions()  # loaded before the clock runs
         gaps, done = [], asyncio.Event()
 
         async def tick() -> None:

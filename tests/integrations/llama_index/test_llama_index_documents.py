@@ -130,7 +130,7 @@ def test_a_bad_document_among_good_ones_is_left_out_with_a_warning_or_refused_by
     documents = [Document(text=GOOD, id_="d1"), bad, Document(text="The door is May2 green.", id_="d2")]
     with pytest.raises(InputError, match="'bad'"):
         BeaconIndex.from_documents(documents, llm=llm, index_id="house", skip_bad=False)
-    assert llm.opened.memory.contexts() == []
+    assert llm.opened.contexts() == []
     with pytest.warns(match="'bad'.*left out"):
         index = BeaconIndex.from_documents(documents, llm=llm, index_id="house")
     assert (asked(index), list(index.ref_doc_info)) == ("May1 May2", ["d1", "d2"])

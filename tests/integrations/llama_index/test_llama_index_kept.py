@@ -18,7 +18,7 @@ from llama_index.core.schema import BaseNode, Document, TransformComponent
 from llama_index.indices.managed.beacon import BeaconIndex
 from llama_index.indices.managed.beacon.nodes import Whole
 from llama_index.llms.beacon import BeaconLLM
-from remembering import calendar
+from remembering import HERE, calendar
 
 from beacon_memory.errors import SessionNotFound
 from beacon_memory.serving.engine import BeaconEngine
@@ -80,6 +80,7 @@ def test_a_process_that_has_not_imported_the_index_is_told_to(llm, tmp_path):
     assert "import llama_index.indices.managed.beacon first" in ended.stderr
 
 
+@HERE
 def test_an_index_that_is_persisted_without_its_store_is_named(llm, tmp_path, monkeypatch):
     monkeypatch.setattr(Settings, "_llm", MockLLM())
     BeaconIndex.from_documents(docs(*HOUSE), llm=llm, index_id="house").storage_context.persist(tmp_path)
@@ -91,6 +92,7 @@ def test_an_index_that_is_persisted_without_its_store_is_named(llm, tmp_path, mo
 # Listed and deleted
 
 
+@HERE
 def test_indexes_are_listed_and_deleted(llm, tmp_path):
     assert BeaconIndex.index_ids(llm) == []
     indexes = [BeaconIndex.from_documents(docs(*HOUSE), llm=llm, index_id=name) for name in ("house", "garden")]

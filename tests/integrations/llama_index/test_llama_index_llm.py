@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llama_index.core import Document, SummaryIndex
@@ -25,7 +26,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.tools import FunctionTool, ToolMetadata
 from llama_index.llms.beacon import BeaconLLM
 from pydantic import ValidationError
-from remembering import remembers, told
+from remembering import HERE, remembers, told
 
 from beacon_memory import BeaconConfig
 from beacon_memory.errors import ConfigError, InputError, ModelMismatch, PromptTooLong, StoreUnavailable
@@ -34,9 +35,9 @@ from beacon_memory.testing import RedisServer, scripted_engine, sensible, tiny_c
 
 
 @pytest.fixture
-def llm(shared: BeaconEngine) -> BeaconLLM:
+def llm(shared: BeaconEngine, by: Any) -> BeaconLLM:
     """A model with no session in its store yet."""
-    return BeaconLLM(engine=shared.with_store("memory://"), max_new_tokens=60)
+    return BeaconLLM(**by(shared.with_store("memory://")), max_new_tokens=60)
 
 
 def say(llm: BeaconLLM, *messages: ChatMessage | str, **how) -> str:
@@ -50,7 +51,7 @@ async def test_a_session_is_named_by_the_constructor_or_the_call(llm):
     assert say(named, "Who?") == "I know Rex1"
     assert (await named.achat([ChatMessage("Who?")], session_id="other")).message.content == "I know nobody"
     assert named.complete("Who?", session_id=None).text == "I know nobody"
-    assert sorted(llm.opened.memory.sessions()) == ["built", "other"]
+    assert sorted(llm.opened.sessions()) == ["built", "other"]
     assert len(told(llm, "built")) == 4
 
 
@@ -65,11 +66,11 @@ def test_a_whole_list_is_read_once_and_an_edited_one_forks(llm):
     assert len(told(llm, "ada")) == 6
 
 
-def test_a_formatted_prompt_is_read_as_it_is(llm):
+def test_a_formatted_prompt_is_read_as_it_is(llm, shared):
     prompt = "<|im_start|>user\nRex1 is here.<|im_end|>\n<|im_start|>assistant\n"
     said = llm.complete(prompt, formatted=True)
     assert said.text == "I know Rex1"
-    ids = llm.opened.memory.model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = shared.memory.model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert said.raw["usage"]["prompt_tokens"] in (len(ids), len(ids) + 1)
     assert "".join(r.delta for r in llm.stream_complete(prompt, formatted=True)) == said.text
     assert llm.complete("Rex2. " * 4000, formatted=True).text == "I know Rex2"  # more than fits is folded
@@ -175,6 +176,7 @@ def test_a_password_stays_here():
     assert "redis" not in str(BeaconLLM(store="redis://:secret@localhost:6379/0").to_dict())
 
 
+@HERE
 async def test_twenty_conversations_at_once_and_the_loop_goes_on(llm):
     gaps, done = [], asyncio.Event()
 
@@ -191,7 +193,7 @@ async def test_twenty_conversations_at_once_and_the_loop_goes_on(llm):
         *_, last = [r async for r in await llm.astream_chat([ChatMessage("Who?")], session_id=f"c{n}")]
         return last.message.content
 
-    llm.opened.memory.sessions()  # loaded before the clock runs
+    llm.opened.sessions()  # loaded before the clock runs
     ticking = asyncio.create_task(tick())
     said = await asyncio.gather(*(talk(n) for n in range(20)))
     done.set()
@@ -201,9 +203,9 @@ async def test_twenty_conversations_at_once_and_the_loop_goes_on(llm):
     assert sum(gap for gap in gaps if gap > 0.05) < sum(gaps) / 2
 
 
-async def test_a_stream_that_is_left_early_stops_the_model_and_leaves_the_session():
+async def test_a_stream_that_is_left_early_stops_the_model_and_leaves_the_session(by):
     engine = scripted_engine(lambda seen: "word " * 500)
-    llm = BeaconLLM(engine=engine, max_new_tokens=2000, session_id="ada")
+    llm = BeaconLLM(**by(engine), max_new_tokens=2000, session_id="ada")
     engine.session("ada").add("Hello")
     begun = time.perf_counter()
     stream = llm.stream_chat([ChatMessage("More")])
@@ -278,6 +280,7 @@ def test_a_session_needs_a_store(shared):
         say(gone, "Hi", session_id="ada")
 
 
+@HERE
 def test_two_models_cannot_share_a_session(llm):
     say(llm, "Hi", session_id="ada")
     other = BeaconEngine(tiny_model(seed=1, config=BeaconConfig(window=64, keep_last=16)), llm.opened.memory.store)
@@ -286,9 +289,10 @@ def test_two_models_cannot_share_a_session(llm):
     assert told(llm, "ada") == ["Hi", "I know nobody"]
 
 
-def test_redis_gone_in_the_middle_of_a_stream_leaves_the_session_where_it_was(shared):
+@HERE  # a server is at the end of a short answer before its first piece is read
+def test_redis_gone_in_the_middle_of_a_stream_leaves_the_session_where_it_was(shared, by):
     with RedisServer("valkey", appendonly="yes", appendfsync="always") as server:
-        llm = BeaconLLM(engine=shared.with_store(server.url), max_new_tokens=60)
+        llm = BeaconLLM(**by(shared.with_store(server.url)), max_new_tokens=60)
         say(llm, "Rex1 is here.", session_id="ada")
         stream = llm.stream_chat([ChatMessage("Who?")], session_id="ada")
         next(stream)

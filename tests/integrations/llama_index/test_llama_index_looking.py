@@ -12,6 +12,7 @@ from llama_index.core.schema import Document, NodeWithScore
 from llama_index.indices.managed.beacon import BeaconIndex
 from llama_index.llms.beacon import BeaconLLM
 from llama_index.memory.beacon import BeaconMemory
+from remembering import HERE
 
 from beacon_memory import BeaconConfig
 from beacon_memory.errors import ConfigError
@@ -36,8 +37,8 @@ def engine() -> BeaconEngine:
 
 
 @pytest.fixture
-def llm(engine) -> BeaconLLM:
-    return BeaconLLM(engine=engine.with_store("memory://"), recall_tokens=128, max_new_tokens=24)
+def llm(engine, by: Any) -> BeaconLLM:
+    return BeaconLLM(**by(engine.with_store("memory://")), recall_tokens=128, max_new_tokens=24)
 
 
 @pytest.fixture
@@ -106,6 +107,7 @@ def test_a_passage_of_a_split_document_has_its_own_nodes_metadata(llm):
         assert found.node.metadata in [page.metadata for page in within or whole]
 
 
+@HERE
 async def test_a_chat_engines_source_nodes_are_of_documents_and_talk(index, llm):
     for chat in (index.as_chat_engine(session_id="ada"), index.as_chat_engine(recall_tokens=128)):
         chat.chat("I live in Lyon, near the river, in a small house. " * 6)

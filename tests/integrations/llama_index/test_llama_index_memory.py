@@ -21,6 +21,7 @@ from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Context, JsonSerializer
 from llama_index.llms.beacon import BeaconLLM
 from llama_index.memory.beacon import BeaconMemory, BeaconMemoryBlock, BeaconRedisChatStore, FoldingMemory
+from remembering import HERE
 from workflows.context import PickleSerializer
 
 from beacon_memory.errors import ConfigError, InputError, ModelMismatch, SessionConflict, StoreUnavailable
@@ -51,8 +52,8 @@ def shared() -> BeaconEngine:
 
 
 @pytest.fixture
-def llm(shared: BeaconEngine) -> BeaconLLM:
-    return BeaconLLM(engine=shared.with_store("memory://"), max_new_tokens=160)
+def llm(shared: BeaconEngine, by) -> BeaconLLM:
+    return BeaconLLM(**by(shared.with_store("memory://")), max_new_tokens=160)
 
 
 def told(memory: BeaconMemory) -> list[str]:
@@ -86,6 +87,7 @@ async def test_an_agent_with_tools_remembers_every_message_once(llm):
     assert "Be brief." not in str(told(memory))
 
 
+@HERE
 async def test_twenty_agents_at_once_have_each_their_own_memory(llm):
     async def talk(n: int) -> list[str]:
         memory = BeaconMemory.from_defaults(session_id=f"agent {n}", llm=llm)
@@ -127,6 +129,7 @@ async def test_an_agents_context_is_restored_with_a_memory_made_anew(llm):
 
 
 @pytest.mark.filterwarnings("ignore:is_running called:DeprecationWarning")
+@HERE
 async def test_a_react_agent_reads_the_same_memory(llm):
     memory = BeaconMemory.from_defaults(session_id="ada", llm=llm)
     memory.put_messages([ChatMessage("fact 000 is here"), ChatMessage(role="assistant", content="Good. " * 80)])
@@ -156,7 +159,7 @@ def test_a_chat_history_that_is_given_again_is_not_read_twice(llm):
     memory.set([])
     memory.reset()
     assert memory.get() == memory.get_all() == []
-    assert llm.engine.memory.sessions() == []
+    assert llm.engine.sessions() == []
 
 
 async def test_every_call_has_its_asynchronous_twin(llm):
@@ -237,7 +240,7 @@ async def test_a_block_is_never_dropped_and_leaves_out_system_messages(llm):
             await act
     named = BeaconMemoryBlock(llm, session_id="bob")
     await named.aput([ChatMessage("Hello")], session_id="ada")
-    assert llm.engine.memory.sessions() == ["ada", "bob"]
+    assert llm.engine.sessions() == ["ada", "bob"]
 
 
 async def test_another_block_beside_ours_keeps_its_words(llm, queue):
@@ -270,7 +273,7 @@ async def test_a_folding_memorys_reset_clears_its_block_too(llm, queue):
         for n in range(6):
             await memory.aput(ChatMessage(f"fact {n:03} is here, and it is a long one"))
     ada, bob = memories.values()
-    assert llm.engine.memory.sessions() == ["ada", "bob"]
+    assert llm.engine.sessions() == ["ada", "bob"]
     await ada.areset(MessageStatus.ACTIVE)
     assert llm.chat(await ada.aget()).message.content == "First was fact 000."
     await ada.areset(MessageStatus.ARCHIVED)
@@ -281,7 +284,7 @@ async def test_a_folding_memorys_reset_clears_its_block_too(llm, queue):
         for n in range(6):
             await ada.aput(ChatMessage(f"note that was said after {n}, and it is a long one"))
         assert llm.chat(await ada.aget()).message.content == "None."
-        assert "ada" in llm.engine.memory.sessions()
+        assert "ada" in llm.engine.sessions()
     assert llm.chat(await bob.aget()).message.content == "First was fact 000."
     before = await bob.aget_all()
     await bob.aset(await bob.aget())  # nothing was taken out: nothing is forgotten
@@ -291,7 +294,7 @@ async def test_a_folding_memorys_reset_clears_its_block_too(llm, queue):
     assert llm.chat(await bob.aget()).message.content == "First was fact 000."
     await bob.aset([ChatMessage("A note, and nothing else.")])
     assert [message.content for message in await bob.aget()] == ["A note, and nothing else."]
-    assert "bob" not in llm.engine.memory.sessions()
+    assert "bob" not in llm.engine.sessions()
 
 
 # Trust
@@ -340,15 +343,16 @@ def test_an_llm_that_remembers_by_itself_only_reads_what_a_memory_writes(llm):
     memory = BeaconMemory.from_defaults(session_id="ada", llm=reader)
     memory.put(ChatMessage("fact 000 is here"))
     assert reader.chat(memory.get()).message.content == "First was fact 000."
-    assert llm.engine.memory.sessions() == ["ada"]
+    assert llm.engine.sessions() == ["ada"]
 
 
+@HERE
 def test_documents_of_the_llms_store_stand_in_front_of_a_memory_of_another(llm):
     reader = llm.with_context("fact 000 is in the handbook.", context_id="handbook")
     memory = BeaconMemory.from_defaults(session_id="ada", llm=reader, store="memory://")
     memory.put(ChatMessage("Which was first?"))
     assert reader.chat(memory.get()).message.content == "First was fact 000."
-    assert memory.engine.memory.sessions() == ["ada"]
+    assert memory.engine.sessions() == ["ada"]
 
 
 # Bad input
@@ -370,6 +374,7 @@ def test_what_cannot_be_remembered_is_refused_and_the_session_stays(llm):
         llm.chat(given)
 
 
+@HERE
 def test_another_models_session_and_a_store_that_is_gone_say_so(llm):
     memory = BeaconMemory.from_defaults(session_id="ada", llm=llm)
     memory.put(ChatMessage("Hello"))

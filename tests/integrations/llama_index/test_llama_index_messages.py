@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -57,8 +58,8 @@ def test_whatever_list_is_sent_is_read_or_refused_by_one_error(messages):
 
 
 @pytest.fixture
-def llm(shared: BeaconEngine) -> BeaconLLM:
-    return BeaconLLM(engine=shared.with_store("memory://"), max_new_tokens=60, session_id="ada")
+def llm(shared: BeaconEngine, by: Any) -> BeaconLLM:
+    return BeaconLLM(**by(shared.with_store("memory://")), max_new_tokens=60, session_id="ada")
 
 
 def say(llm: BeaconLLM, *messages: ChatMessage) -> str:

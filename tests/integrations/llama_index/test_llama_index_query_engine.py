@@ -18,6 +18,7 @@ from llama_index.core.schema import Document, NodeWithScore, QueryBundle
 from llama_index.indices.managed.beacon import BeaconIndex, BeaconSynthesizer
 from llama_index.llms.beacon import BeaconLLM
 from pydantic import BaseModel, Field
+from remembering import HERE
 
 from beacon_memory.errors import ConfigError
 from beacon_memory.serving.engine import BeaconEngine
@@ -134,6 +135,7 @@ def test_postprocessors_that_leave_nothing_give_llama_indexs_empty_response(inde
     assert (str(response), response.source_nodes) == ("Empty Response", [])
 
 
+@HERE
 def test_what_was_read_for_the_index_is_not_folded_again_for_a_postprocessor(index, llm):
     passes: list[int] = []
     counting = llm.opened.memory.model.lm.model.register_forward_pre_hook(lambda *_: passes.append(1))

@@ -28,8 +28,7 @@ from llama_index.llms.beacon.responses import chat_pieces, completion, completio
 from llama_index.llms.beacon.settings import BeaconSettings
 
 from beacon_memory.errors import ConfigError, InputError
-from beacon_memory.sessions.memory import BeaconMemory as CoreMemory
-from beacon_memory.sessions.reply import Reply
+from beacon_memory.serving.engine import Engine
 
 T = TypeVar("T")
 
@@ -57,17 +56,18 @@ class BeaconLLM(BeaconSettings):
     @property
     def metadata(self) -> LLMMetadata:
         """`context_window` is the effective one: what memory holds of it stands in fewer slots."""
+        window = self.context_window or self.opened.window(self.beacon_ratio) or DEFAULT_CONTEXT_WINDOW
         return LLMMetadata(
-            context_window=self.context_window or self.opened.window(self.beacon_ratio) or DEFAULT_CONTEXT_WINDOW,
+            context_window=window,
             num_output=int(self._sampling({}).get("max_new_tokens", DEFAULT_NUM_OUTPUTS)),
             is_chat_model=self.is_chat_model,
             is_function_calling_model=self.is_chat_model,
-            model_name=str(self.model_name),
+            model_name=str(self.model_name or self.opened.name),
         )
 
     def tokenize(self, text: str) -> list[int]:
         """The ids of a text: for `Memory(tokenizer_fn=llm.tokenize)`, `TokenCountingHandler` and splitters."""
-        return self.opened.memory.model.encode(text)
+        return self.opened.encode(text)
 
     # Answers
 
@@ -109,9 +109,8 @@ class BeaconLLM(BeaconSettings):
         form = {name: kwargs[name] for name in _FORM if kwargs.get(name) is not None}
         reference, messages = take_reference(messages)
         plain = to_asked(messages)
-        memory, about = self._remembered(reference, asked)
-        reply = Reply(
-            memory,
+        engine, about = self._remembered(reference, asked)
+        reply = engine.reply(
             plain.messages,
             system=plain.system,
             tools=form.get("tools", ()),
@@ -119,15 +118,23 @@ class BeaconLLM(BeaconSettings):
             many=form.get("parallel_tool_calls"),
             schema=form.get("schema"),
             close=plain.folded,
-            contexts=self._contexts(memory, asked),
-            recall_tokens=self._recall(asked),
+            **self._read(asked),
             **about,
             **self._sampling(asked),
         )
-        return chat_pieces(reply, model=str(self.model_name))
+        return chat_pieces(reply, engine=engine)
 
-    def _remembered(self, reference: Reference | None, asked: Mapping[str, Any]) -> tuple[CoreMemory, dict[str, Any]]:
-        """The memory of a call, and which session of it is read: a memory's reference, else what the call names."""
+    def _read(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What stands in front, and how much of it may be read again."""
+        return {
+            "context_id": asked.get("context_id", self.context_id),
+            "texts": list(asked.get("texts") or ()),
+            "ratio": self.beacon_ratio,
+            "recall_tokens": self._recall(asked),
+        }
+
+    def _remembered(self, reference: Reference | None, asked: Mapping[str, Any]) -> tuple[Engine, dict[str, Any]]:
+        """The engine of a call, and which session of it is read: a memory's reference, else what the call names."""
         engine, name = self.opened, asked.get("session_id", self.session_id)
         if reference is not None:
             if asked.get("session_id") not in (None, reference.session_id):
@@ -140,12 +147,12 @@ class BeaconLLM(BeaconSettings):
                     f"the memory folds by {reference.engine.name!r}, this LLM is another {engine.name!r}: make the "
                     f"memory with llm=, so that they share their weights"
                 )
-            # The memory writes what was said; here it is read.
-            held = reference.engine.session(reference.session_id)
-            return reference.engine.memory, {"session": held, "behind": reference.messages}
-        how = {"ratio": self.beacon_ratio, "budget": asked.get("budget", self.budget)}
-        session = None if name is None else engine.session(str(name), **how)
-        return engine.memory, {"session": session, "history": asked.get("history", self.history)}
+            # The memory writes what was said; here it is read. The documents are this LLM's.
+            held = {"session_id": reference.session_id, "behind": reference.messages}
+            return reference.engine, {**held, "shelf": engine}
+        session = None if name is None else str(name)
+        how = {"budget": asked.get("budget", self.budget), "history": asked.get("history", self.history)}
+        return engine, {"session_id": session, **how}
 
     def _complete(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> Iterator[CompletionResponse]:
         """The responses to a text: a user's message, or where it is `formatted` the prompt as it is."""
@@ -154,16 +161,9 @@ class BeaconLLM(BeaconSettings):
             return map(completion, self._chat(self._extend_messages([message]), kwargs))
         if kwargs.get("session_id") is not None:
             raise ConfigError("a formatted prompt is no message: a session cannot remember it; use chat, or complete")
-        sampling, memory = self._sampling(kwargs), self.opened.memory
-        return completion_pieces(
-            memory,
-            prompt,
-            contexts=self._contexts(memory, kwargs),
-            ratio=self.beacon_ratio,
-            recall_tokens=self._recall(kwargs),
-            model=str(self.model_name),
-            **sampling,
-        )
+        engine = self.opened
+        text = engine.text(prompt, formatted=True, **self._read(kwargs), **self._sampling(kwargs))
+        return completion_pieces(text, engine=engine)
 
     # The edge is asynchronous, the core is not: the work is done on the engine's thread.
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 
 from beacon_memory.errors import ConfigError, InputError
-from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engine import Engine
 
 KEY = "beacon_memory"  # in a message's additional_kwargs
 NOTICE = "(What was said before stands in the memory of this conversation, which a BeaconLLM reads.)"
@@ -19,11 +19,11 @@ class Reference(str):
     text of the same words, as JSON makes of it, is no reference, so nobody can write one.
     """
 
-    engine: BeaconEngine
+    engine: Engine
     session_id: str
     messages: int  # of the session, documents counted
 
-    def __new__(cls, engine: BeaconEngine, session_id: str, messages: int) -> Self:
+    def __new__(cls, engine: Engine, session_id: str, messages: int) -> Self:
         made = super().__new__(cls, f"{messages} messages")  # short: memories count its tokens
         made.engine, made.session_id, made.messages = engine, session_id, messages
         return made

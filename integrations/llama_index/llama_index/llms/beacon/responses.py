@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -14,14 +14,13 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from beacon_memory.sessions.looking.plain import text_looked
-from beacon_memory.sessions.memory import BeaconMemory
-from beacon_memory.sessions.reply import Reply
-from beacon_memory.sessions.turn import stream_answer
-from beacon_memory.state.state import BeaconState
+if TYPE_CHECKING:
+    from beacon_memory.client.reply import RemoteReply, RemoteText
+    from beacon_memory.serving.engine import Engine
+    from beacon_memory.sessions.reply import Reply, TextReply
 
 
-def chat_pieces(reply: Reply, *, model: str) -> Iterator[ChatResponse]:
+def chat_pieces(reply: Reply | RemoteReply, *, engine: Engine) -> Iterator[ChatResponse]:
     """A reply as it comes; the last response is the whole, with its calls and what it took."""
     text = ""
     try:
@@ -30,10 +29,10 @@ def chat_pieces(reply: Reply, *, model: str) -> Iterator[ChatResponse]:
             yield ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=piece)
     finally:
         reply.close()
-    yield chat_response(reply, model=model)
+    yield chat_response(reply, model=str(engine.name))
 
 
-def chat_response(reply: Reply, *, model: str) -> ChatResponse:
+def chat_response(reply: Reply | RemoteReply, *, model: str) -> ChatResponse:
     """A whole reply, once it has been read."""
     said = reply.said
     text = "\n".join([said.text, *said.broken]) if said.broken else said.text
@@ -60,7 +59,7 @@ def completion(response: ChatResponse) -> CompletionResponse:
     )
 
 
-def _raw(reply: Reply, model: str) -> dict[str, Any]:
+def _raw(reply: Reply | RemoteReply, model: str) -> dict[str, Any]:
     """What a response tells beside its words: tokens as the user counts them, and what they cost."""
     usage = reply.usage
     return {
@@ -76,37 +75,22 @@ def _raw(reply: Reply, model: str) -> dict[str, Any]:
     }
 
 
-def completion_pieces(
-    memory: BeaconMemory,
-    prompt: str,
-    *,
-    contexts: Sequence[str | BeaconState],
-    ratio: int | None,
-    recall_tokens: int | None,
-    model: str,
-    **sampling: Any,
-) -> Iterator[CompletionResponse]:
+def completion_pieces(pieces: TextReply | RemoteText, *, engine: Engine) -> Iterator[CompletionResponse]:
     """The answer to a prompt that is formatted already, as it comes; the last response is the whole."""
-    ids = memory.model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    start = memory.transcript.start
-    ids = ids[len(start) :] if start and ids[: len(start)] == start else ids
-    answer = int(sampling.get("max_new_tokens", 256))
-    how: dict[str, Any] = {"contexts": contexts, "ratio": ratio, "recall_tokens": recall_tokens}
-    read = text_looked(memory, ids, answer=answer, **how)
-    stream, text = stream_answer(memory, read, **sampling), ""
+    text = ""
     try:
-        for piece in stream:
+        for piece in pieces:
             text += piece
             yield CompletionResponse(text=text, delta=piece)
     finally:
-        stream.close()
-    assert stream.answer is not None
+        pieces.close()
+    whole = pieces.completion
     usage = {
-        "prompt_tokens": read.tokens,
-        "completion_tokens": stream.answer.tokens,
-        "total_tokens": read.tokens + stream.answer.tokens,
+        "prompt_tokens": whole.tokens,
+        "completion_tokens": whole.answer,
+        "total_tokens": whole.tokens + whole.answer,
     }
-    about = {"model": model, "finish_reason": stream.answer.finish, "usage": usage}
-    if read.sources:
-        about["beacon"] = {"sources": [source.to_dict() for source in read.sources]}
+    about: dict[str, Any] = {"model": str(engine.name), "finish_reason": whole.finish, "usage": usage}
+    if whole.sources:
+        about["beacon"] = {"sources": list(whole.sources)}
     yield CompletionResponse(text=text, delta="", raw=about, additional_kwargs=usage)

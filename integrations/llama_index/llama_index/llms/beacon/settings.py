@@ -15,11 +15,8 @@ from pydantic import AliasChoices, ConfigDict, Field, SecretStr
 
 from beacon_memory.config import BeaconConfig, check_recall
 from beacon_memory.errors import ConfigError
-from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engine import Engine
 from beacon_memory.serving.engines import ReadsDocuments
-from beacon_memory.sessions.context import context_sessions, read_apart
-from beacon_memory.sessions.memory import BeaconMemory as CoreMemory
-from beacon_memory.state.state import BeaconState
 from beacon_memory.talk.history import History
 
 Documents = str | Path | BaseNode | Iterable["str | Path | BaseNode"]
@@ -43,7 +40,20 @@ class BeaconSettings(ReadsDocuments, StructuredOutput):
         validation_alias=AliasChoices("model_name", "model"),
         description='A directory, hub id, GGUF file or "smollm2"; default: BEACON_MODEL, else "smollm2".',
     )
-    engine: BeaconEngine | None = Field(
+    base_url: str | None = Field(
+        default=None,
+        description="A server's address (beacon-memory serve): model and sessions are there, none is loaded here.",
+    )
+    api_key: SecretStr | None = Field(
+        default=None, exclude=True, description="For the server; default: BEACON_API_KEY."
+    )
+    timeout: float | None = Field(
+        default=None, description="Seconds until a request to the server is given up; default: 600."
+    )
+    max_retries: int | None = Field(
+        default=None, description="How often a request to the server is sent again; default: 2."
+    )
+    engine: Engine | None = Field(
         default=None,
         exclude=True,
         repr=False,
@@ -156,12 +166,3 @@ class BeaconSettings(ReadsDocuments, StructuredOutput):
         asked = {**self.generate_kwargs, **kwargs}
         found: int | None = asked.get("recall_tokens", self.recall_tokens)
         return found
-
-    def _contexts(self, memory: CoreMemory, kwargs: Mapping[str, Any]) -> list[str | BeaconState]:
-        """What stands in front: documents of this LLM's store, whichever memory reads them, and `texts` that are folded
-        for this call. Raises InputError for documents that are not there, or an empty text.
-        """
-        own = self.opened.memory
-        named = context_sessions(own, kwargs.get("context_id", self.context_id))
-        kept = named if memory is own else [own.view(name, own.state)[0] for name in named]
-        return [*kept, read_apart(memory, kwargs.get("texts") or (), ratio=self.beacon_ratio)]

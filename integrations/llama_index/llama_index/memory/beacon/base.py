@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory.types import BaseMemory
@@ -13,10 +13,13 @@ from llama_index.memory.beacon.engines import engine_of
 from pydantic import ConfigDict, Field
 
 from beacon_memory.errors import ConfigError, InputError, SessionNotFound
-from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engine import Engine
 from beacon_memory.serving.engines import Where
-from beacon_memory.sessions.session import Session
-from beacon_memory.state.head import DOCUMENT
+from beacon_memory.state.info import DOCUMENT
+
+if TYPE_CHECKING:
+    from beacon_memory.client.session import RemoteSession
+    from beacon_memory.sessions.session import Session
 
 
 class BeaconMemory(BaseMemory):
@@ -39,7 +42,7 @@ class BeaconMemory(BaseMemory):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     session_id: str = Field(description="The session that is remembered.")
-    engine: BeaconEngine = Field(exclude=True, repr=False, description="The model that folds, and the store.")
+    engine: Engine = Field(exclude=True, repr=False, description="The model that folds, and the store.")
     beacon_ratio: int | None = Field(default=None, description="Raw tokens a slot stands for, from now on.")
     budget: int | None = Field(default=None, description="The most slots the session may keep.")
 
@@ -87,7 +90,7 @@ class BeaconMemory(BaseMemory):
         return self.to_dict()
 
     @property
-    def _session(self) -> Session:
+    def _session(self) -> Session | RemoteSession:
         return self.engine.session(self.session_id, ratio=self.beacon_ratio, budget=self.budget)
 
     def get(self, input: str | None = None, **kwargs: Any) -> list[ChatMessage]:

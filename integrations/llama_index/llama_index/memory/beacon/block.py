@@ -14,7 +14,7 @@ from llama_index.memory.beacon.engines import engine_of
 from pydantic import ConfigDict, Field
 
 from beacon_memory.errors import InputError, SessionNotFound
-from beacon_memory.serving.engine import BeaconEngine
+from beacon_memory.serving.engine import Engine
 from beacon_memory.serving.engines import Where
 
 
@@ -32,7 +32,7 @@ class BeaconMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
     name: str = Field(default="beacon", description="The block's name.")
     priority: int = Field(default=0, description="0: it is never truncated.")
     session_id: str | None = Field(default=None, description="The session; the memory's when None.")
-    engine: BeaconEngine = Field(exclude=True, repr=False, description="The model that folds, and the store.")
+    engine: Engine = Field(exclude=True, repr=False, description="The model that folds, and the store.")
     beacon_ratio: int | None = Field(default=None, description="Raw tokens a slot stands for, from now on.")
     budget: int | None = Field(default=None, description="The most slots the session may keep.")
 
@@ -40,7 +40,7 @@ class BeaconMemoryBlock(BaseMemoryBlock[list[ChatMessage]]):
         self,
         llm: Any = None,
         *,
-        engine: BeaconEngine | None = None,
+        engine: Engine | None = None,
         **fields: Any,
     ) -> None:
         """A block over the LLM's store or one named here, as `BeaconMemory.from_defaults`. Raises ConfigError."""

@@ -154,7 +154,7 @@ class BeaconIndex(ChangingIndex):
         """The ids of all indexes in the LLM's store, or in `store`, `redis_url`, `redis_client`; what LangChain's
         `with_context` keeps under a name is one, too. Raises ConfigError, StoreError.
         """
-        return _placed(llm, **place).opened.memory.contexts()
+        return _placed(llm, **place).opened.contexts()
 
     def forget(self) -> None:
         """Delete the index: every byte of it that no other one names. Raises SessionNotFound."""
@@ -210,8 +210,10 @@ class BeaconIndex(ChangingIndex):
     ) -> None:
         """Read the documents of a new index, or what changed of one that holds no others."""
         made = given.cut(given.unread(self._hashes()), transformations) if transformations else given.made(given.parts)
-        with self._turn():
-            held = self._kept(create=True)
+        shelf = self.documents
+
+        def alone() -> None:
+            held = self._kept(shelf, create=True)
             others = held.keys() - given.parts.keys() - given.bad.keys()
             # An id that LlamaIndex has made up is another one in each run: there the text says what is the same.
             texts = {text_of(held[key]): key for key in others}
@@ -224,7 +226,9 @@ class BeaconIndex(ChangingIndex):
                     f"to have these documents alone"
                 )
             given.parts |= {key: [] for key in same.values()}
-            self._put(given, [one for one in made if one.key not in same], delete_missing=delete_missing)
+            self._put(given, [one for one in made if one.key not in same], shelf, delete_missing=delete_missing)
+
+        shelf.alone(alone)
 
 
 def _placed(llm: Any, *, key_prefix: str = "beacon", ttl: int | None = None, **named: Any) -> BeaconLLM:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.indices.managed.base import BaseManagedIndex
 from llama_index.core.schema import BaseNode, Document, MetadataMode, TextNode
@@ -17,9 +16,14 @@ from tqdm import tqdm
 
 from beacon_memory.errors import ConfigError, InputError
 from beacon_memory.models.given import given_list
-from beacon_memory.serving.engine import BeaconEngine
-from beacon_memory.sessions import documents as core
-from beacon_memory.sessions.stored import context_name
+from beacon_memory.serving.engine import Engine
+from beacon_memory.state import info as core
+
+if TYPE_CHECKING:
+    from beacon_memory.client.documents import RemoteDocuments
+    from beacon_memory.sessions.documents import Documents
+
+    Kept = Documents | RemoteDocuments
 
 # LlamaIndex's own names for what it hands on; there is nothing here to hand on to.
 HANDED_ON = ("insert_kwargs", "delete_kwargs", "update_kwargs")
@@ -38,21 +42,21 @@ class ChangingIndex(BaseManagedIndex):
     _read: tuple[int, list[BaseNode]]
 
     @property
-    def engine(self) -> BeaconEngine:
+    def engine(self) -> Engine:
         """The model and the store."""
         return self.llm.opened
 
     @property
-    def documents(self) -> core.Documents:
+    def documents(self) -> Kept:
         """The core's documents behind this index."""
-        return core.Documents(self.engine.memory, self._id, ratio=self._ratio, budget=self._budget)
+        return self.engine.documents(self._id, ratio=self._ratio, budget=self._budget)
 
     def nodes(self) -> list[BaseNode]:
         """Every node, in the order in which they are read."""
         documents = self.documents
         version = documents.version
         if not version or version != self._read[0]:
-            self._read = (version, [node for nodes in self._kept().values() for node in nodes])
+            self._read = (version, [node for nodes in self._kept(documents).values() for node in nodes])
         return list(self._read[1])
 
     @property
@@ -62,7 +66,7 @@ class ChangingIndex(BaseManagedIndex):
             key: RefDocInfo(
                 node_ids=[node.node_id for node in nodes], metadata=dict(nodes[0].metadata) if nodes else {}
             )
-            for key, nodes in self._kept().items()
+            for key, nodes in self._kept(self.documents).items()
         }
 
     @property
@@ -97,7 +101,7 @@ class ChangingIndex(BaseManagedIndex):
         with self._callback_manager.as_trace("refresh_ref_docs"):
             given = Given.documents(documents, skip_bad=skip_bad)
             made = given.cut(given.unread(self._hashes()), self._transformations)
-            return self._put(given, made, delete_missing=delete_missing)
+            return self._put(given, made, self.documents, delete_missing=delete_missing)
 
     def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
         """Take a document out; nothing is folded. Raises InputError when it is not there."""
@@ -120,8 +124,10 @@ class ChangingIndex(BaseManagedIndex):
             self._insert_given(given)
 
     def _insert_given(self, given: Given) -> None:
-        with self._turn():
-            held, made = self._kept(create=True), dict(given.parts)
+        shelf = self.documents
+
+        def alone() -> None:
+            held, made = self._kept(shelf, create=True), dict(given.parts)
             for key, parts in given.parts.items():
                 versions = {version_of(held.get(key, ())), version_of(parts)} - {""}
                 if key in held and len(versions) < 2:
@@ -129,7 +135,9 @@ class ChangingIndex(BaseManagedIndex):
                     given.hashes[key] = hash_of(made[key])
                     if given.hashes[key] == hash_of(held[key]):
                         del made[key]
-            self._put(given, given.made(made))
+            self._put(given, given.made(made), shelf)
+
+        shelf.alone(alone)
 
     def _insert(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
         self.insert_nodes(nodes)
@@ -140,11 +148,11 @@ class ChangingIndex(BaseManagedIndex):
         """
         _handed_on(delete_kwargs)
         given = {plain(one) for one in given_list(node_ids, "node ids")}
-        with self._turn():
-            self._delete_given(given)
+        shelf = self.documents
+        shelf.alone(lambda: self._delete_given(shelf, given))
 
-    def _delete_given(self, given: set[str]) -> None:
-        held = self._kept()
+    def _delete_given(self, shelf: Kept, given: set[str]) -> None:
+        held = self._kept(shelf)
         if unknown := given - {node.node_id for nodes in held.values() for node in nodes}:
             raise InputError(f"no nodes {', '.join(map(repr, sorted(unknown)))} in this index: nothing was deleted")
         changed, kept = [], []
@@ -155,7 +163,7 @@ class ChangingIndex(BaseManagedIndex):
             elif any(node.get_content().strip() for node in left):
                 changed.append(to_document(key, left, hash=hash_of(left)))
         if given:
-            self._written(changed, delete_missing=True, keep=kept)
+            self._written(changed, shelf, delete_missing=True, keep=kept)
 
     def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
         self.delete_nodes([node_id])
@@ -182,7 +190,7 @@ class ChangingIndex(BaseManagedIndex):
             given = Given.documents(documents, skip_bad=skip_bad)
             unread = given.unread(await self.engine.run(self._hashes))
             made = await given.acut(unread, self._transformations)
-            return await self.engine.run(lambda: self._put(given, made, delete_missing=delete_missing))
+            return await self.engine.run(lambda: self._put(given, made, self.documents, delete_missing=delete_missing))
 
     async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
         await self.engine.run(lambda: self.delete_ref_doc(ref_doc_id, **delete_kwargs))
@@ -195,18 +203,13 @@ class ChangingIndex(BaseManagedIndex):
     ) -> None:
         await self.engine.run(lambda: self.delete_nodes(node_ids, **delete_kwargs))
 
-    def _turn(self) -> AbstractContextManager[None]:
-        """What is read within it is not changed by others before it is written."""
-        return self.engine.memory.turn(context_name(self._id))
-
     def _hashes(self) -> dict[str, str]:
         """What tells each document from an older or newer one of its id."""
         documents = self.documents
         return {info.key: info.hash for info in documents.info()} if documents.version else {}
 
-    def _kept(self, *, create: bool = False) -> dict[str, list[BaseNode]]:
+    def _kept(self, documents: Kept, *, create: bool = False) -> dict[str, list[BaseNode]]:
         """The nodes of each document; none where nothing was written, if the index may be made."""
-        documents = self.documents
         if create and not documents.version:
             return {}
         kept = {key: from_about(about) for key, about in documents.about().items()}
@@ -215,17 +218,19 @@ class ChangingIndex(BaseManagedIndex):
             kept = {key: nodes or [TextNode(id_=key, text=texts.get(key, ""))] for key, nodes in kept.items()}
         return kept
 
-    def _put(self, given: Given, made: Sequence[core.Document], *, delete_missing: bool = False) -> list[bool]:
+    def _put(
+        self, given: Given, made: Sequence[core.Document], shelf: Kept, *, delete_missing: bool = False
+    ) -> list[bool]:
         """Write what was made of the given documents; says which of them are new or changed."""
-        changed = self._written(made, delete_missing=delete_missing, keep=[*given.parts, *given.bad])
+        changed = self._written(made, shelf, delete_missing=delete_missing, keep=[*given.parts, *given.bad])
         return [changed.get(key, False) for key in given.keys]
 
     def _written(
-        self, documents: Sequence[core.Document], *, delete_missing: bool, keep: Sequence[str]
+        self, documents: Sequence[core.Document], shelf: Kept, *, delete_missing: bool, keep: Sequence[str]
     ) -> dict[str, bool]:
         with tqdm(desc="Folding", unit=" tokens", disable=not self._show_progress) as bar:
             how: dict[str, Any] = {"delete_missing": delete_missing, "keep": keep, "progress": bar.update}
-            written = self.documents.put(documents, **how)
+            written = shelf.put(documents, **how)
         self.windows_folded += written.windows
         return dict(zip([document.key for document in documents], written.changed, strict=True))
 

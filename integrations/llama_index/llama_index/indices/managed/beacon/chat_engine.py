@@ -23,7 +23,7 @@ from llama_index_instrumentation import get_dispatcher
 
 from beacon_memory.config import check_recall
 from beacon_memory.errors import ConfigError, SessionNotFound
-from beacon_memory.state.head import DOCUMENT
+from beacon_memory.state.info import DOCUMENT
 
 if TYPE_CHECKING:
     from llama_index.indices.managed.beacon.base import BeaconIndex

@@ -22,7 +22,7 @@ from llama_index.indices.managed.beacon.nodes import (
 
 from beacon_memory.errors import InputError
 from beacon_memory.models.given import given_list
-from beacon_memory.sessions import documents as core
+from beacon_memory.state import info as core
 from beacon_memory.talk.sources import clean_text, leave_out
 
 

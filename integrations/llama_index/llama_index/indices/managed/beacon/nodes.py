@@ -22,7 +22,7 @@ from llama_index.core.schema import (
 from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 
 from beacon_memory.errors import InputError
-from beacon_memory.sessions import documents as core
+from beacon_memory.state import info as core
 from beacon_memory.talk.messages import whole
 from beacon_memory.talk.sources import clean_text
 

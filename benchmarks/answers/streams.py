@@ -1,6 +1,6 @@
 """Many streams of one engine: the first token of the slowest, tokens a second, and the longest gap while another folds.
 
-    python -m benchmarks.speed.streams
+    python -m benchmarks.answers.streams
 
 The control is a fold that lets nobody go first.
 """

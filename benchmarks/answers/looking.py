@@ -3,7 +3,7 @@
 A document with made-up facts in it is folded, and two messages stand raw behind it. Questions for the facts, and
 questions about nothing that was read, are asked in turn with and without looking again.
 
-    python -m benchmarks.speed.looking
+    python -m benchmarks.answers.looking
 """
 
 from __future__ import annotations
