@@ -15,6 +15,7 @@ import torch
 
 from beacon_memory.evaluation.items import Task
 from beacon_memory.evaluation.reporting.tables import markdown
+from benchmarks import families
 from benchmarks.quality import found_passages
 from benchmarks.reports import collect_evaluation, quality_tables
 
@@ -167,3 +168,8 @@ def test_a_method_has_its_figure_at_every_ratio_and_those_of_no_ratio_once() -> 
         "| control: memory of another text, 4x | 3.70 | – |",
         "| aim | 0.4 / 0.9 / 1.6 | 0.95 / 0.88 / 0.80 |",
     ]
+
+
+def test_a_fold_of_each_family_is_compared_with_its_own_prefill() -> None:
+    found = list(families.lines(["smollm3", "gpt_oss"], layers=2, tokens=64, repeats=1))
+    assert [row.split(" | ")[0] for row in found[2:]] == ["| `smollm3`", "| `gpt_oss`"]
