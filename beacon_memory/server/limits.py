@@ -25,3 +25,7 @@ class Limits:
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e15:
                 raise ConfigError(f"{field.name} is a number above 0, not {value!r:.80}")
+
+    def usual_tokens(self, positions: int) -> int:
+        """How long an answer may be whose length is not asked for, with a model of so many positions."""
+        return max(1, min(self.default_tokens, self.answer_tokens, positions // 4))

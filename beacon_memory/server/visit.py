@@ -187,5 +187,8 @@ def _unquoted(part: str) -> str:
         raise ValueError("not UTF-8, percent-encoded") from exc
 
 
+# As OpenAPI describes an answer: whole, or in pieces where `stream` asks for that.
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+
 # Routes match the path as it was sent: an id may contain a slash, percent-encoded.
 Part = Annotated[str, Path(), AfterValidator(_unquoted)]

@@ -128,6 +128,16 @@ def test_limits_of_size_and_count() -> None:
         refused(http.post(CHAT, content=pieces(), headers={"Content-Type": "application/json"}), 413)
 
 
+def test_an_answer_whose_length_is_not_asked_for_keeps_to_the_limit() -> None:
+    """The limit once counted only where a length was asked for."""
+    limits = Limits(answer_tokens=3)
+    with beacon_server(scripted_engine(sensible), limits=limits) as url, httpx.Client(base_url=url) as http:
+        answer = http.post(CHAT, json={"model": "scripted", "messages": HI}).json()
+        assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (3, "length")
+        answer = http.post("/v1/responses", json={"model": "scripted", "input": "Hi"}).json()
+        assert (answer["usage"]["output_tokens"], answer["status"]) == (3, "incomplete")
+
+
 def test_without_keys_a_web_page_of_elsewhere_is_refused(http: httpx.Client, url: str) -> None:
     for header in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Origin": "null"}):
         refused(http.get("/v1/sessions", headers=header), 403)

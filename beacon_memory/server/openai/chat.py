@@ -22,7 +22,7 @@ from beacon_memory.server.openai.asked import ChatRequest
 from beacon_memory.server.openai.models import check_model
 from beacon_memory.server.openai.once import Once, asked_by, once_of, running, within
 from beacon_memory.server.openai.points import Said, said_in
-from beacon_memory.server.visit import Here, StrictRoute
+from beacon_memory.server.visit import STREAMED, Here, StrictRoute
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.reply import Reply
 from beacon_memory.state.info import Usage
@@ -58,7 +58,7 @@ Whole = Reply | Retold
 Told = str | Whole  # pieces of an answer, and behind them the whole of it
 
 
-@router.post("/completions")
+@router.post("/completions", responses=STREAMED)
 async def complete(
     asked: ChatRequest,
     here: Here,

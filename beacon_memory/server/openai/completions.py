@@ -18,7 +18,7 @@ from beacon_memory.server.limits import Limits
 from beacon_memory.server.openai.asked import StreamOptions, check_neutral
 from beacon_memory.server.openai.chat import DONE, event_of
 from beacon_memory.server.openai.models import check_model
-from beacon_memory.server.visit import Here, StrictRoute
+from beacon_memory.server.visit import STREAMED, Here, StrictRoute
 from beacon_memory.sessions.context import in_front
 from beacon_memory.sessions.looking.plain import texts_looked
 from beacon_memory.sessions.memory import BeaconMemory
@@ -101,7 +101,7 @@ class CompletionRequest(BaseModel):
 
     def read(self, memory: BeaconMemory, limits: Limits) -> tuple[list[Prompt], dict[str, Any]]:
         """The prompts, and how answers are drawn. Raises InputError, ConfigError."""
-        longest = self.max_tokens or max(1, min(limits.default_tokens, memory.model.positions // 4))
+        longest = self.max_tokens or limits.usual_tokens(memory.model.positions)
         names = ("temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty")
         sampling = {name: value for name in names if (value := getattr(self, name)) is not None}
         contexts = in_front(memory, self.context_id, self.texts or (), ratio=self.ratio)
@@ -113,7 +113,7 @@ class CompletionRequest(BaseModel):
 Told = str | Completion  # pieces of an answer, and behind them the whole of it
 
 
-@router.post("")
+@router.post("", responses=STREAMED)
 async def complete(asked: CompletionRequest, here: Here) -> Response:
     """Answers to texts, as they are read without a chat template. Nothing of them is remembered."""
     check_model(here.served, asked.model)

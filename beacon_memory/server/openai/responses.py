@@ -18,14 +18,14 @@ from beacon_memory.server.openai.models import check_model
 from beacon_memory.server.openai.once import Once, once_of, running, within
 from beacon_memory.server.openai.points import Point, conversation, drop, find, response_id
 from beacon_memory.server.openai.wanted import Place, ResponseRequest, Wanted
-from beacon_memory.server.visit import Here, Part, StrictRoute
+from beacon_memory.server.visit import STREAMED, Here, Part, StrictRoute
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.reply import Reply
 
 router = APIRouter(prefix="/v1/responses", tags=["OpenAI"], route_class=StrictRoute)
 
 
-@router.post("")
+@router.post("", responses=STREAMED)
 async def create(
     asked: ResponseRequest, here: Here, idempotency_key: Annotated[str | None, Header()] = None
 ) -> Response:

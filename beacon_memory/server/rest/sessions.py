@@ -128,7 +128,7 @@ async def search(session: Part, asked: Search, here: Here) -> dict[str, Any]:
     return sources(found)
 
 
-@router.get("/{session}/export", response_class=FileResponse)
+@router.get("/{session}/export", response_class=FileResponse, responses={200: {"content": {"application/zip": {}}}})
 async def export(session: Part, here: Here) -> FileResponse:
     """The whole session as a file, for an import here or elsewhere."""
     folder = tempfile.TemporaryDirectory(prefix="beacon-export-")
@@ -142,7 +142,16 @@ async def export(session: Part, here: Here) -> FileResponse:
     return FileResponse(path, media_type="application/zip", filename=name, background=BackgroundTask(folder.cleanup))
 
 
-@router.post("/import", status_code=201)
+@router.post(
+    "/import",
+    status_code=201,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
 async def import_(
     request: Request, here: Here, id: Annotated[str | None, Query(description="another id for it")] = None
 ) -> dict[str, Any]:

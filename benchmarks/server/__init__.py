@@ -1,0 +1,1 @@
+"""Servers as processes, under load: what becomes of turns when one is killed, and of memory when many people talk."""
