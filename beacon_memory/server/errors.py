@@ -70,6 +70,7 @@ class Failed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     error: Problem
+    beacon_error: str | None = None  # `CLASS`: of the error that our own client raises
 
 
 # As OpenAPI describes what any request may end in.
