@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import signal
-import socket
 import sqlite3
-import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from running import ROOT, running_vllm, write_model
 from vllm_beacon import VLLMServer
 
-from beacon_memory import BeaconMemory, BeaconModel
+from beacon_memory import BeaconMemory
 from beacon_memory.errors import ModelError, PromptTooLong
 
 pytestmark = [pytest.mark.vllm, pytest.mark.real_model]
 
-ROOT = Path(__file__).parents[3]
-PYTHON = os.environ.get("BEACON_VLLM_PYTHON", "")  # of the environment that vLLM is installed in
 STORY = (ROOT / "examples" / "kjv_stories.txt").read_text()
 
 
@@ -35,55 +28,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def memory(folder: Path) -> Iterator[BeaconMemory]:
     """A memory of SmolLM2 over SQLite, and the same weights in a folder for vLLM."""
-    plain = BeaconModel.from_pretrained("smollm2", adapter=None)
-    plain.detach().save_pretrained(folder / "model")
-    plain.tokenizer.save_pretrained(folder / "model")
+    write_model(folder)
     with BeaconMemory.open("smollm2", store=f"sqlite:///{folder / 'memory.db'}") as memory:
         yield memory
 
 
 @pytest.fixture(scope="module")
 def server(folder: Path, memory: BeaconMemory) -> Iterator[VLLMServer]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    transfer = {
-        "kv_connector": "BeaconConnector",
-        "kv_connector_module_path": "vllm_beacon.connector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"store": f"sqlite:///{folder / 'memory.db'}", "salt": "test"},
-    }
-    command = ["nice", "-n", "10", PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "model")]
-    command += ["--port", str(port), "--dtype", "float32", "--max-model-len", "4096", "--enforce-eager"]
-    command += ["--kv-transfer-config", json.dumps(transfer)]
-    packages = os.pathsep.join([str(ROOT), str(ROOT / "integrations" / "vllm")])
-    environment = {"PYTHONPATH": packages, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    with (folder / "vllm.log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True, cwd=folder
-        )
-    try:
-        asked = _answering(f"http://127.0.0.1:{port}", memory, process, folder / "vllm.log")
+    with running_vllm(folder, f"sqlite:///{folder / 'memory.db'}") as running:
+        asked = running.server(memory)
         yield asked
         asked.close()
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
-
-
-def _answering(url: str, memory: BeaconMemory, process: subprocess.Popen[bytes], log: Path) -> VLLMServer:
-    """The server, once it answers: vLLM takes a minute to start, several on a busy machine."""
-    end = time.monotonic() + 900
-    while True:
-        try:
-            return VLLMServer(memory, url, salt="test")
-        except ModelError:
-            if process.poll() is not None or time.monotonic() > end:
-                pytest.fail(f"vLLM did not start: {log.read_text()[-3000:]}")
-            try:
-                process.wait(2)
-            except subprocess.TimeoutExpired:
-                continue
 
 
 QUESTION = "What is this text about?"
