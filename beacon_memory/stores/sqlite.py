@@ -13,7 +13,7 @@ from dataclasses import replace
 from beacon_memory.errors import ConfigError, IntegrityError, StoreFull, StoreUnavailable
 from beacon_memory.stores.base import Head, StateStore, check_session, conflict, differs, missing, not_found
 from beacon_memory.stores.chain import drawn, grown
-from beacon_memory.stores.queue import FileQueue
+from beacon_memory.stores.file_queue import FileQueue
 from beacon_memory.stores.signing import Signer
 from beacon_memory.stores.turns import FileTurns
 

@@ -11,7 +11,8 @@ import pytest
 
 from beacon_memory.errors import StoreUnavailable
 from beacon_memory.stores import open_store
-from beacon_memory.stores.queue import Counts, FileQueue, Job, Queue
+from beacon_memory.stores.file_queue import FileQueue
+from beacon_memory.stores.queue import Counts, Job, Queue
 from beacon_memory.stores.redis import RedisStore
 from beacon_memory.testing import redis_server
 from beacon_memory.testing.servers import until
