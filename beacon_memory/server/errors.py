@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from beacon_memory.client.failures import CLASS
 from beacon_memory.errors import (
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 INVALID = "invalid_request_error"
 RETRY_AFTER = 2  # seconds
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 # The first class that fits counts: children stand before their parents.
 STATUSES: tuple[tuple[type[BeaconError], int, str, str | None], ...] = (
     (PromptTooLong, 400, INVALID, "context_length_exceeded"),
@@ -151,6 +153,8 @@ def answer_errors(app: FastAPI) -> None:
         refused = Refused(exc.status_code, said.get(exc.status_code, str(exc.detail)))
         response = shaped(refused)
         response.headers.update(exc.headers or {})
+        if exc.status_code == 405:
+            response.headers["Allow"] = ", ".join(_allowed(request))
         return response
 
     for cls in (BeaconError, Refused, TimeoutError, Exception):
@@ -158,6 +162,16 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(Left, left)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, plain)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that a path is for, by any of its routes; starlette names those of the first route alone."""
+    place = {"type": "http", "path": request.scope["path"], "root_path": "", "headers": []}
+
+    def fits(method: str) -> bool:
+        return any(route.matches({**place, "method": method})[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in METHODS if fits(method)]
 
 
 def malformed(errors: Sequence[Mapping[str, Any]]) -> Refused:
