@@ -8,6 +8,7 @@ from typing import Any
 
 from beacon_memory.server.operations.metrics import Metrics
 from beacon_memory.stores.base import Head, StateStore
+from beacon_memory.stores.queue import Queue
 
 
 class TimedStore(StateStore):
@@ -40,6 +41,9 @@ class TimedStore(StateStore):
         with self._timed("commit"):
             how: dict[str, Any] = {"damaged": damaged} if damaged else {}
             return self._store.commit(session, head, blobs, expected=expected, **how)
+
+    def queue(self) -> Queue | None:
+        return self._store.queue()
 
     def delete(self, session: str) -> None:
         with self._timed("delete"):

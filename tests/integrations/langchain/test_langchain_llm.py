@@ -11,7 +11,7 @@ from langchain_core.exceptions import ModelConnectionError, ModelInvalidRequestE
 from langchain_core.globals import set_llm_cache
 from langchain_core.prompts import PromptTemplate
 from pydantic import ValidationError
-from remembering import cfg, remembers, told
+from remembering import HERE, cfg, remembers, told
 
 from beacon_memory.errors import StoreUnavailable
 from beacon_memory.serving.engine import BeaconEngine
@@ -120,6 +120,7 @@ class Gone(MemoryStore):
         raise StoreUnavailable("the store is gone")
 
 
+@HERE  # a server is at the end of a short answer before its first piece is read
 def test_what_cannot_be_read_is_refused_and_the_session_stays(llm, shared, by):
     llm.invoke("Rex1 is here.", session_id="ada")
     before = told(llm, "ada")
