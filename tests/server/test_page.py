@@ -374,6 +374,8 @@ def test_a_server_with_keys_is_opened_by_a_key_that_stays_in_the_tab(visit: Open
         expect(page.get_by_label("API key")).to_have_value("")
         page.get_by_label("New session").fill("ada")
         page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name="ada")).to_be_visible()
+        page.wait_for_load_state("networkidle")  # the session is read before anything is said in it
         ask(page, "Hi")
         expect(page.locator("#messages")).to_contain_text("Hello!")
         page.reload()
