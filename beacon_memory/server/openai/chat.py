@@ -9,25 +9,28 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import ExitStack, aclosing
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter, Header
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from beacon_memory.errors import SessionNotFound
-from beacon_memory.models.generation import Answer
+from beacon_memory.models.generation import Answer, Pieces
 from beacon_memory.server.errors import body_of
 from beacon_memory.server.openai.asked import ChatRequest
 from beacon_memory.server.openai.models import check_model
 from beacon_memory.server.openai.once import Once, asked_by, once_of, running, within
 from beacon_memory.server.openai.points import Said, said_in
-from beacon_memory.server.visit import STREAMED, Here, StrictRoute
+from beacon_memory.server.visit import STREAMED, Here, StrictRoute, streamed
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.reply import Reply
 from beacon_memory.state.info import Usage
 from beacon_memory.talk import tools
 from beacon_memory.talk.tools import CALL_CLOSE, CALL_OPEN, NamedCall, as_json, read_said
+
+Made = TypeVar("Made", bound=Pieces)
+W = TypeVar("W")
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/chat", tags=["OpenAI"], route_class=StrictRoute)
@@ -88,7 +91,7 @@ async def complete(
 
         def begin() -> Generator[Told, None, None]:
             how: dict[str, Any] = {} if once is None else {"once": is_answered(once), "about": kept_beside(once, about)}
-            return _told(lambda: asked.reply(here.memory, session, here.limits, **how))
+            return whole_behind(lambda: asked.reply(here.memory, session, here.limits, **how), lambda reply: reply)
 
         if not asked.stream:
             pieces = await here.all(begin)
@@ -104,8 +107,7 @@ def _answered(
     if not asked.stream:
         return JSONResponse(_completion(about, first), headers=headers)
     usage = bool(asked.stream_options and asked.stream_options.include_usage)
-    headers = headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_events(about, first, told, usage=usage), media_type="text/event-stream", headers=headers)
+    return streamed(_events(about, first, told, usage=usage), headers)
 
 
 async def _pieces(*pieces: Told) -> AsyncIterator[Told]:
@@ -113,14 +115,14 @@ async def _pieces(*pieces: Told) -> AsyncIterator[Told]:
         yield piece
 
 
-def _told(make: Callable[[], Reply]) -> Generator[Told, None, None]:
+def whole_behind(make: Callable[[], Made], whole: Callable[[Made], W]) -> Generator[str | W, None, None]:
     """An answer in pieces, and behind them the whole of it."""
     reply = make()
     try:
         yield from reply
     finally:
         reply.close()
-    yield reply
+    yield whole(reply)
 
 
 def _completion(about: dict[str, Any], reply: Told) -> dict[str, Any]:

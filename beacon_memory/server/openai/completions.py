@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from beacon_memory.server.errors import Refused, body_of
 from beacon_memory.server.limits import Limits
 from beacon_memory.server.openai.asked import StreamOptions, check_neutral
-from beacon_memory.server.openai.chat import DONE, event_of
+from beacon_memory.server.openai.chat import DONE, event_of, whole_behind
 from beacon_memory.server.openai.models import check_model
-from beacon_memory.server.visit import STREAMED, Here, StrictRoute
+from beacon_memory.server.visit import STREAMED, Here, StrictRoute, streamed
 from beacon_memory.sessions.context import in_front
 from beacon_memory.sessions.looking.plain import texts_looked
 from beacon_memory.sessions.memory import BeaconMemory
@@ -122,20 +122,14 @@ async def complete(asked: CompletionRequest, here: Here) -> Response:
     about["model"] = here.served.name
     if asked.stream:
 
-        def begin() -> Generator[Told, None, None]:
+        def reply() -> TextReply:
             prompts, sampling = asked.read(here.memory, here.limits)
-            reply = TextReply(here.memory, prompts[0], **sampling)
-            try:
-                yield from reply
-            finally:
-                reply.close()
-            yield reply.completion
+            return TextReply(here.memory, prompts[0], **sampling)
 
-        told = here.stream(begin)
+        told = here.stream(lambda: whole_behind(reply, lambda said: said.completion))
         first = await anext(told)  # what can be refused is refused with a status, before the stream begins
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        return StreamingResponse(_events(about, first, told, usage=usage), 200, headers, "text/event-stream")
+        return streamed(_events(about, first, told, usage=usage))
 
     def act() -> list[Completion]:
         prompts, sampling = asked.read(here.memory, here.limits)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterable, Callable, Generator, Iterable
+from collections.abc import Generator
 from contextlib import ExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from beacon_memory.server.errors import Refused
+from beacon_memory.server.openai.chat import whole_behind
 from beacon_memory.server.openai.events import Told, again, core_of_response, events, finished
 from beacon_memory.server.openai.items import After, Include, Limit, Order, calls_in, check_calls, page
 from beacon_memory.server.openai.models import check_model
 from beacon_memory.server.openai.once import Once, once_of, running, within
 from beacon_memory.server.openai.points import Point, conversation, drop, find, response_id
 from beacon_memory.server.openai.wanted import Place, ResponseRequest, Wanted
-from beacon_memory.server.visit import STREAMED, Here, Part, StrictRoute
+from beacon_memory.server.visit import STREAMED, Here, Part, StrictRoute, streamed
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.reply import Reply
 
@@ -42,12 +43,12 @@ async def create(
         held.enter_context(running(here, once))
         name = response_id(uuid.uuid4().hex if once is None else once.key, asked.talk)
         if once is not None and (kept := await here.aside(lambda: _kept(here.memory, name, once))):
-            return _streamed(again(kept)) if asked.stream else JSONResponse(kept)
+            return streamed(again(kept)) if asked.stream else JSONResponse(kept)
         place = await here.aside(lambda: _place(here.memory, wanted, core_of_response(name), once))
         told = asked.told(name, made=int(time.time()))
 
         def begin() -> Generator[Told, None, None]:
-            return _told(lambda: wanted.reply(here.memory, place, told, limits=here.limits))
+            return whole_behind(lambda: wanted.reply(here.memory, place, told, limits=here.limits), lambda reply: reply)
 
         if not asked.stream:
             pieces = await here.all(begin)
@@ -56,12 +57,7 @@ async def create(
             return JSONResponse(finished(told, reply))
         answer = within(held.pop_all(), here.stream(begin))
         first = await anext(answer)  # what can be refused is refused with a status, before the stream begins
-        return _streamed(events(told, first, answer))
-
-
-def _streamed(sent: AsyncIterable[bytes] | Iterable[bytes]) -> StreamingResponse:
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(sent, media_type="text/event-stream", headers=headers)
+        return streamed(events(told, first, answer))
 
 
 @router.get("/{response}")
@@ -113,13 +109,3 @@ def _place(memory: BeaconMemory, wanted: Wanted, core: str, once: Once | None) -
         before, known, stands = conversation(memory, asked.talk, calls=bool(unknown))
     check_calls(unknown, known, param="input")
     return Place(core, before, once, of, stands)
-
-
-def _told(make: Callable[[], Reply]) -> Generator[Told, None, None]:
-    """An answer in pieces, and behind them the whole of it."""
-    reply = make()
-    try:
-        yield from reply
-    finally:
-        reply.close()
-    yield reply

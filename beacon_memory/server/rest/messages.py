@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from beacon_memory.server.errors import Refused
 from beacon_memory.server.rest.shapes import Body, Limit, read_text, told
-from beacon_memory.server.visit import Here, Part, StrictRoute
+from beacon_memory.server.visit import Here, Part, StrictRoute, Visit
 from beacon_memory.sessions.looking.contents import text_of
 from beacon_memory.sessions.session import Session
 from beacon_memory.state.head import DOCUMENT
@@ -67,26 +68,23 @@ async def messages(
 @router.post("/messages", status_code=201)
 async def add(session: Part, asked: Said, here: Here) -> dict[str, Any]:
     """Remember messages without an answer: all of them, or none when one is bad."""
-    if len(asked.messages) > here.limits.messages:
-        raise Refused(400, f"at most {here.limits.messages} messages a request", param="messages")
-
-    def act() -> dict[str, Any]:
-        opened = here.memory.session(session, ratio=asked.ratio, budget=asked.budget)
-        opened.add(asked.messages)
-        return told(opened)
-
-    return await here.run(act)
+    return await _changed(session, asked, here, lambda opened: opened.add(asked.messages))
 
 
 @router.put("/messages")
 async def replace(session: Part, asked: Said, here: Here) -> dict[str, Any]:
     """Make these messages all that was said; their common beginning is not read again, and documents stay."""
+    return await _changed(session, asked, here, lambda opened: opened.set(asked.messages))
+
+
+async def _changed(session: str, asked: Said, here: Visit, change: Callable[[Session], None]) -> dict[str, Any]:
+    """What a session is once it was changed. Raises Refused for too many messages."""
     if len(asked.messages) > here.limits.messages:
         raise Refused(400, f"at most {here.limits.messages} messages a request", param="messages")
 
     def act() -> dict[str, Any]:
         opened = here.memory.session(session, ratio=asked.ratio, budget=asked.budget)
-        opened.set(asked.messages)
+        change(opened)
         return told(opened)
 
     return await here.run(act)
