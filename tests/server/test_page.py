@@ -147,6 +147,27 @@ def test_a_talk_is_begun_answered_piece_by_piece_and_remembered(visit: Opened, h
     expect(page.locator("#messages li")).to_have_count(2)
 
 
+def test_what_is_said_while_its_session_still_opens_stays_to_be_seen(visit: Opened, gate: Gate) -> None:
+    page, name, held = visit(), f"slow-{uuid.uuid4()}", []
+    page.route(f"**/v1/sessions/{name}", held.append)  # the page asks for the session, and is left waiting
+    page.get_by_label("New session").fill(name)
+    page.get_by_role("button", name="Open").click()
+    expect(page.get_by_role("heading", name=name)).to_be_focused()
+    gate.open.clear()
+    try:
+        ask(page, "Where is the key?")
+        expect(page.locator("#messages li")).to_have_count(2)
+        page.unroute(f"**/v1/sessions/{name}")
+        with page.expect_response(f"**/v1/sessions/{name}"):
+            held[0].continue_()
+        page.wait_for_timeout(200)
+        expect(page.locator("#messages li")).to_have_count(2)
+    finally:
+        gate.open.set()
+    expect(page.locator("#messages li").nth(1)).to_contain_text("behind the green door")
+    expect(page.locator("#messages li")).to_have_count(2)
+
+
 def test_an_answer_that_is_stopped_leaves_no_trace(visit: Opened, http: httpx.Client, session: str, gate: Gate) -> None:
     page = visit(f"#session/{session}")
     before = messages(http, session)
@@ -375,7 +396,6 @@ def test_a_server_with_keys_is_opened_by_a_key_that_stays_in_the_tab(visit: Open
         page.get_by_label("New session").fill("ada")
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", name="ada")).to_be_visible()
-        page.wait_for_load_state("networkidle")  # the session is read before anything is said in it
         ask(page, "Hi")
         expect(page.locator("#messages")).to_contain_text("Hello!")
         page.reload()

@@ -10,6 +10,7 @@ let model = "";
 let open = null; // {kind, id}: what is looked at
 let first = 0; // the place of the first message that is shown
 let shown = []; // the messages that are shown, with their places
+let coming = []; // the lines of a question that is being answered, behind them
 let held = new Map(); // place -> how the message is kept
 let sources = []; // passages that were found, the best first
 let running = null; // stops the answer that is being given
@@ -115,6 +116,7 @@ async function follow() {
   opened += 1;
   sources = [];
   asked = [];
+  coming = [];
   for (const link of document.querySelectorAll("nav li a")) {
     if (link.getAttribute("href") === location.hash) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -162,7 +164,7 @@ async function look(place = null) {
   ]);
   if (mine !== opened) return;
   held = new Map(contents.data.map((one) => [one.place, one]));
-  for (const line of $("messages").children) {
+  for (const line of $("messages").querySelectorAll("[data-place]")) {
     line.querySelector(".held").textContent = keeping(held.get(Number(line.dataset.place)));
   }
   documents(texts.data);
@@ -216,7 +218,7 @@ function line(message) {
 }
 
 function messages() {
-  $("messages").replaceChildren(...shown.map(line));
+  $("messages").replaceChildren(...shown.map(line), ...coming);
   $("earlier").hidden = !(open.kind === "session" && first > 0);
 }
 
@@ -246,11 +248,12 @@ async function send() {
   if (open.kind === "session") Object.assign(body, { session_id: open.id, history: "append", context_id: $("front").value || null });
   else Object.assign(body, { messages: [...asked, question], context_id: open.id });
   const said = make("p", { class: "words" }), log = $("log");
-  const pending = [
+  coming = [
     line(question),
     make("li", { class: "message", "aria-busy": "true" }, make("div", { class: "about" }, make("strong", {}, "assistant")), said),
   ];
-  $("messages").append(...pending);
+  const [, given] = coming;
+  $("messages").append(...coming);
   log.scrollTop = log.scrollHeight;
   $("say").value = "";
   busy(true);
@@ -265,15 +268,17 @@ async function send() {
       told = event.beacon ?? told;
     }
     if (mine !== opened) return;
-    pending[1].removeAttribute("aria-busy");
+    given.removeAttribute("aria-busy");
+    coming = [];
     asked = open.kind === "session" ? [] : [...asked, question, { role: "assistant", content: said.textContent }];
     sources = told?.sources ?? [];
     found("Sources of the answer");
     say(`Answered from ${count(told?.beacon_tokens ?? 0)} slots and ${count(told?.raw_tokens ?? 0)} raw tokens.`);
     await Promise.all([look(), lists()]);
   } catch (error) {
-    for (const one of pending) one.remove();
     if (mine === opened) {
+      coming = [];
+      messages();
       $("say").value = text;
       say(error.name === "AbortError" ? "Stopped: nothing was remembered." : "");
     }
