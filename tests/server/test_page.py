@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
 from beacon_memory import BeaconConfig
@@ -148,8 +148,9 @@ def test_a_talk_is_begun_answered_piece_by_piece_and_remembered(visit: Opened, h
 
 
 def test_what_is_said_while_its_session_still_opens_stays_to_be_seen(visit: Opened, gate: Gate) -> None:
-    page, name, held = visit(), f"slow-{uuid.uuid4()}", []
-    page.route(f"**/v1/sessions/{name}", held.append)  # the page asks for the session, and is left waiting
+    page, name = visit(), f"slow-{uuid.uuid4()}"
+    held: list[Route] = []
+    page.route(f"**/v1/sessions/{name}", lambda route: route.continue_() if held else held.append(route))
     page.get_by_label("New session").fill(name)
     page.get_by_role("button", name="Open").click()
     expect(page.get_by_role("heading", name=name)).to_be_focused()
@@ -157,7 +158,6 @@ def test_what_is_said_while_its_session_still_opens_stays_to_be_seen(visit: Open
     try:
         ask(page, "Where is the key?")
         expect(page.locator("#messages li")).to_have_count(2)
-        page.unroute(f"**/v1/sessions/{name}")
         with page.expect_response(f"**/v1/sessions/{name}"):
             held[0].continue_()
         page.wait_for_timeout(200)

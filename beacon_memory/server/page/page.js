@@ -14,6 +14,7 @@ let coming = []; // the lines of a question that is being answered, behind them
 let held = new Map(); // place -> how the message is kept
 let sources = []; // passages that were found, the best first
 let running = null; // stops the answer that is being given
+let looking = null; // the newest look at what is open, until all of it is there
 let opened = 0; // grows with each opening: what comes late belongs to none
 let asked = []; // questions to documents and their answers, which nobody remembers
 
@@ -100,10 +101,11 @@ async function lists() {
 }
 
 async function start() {
+  const mine = opened;
   model = (await get(path(["models"]))).data[0].id;
   $("model").textContent = model;
   await lists();
-  await follow();
+  if (mine === opened) await follow(); // else something was opened meanwhile
 }
 
 // ---- opening
@@ -124,15 +126,24 @@ async function follow() {
   $("title").textContent = kind === "session" ? open.id : `Documents: ${open.id}`;
   $("hint").textContent = kind === "session" ? "" : "Answers here come from the documents; they are not remembered.";
   $("forget").textContent = kind === "session" ? "Forget this session" : "Forget these documents";
-  $("say").disabled = $("send").disabled = $("forget").disabled = false;
+  for (const id of ["say", "send", "find", "read", "forget"]) $(id).disabled = false;
   $("front").hidden = $("front-label").hidden = kind !== "session";
   $("branches-part").hidden = kind !== "session";
   say("");
+  // Nothing of what was open before is left to be pressed.
+  shown = [];
+  figures(null);
+  messages();
+  documents([]);
+  branches([]);
+  found("Sources of the answer");
   await look();
 }
 
 // Everything of what is open, as it is now: the newest messages, unless a place is to be seen.
-async function look(place = null) {
+const look = (place = null) => (looking = lookAt(place));
+
+async function lookAt(place) {
   const mine = opened, { kind, id } = open, root = [KINDS[kind], id];
   let info = null;
   try {
@@ -345,6 +356,7 @@ function found(title) {
 
 async function show(source) {
   panel("memory", source.document !== undefined);
+  await looking; // the documents may still be on their way
   const marked = (within) => within?.querySelector(`mark[data-source="${sources.indexOf(source)}"]`) ?? within;
   let target;
   if (source.document !== undefined && $("documents").querySelector(`[data-name="${CSS.escape(source.document)}"]`)) {
@@ -369,9 +381,10 @@ async function show(source) {
 
 function documents(all) {
   const { kind, id } = open;
+  const unfolded = new Set([...$("documents").querySelectorAll("details[open]")].map((part) => part.closest("li").dataset.name));
   const lines = all.map((one) => {
     const text = make("div", {});
-    const part = make("details", {}, make("summary", {}, "Text"), text);
+    const part = make("details", { open: unfolded.has(one.document) }, make("summary", {}, "Text"), text);
     part.read = async () => {
       part.shown = true;
       const told = await get(path([KINDS[kind], id, "documents", one.document]));
@@ -456,13 +469,11 @@ on("key-forget", "click", () => {
   location.reload();
 });
 on("search-form", "submit", async () => {
-  if (!open) return;
   sources = (await post(path([KINDS[open.kind], open.id, "search"]), { query: $("query").value })).data;
   found("Passages that were found");
   messages();
 });
 on("read-form", "submit", async () => {
-  if (!open) return;
   const [name, text] = [$("read-name").value, $("read-text").value];
   say("The text is read …");
   if (open.kind === "session") await post(path(["sessions", open.id, "documents"]), { name, text });
