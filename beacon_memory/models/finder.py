@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from beacon_memory.errors import AdapterError
-from beacon_memory.fold.fold import embed, read
+from beacon_memory.fold.fold import embed, predicted, read
 from beacon_memory.fold.passes import SeekPass
 from beacon_memory.fold.prefix import Prefix, starts
 from beacon_memory.models.resident import ResidentPrefix, RoomLayer, cache_of
@@ -193,13 +193,14 @@ def read_on(
                 keep=partial(_kept, layers),
             )
             rows = torch.tensor([list(ids[at : at + size])], device=past.device)
-            read(lm, seek, embed(lm, rows), torch.arange(size) + past.slots)
+            hidden = read(lm, seek, embed(lm, rows), torch.arange(size) + past.slots)
             past, at = past.seen(size, recurrent=seek.recurrent), at + size
             if last:
                 break
     # A layer on another device has lengthened a copy of its own: the room holds nothing new.
     if all(layer.written == past.slots for layer in layers):
-        resident.read(ids, recurrent=past.recurrent)
+        with torch.inference_mode():
+            resident.read(ids, recurrent=past.recurrent, following=predicted(lm, hidden[:, -1]))
     return seek
 
 

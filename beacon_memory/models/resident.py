@@ -36,6 +36,7 @@ class ResidentPrefix:
     segments: list[tuple[str, int]] = field(default_factory=list)  # name, and where its slots end
     ids: list[int] = field(default_factory=list)  # of the raw rows after the segments
     release: Callable[[ResidentPrefix], None] = lambda resident: None  # called with it after a turn
+    next: Tensor | None = None  # the logits behind the last of its ids, where they are known  # (1, vocabulary)
 
     @property
     def nbytes(self) -> int:
@@ -46,8 +47,9 @@ class ResidentPrefix:
     def stand(self, segments: Sequence[Segment], ids: Sequence[int] = (), *, room: int, raw: bool = True) -> int:
         """Hold these segments, with room for `room` more rows; returns how many of `ids` need not be read again.
 
-        The last id is always read again: a model has to read something. Without `raw`, all of them are; so are they
-        where they part from what recurrent layers have read, which cannot go back but to a segment's end.
+        The last id is read again unless the logits behind it are known: a model has to read something. Without `raw`,
+        all of them are; so are they where they part from what recurrent layers have read, which cannot go back but to a
+        segment's end.
         """
         common = 0
         for (name, _), segment in zip(self.segments, segments, strict=False):
@@ -56,12 +58,15 @@ class ResidentPrefix:
             common += 1
         shared = 0
         if raw and common == len(self.segments) == len(segments):
-            for one, other in zip(self.ids, ids[:-1], strict=False):
+            known = len(ids) - (self.next is None or len(self.ids) > len(ids))
+            for one, other in zip(self.ids, ids[:known], strict=False):
                 if one != other:
                     break
                 shared += 1
             if self.past.recurrences and shared < len(self.ids):
                 shared = 0
+        if not shared or shared < len(self.ids):
+            self.next = None
         slots = self.segments[common - 1][1] if common else 0
         self.segments, self.ids = self.segments[:common], list(ids[:shared])
         ended = segments[common - 1].recurrent if common else None
@@ -79,7 +84,7 @@ class ResidentPrefix:
         """Add a segment after the others. Raw rows are dropped."""
         self.past = self.past.back(self.past.slots - len(self.ids)).extend([segment])
         self.segments.append((segment.name, self.past.slots))
-        self.ids = []
+        self.ids, self.next = [], None
 
     def roomy(self, lm: Any, rows: int) -> Room:
         """Its room. An empty prefix has none until a language model gives the shape: then one for so many rows."""
@@ -91,10 +96,13 @@ class ResidentPrefix:
         assert self.past.room is not None
         return self.past.room
 
-    def read(self, ids: Sequence[int], *, recurrent: Recurrent | None = None) -> None:
-        """Record that the rows of these ids have been appended, up to which `recurrent` has read."""
+    def read(self, ids: Sequence[int], *, recurrent: Recurrent | None = None, following: Tensor | None = None) -> None:
+        """Record that the rows of these ids have been appended, up to which `recurrent` has read; `following` are the
+        logits behind them.
+        """
         self.past = self.past.seen(len(ids), recurrent=recurrent)
         self.ids += ids
+        self.next = following if ids else self.next
 
 
 class RoomLayer(DynamicLayer):  # type: ignore[misc]

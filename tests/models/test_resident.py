@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from beacon_memory import BeaconConfig, BeaconMemory, BeaconModel
+from beacon_memory.models.finder import read_on
 from beacon_memory.models.resident import ResidentPrefix, RoomLayer
 from beacon_memory.sessions.turn import Turn
 from beacon_memory.state.state import BeaconState
@@ -214,6 +215,24 @@ def test_a_batch_reads_what_each_front_lacks_and_gives_it_back(model, raw):
             alone = ResidentPrefix(model.empty)
             model.answers([prompt], [state], residents=[alone], max_new_tokens=5)
             same(resident, alone)
+
+
+def test_what_was_read_to_look_is_answered_without_another_row(model):
+    state, prompt = model.compress(model.encode("Lyon is far. " * 14)), model.encode("Where is Lyon?")
+    ids = [*model.tail(state), *prompt]
+    expected = model.answers([prompt], [state], max_new_tokens=5)
+    resident = ResidentPrefix(model.empty)
+    resident.stand(state.segments, room=len(ids))
+    read_on(model.lm, resident, ids)
+    with rows_read(model) as counts:
+        assert model.answers([prompt], [state], residents=[resident], max_new_tokens=5) == expected
+    assert counts == [1] * 4  # the tokens of the answer
+    # Behind other words, or fewer, it is another token.
+    for other in (prompt[:-1], [*prompt, *prompt], model.encode("What?")):
+        alone = model.answers([other], [state], max_new_tokens=5)
+        resident.stand(state.segments, room=len(ids), raw=False)
+        read_on(model.lm, resident, ids)
+        assert model.answers([other], [state], residents=[resident], max_new_tokens=5) == alone
 
 
 def test_a_layer_that_transformers_has_changed_is_lengthened_by_it():

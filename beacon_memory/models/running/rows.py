@@ -65,7 +65,7 @@ class Row:
         new = len(prompt) + sampling.max_new_tokens
         shared = resident.stand(segments, prompt, room=new, raw=again)
         room, left, ends = resident.roomy(lm, new), list(prompt[shared:]), end_ids(lm, tokenizer)
-        return cls(
+        row = cls(
             cache=cache_of(lm, resident.past, room),
             resident=resident,
             prompt=left,
@@ -74,9 +74,12 @@ class Row:
             ends=ends,
             limit=sampling.max_new_tokens,
             gone=gone or Event(),
-            ids=torch.tensor([left], device=resident.past.device),
+            ids=torch.tensor([left], dtype=torch.long, device=resident.past.device),
             pending=left,
         )
+        if not left and resident.next is not None:  # the whole prompt has been read already
+            row.told(resident.next)
+        return row
 
     @property
     def read(self) -> int:
@@ -89,6 +92,14 @@ class Row:
         if self.gone.is_set():
             self.over = True
         return not (self.over or self.failure or self.left) and len(self.unread) < self.ahead
+
+    def told(self, logits: Tensor) -> None:
+        """Take the next token, if that can be; what fails is this answer's own."""
+        try:
+            with torch.inference_mode():
+                self.say(logits)
+        except Exception as exc:
+            self.failure = exc
 
     def say(self, logits: Tensor) -> None:
         """Take the next token from logits.  # (1, vocabulary)"""

@@ -145,11 +145,7 @@ class Running:
             row.pending = row.pending[size:]
             if row.pending:
                 continue
-            try:
-                with torch.inference_mode():
-                    row.say(logits[at : at + 1])
-            except Exception as exc:
-                row.failure = exc
+            row.told(logits[at : at + 1])
             at += 1
 
     def _read(self, rows: Sequence[Row], sizes: Sequence[int]) -> torch.Tensor:
