@@ -98,7 +98,8 @@ class Left(Exception):
 
 def too_large(most: int) -> Refused:
     """The error for a body of more bytes than are read."""
-    return Refused(413, f"a body of at most {most} bytes is read here")
+    said = f"a body of at most {most} bytes is read here, and nothing of this one was: send it in several requests"
+    return Refused(413, f"{said}, each of which is done or not by itself, or serve with a larger limit (--body-bytes)")
 
 
 def body_of(exc: BaseException) -> tuple[int, dict[str, Any]]:

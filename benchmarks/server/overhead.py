@@ -39,7 +39,14 @@ def direct(engine: BeaconEngine, said: str, *, new: int) -> Iterator[str]:
 def over_http(http: httpx.Client, said: str, *, new: int) -> Iterator[str]:
     """The same by a server. Raises httpx's errors."""
     asked = [{"role": "user", "content": said}]
-    body = {"model": MODEL, "messages": asked, "session_id": OVER, "max_tokens": new, "recall_tokens": 0, "stream": True}
+    body = {
+        "model": MODEL,
+        "messages": asked,
+        "session_id": OVER,
+        "max_tokens": new,
+        "recall_tokens": 0,
+        "stream": True,
+    }
     with http.stream("POST", "/v1/chat/completions", json=body) as answer:
         answer.raise_for_status()
         for line in answer.iter_lines():
@@ -88,7 +95,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    engine = BeaconEngine("smollm2" if not chosen.tiny else tiny_model(max_position_embeddings=4096), "memory://", name=MODEL)
+    engine = BeaconEngine(
+        "smollm2" if not chosen.tiny else tiny_model(max_position_embeddings=4096), "memory://", name=MODEL
+    )
     found = measured(engine, slots=chosen.slots, turns=chosen.turns, new=chosen.new)
     table = Table("", *found, "difference, median of pairs", "its quartiles", title=f"ms, {chosen.threads} threads")
     for place, what in enumerate(("first token", "whole answer")):
