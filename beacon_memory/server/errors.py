@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import Match, compile_path
 
 from beacon_memory.client.failures import CLASS
 from beacon_memory.errors import (
@@ -98,7 +98,8 @@ class Left(Exception):
 
 def too_large(most: int) -> Refused:
     """The error for a body of more bytes than are read."""
-    return Refused(413, f"a body of at most {most} bytes is read here")
+    said = f"a body of at most {most} bytes is read here, and nothing of this one was: send it in several requests"
+    return Refused(413, f"{said}, each of which is done or not by itself, or serve with a larger limit (--body-bytes)")
 
 
 def body_of(exc: BaseException) -> tuple[int, dict[str, Any]]:
@@ -165,13 +166,19 @@ def answer_errors(app: FastAPI) -> None:
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods that a path is for, by any of its routes; starlette names those of the first route alone."""
-    place = {"type": "http", "path": request.scope["path"], "root_path": "", "headers": []}
+    """The methods that a path is for, by any of its routes; starlette names those of the first route alone.
+
+    Of paths of the OpenAPI page that fit, the one with the fewest parameters counts, as OpenAPI has it:
+    `/v1/sessions/import` is no session.
+    """
+    asked, page = request.scope["path"], request.app.openapi()["paths"]
+    place = {"type": "http", "path": asked, "root_path": "", "headers": []}
 
     def fits(method: str) -> bool:
         return any(route.matches({**place, "method": method})[0] is Match.FULL for route in request.app.routes)
 
-    return [method for method in METHODS if fits(method)]
+    told = min((p for p in page if compile_path(p)[0].match(asked)), key=lambda path: path.count("{"), default=None)
+    return [method for method in METHODS if (fits(method) if told is None else method.lower() in page[told])]
 
 
 def malformed(errors: Sequence[Mapping[str, Any]]) -> Refused:

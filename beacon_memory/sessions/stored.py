@@ -251,15 +251,16 @@ class StoredSession:
         state: BeaconState,
         messages: Sequence[Message],
         *,
+        close: bool = False,
         progress: Progress | None = None,
     ) -> Changed:
-        """Head and state with messages behind them, and the pages that became full."""
+        """Head and state with messages behind them, and the pages that became full; `close` leaves nothing raw."""
         model, transcript = self._memory.model, self._memory.transcript
         ids = [i for message in messages for i in transcript.turn(message)]
         resident = self._memory.resident(self.id)
         how: dict[str, Any] = {"slot_dtype": head.slot_dtype, "progress": progress, "resident": resident}
         ids = transcript.opened(ids) if ids and not state.tokens else ids
-        state = model.compress(ids, state, ratio=head.ratio, budget=head.budget, **how)
+        state = model.compress(ids, state, ratio=head.ratio, budget=head.budget, close=close, **how)
         resident.release(resident)
         noted, pages = head.with_state(state).with_messages(list(messages))
         return noted, state, pages

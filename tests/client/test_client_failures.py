@@ -26,6 +26,8 @@ from beacon_memory.errors import (
 )
 from beacon_memory.server.errors import body_of
 from beacon_memory.server.keys import Keys
+from beacon_memory.server.limits import Limits
+from beacon_memory.state.info import Document
 from beacon_memory.stores import open_store
 from beacon_memory.testing import beacon_server, scripted_engine
 
@@ -256,3 +258,17 @@ def test_an_unknown_session_is_that_also_where_it_is_a_key_error() -> None:
             engine.session("nobody").info()
         with pytest.raises(KeyError):
             engine.session("nobody").messages()
+
+
+def test_documents_that_are_too_large_together_are_refused_whole_and_put_in_parts() -> None:
+    with (
+        beacon_server(scripted_engine(wise), limits=Limits(body_bytes=4000)) as url,
+        closing(asking(url)) as engine,
+    ):
+        shelf, many = engine.documents("house"), [Document(f"room {n}", "A window. " * 20) for n in range(20)]
+        with pytest.raises(InputError, match=r"4000 bytes .* several requests, .*--body-bytes"):
+            shelf.put(many)
+        assert engine.contexts() == []
+        for first in range(0, 20, 5):
+            shelf.put(many[first : first + 5])
+        assert [one.key for one in shelf.info()] == [one.key for one in many]

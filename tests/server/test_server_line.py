@@ -51,11 +51,12 @@ def until(true: Callable[[], bool]) -> None:
         assert time.monotonic() < ends
 
 
-def left_hanging(url: str, sent: dict[str, object]) -> socket.socket:
+def left_hanging(url: str, sent: dict[str, object], **headers: str) -> socket.socket:
     """A connection on which a request was sent."""
     where, content = urlsplit(url), json.dumps(sent).encode()
     raw = socket.create_connection((where.hostname or "", where.port or 0))
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     raw.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     return raw
 
@@ -113,6 +114,19 @@ def test_who_leaves_a_stream_ends_it_and_the_session_is_unchanged(gate: Gate) ->
         until(lambda: http.get("/ready").json()["waiting"] == 0)
         assert http.post(CHAT, json=body("Hi")).status_code == 200
         assert http.get("/v1/sessions/ada").status_code == 404
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_was_whole_when_its_client_left_is_remembered_and_told_again(gate: Gate, stream: bool) -> None:
+    key = {"Idempotency-Key": "one"}
+    with beacon_server(scripted_engine(gate)) as url, httpx.Client(base_url=url, timeout=30) as http:
+        said = body("Hi", user="ada", stream=stream)
+        with left_hanging(url, said, **key):  # it reads nothing
+            until(lambda: http.get("/v1/sessions/ada").status_code == 200)
+        until(lambda: http.get("/ready").json()["waiting"] == 0)
+        again = http.post(CHAT, json=said, headers=key)
+        assert (again.status_code, "Done." in again.text) == (200, True)
+        assert [m["content"] for m in http.get("/v1/sessions/ada/messages").json()["data"]] == ["Hi", "Done."]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -9,8 +9,9 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import Query
 
@@ -20,6 +21,7 @@ from beacon_memory.talk.messages import DEEPEST, check_message, nested
 from beacon_memory.talk.tools import ANSWER, NamedCall, as_json, read_said
 
 EMPTY = "(nothing)"  # a tool's result of no words
+COMPACTION, REASONING = "compaction", "reasoning"
 SYSTEM = ("system", "developer")
 ROLES = ("user", "assistant", *SYSTEM)
 _CORE = re.compile("(?:beacon-|msg_)?([0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12})")
@@ -30,18 +32,72 @@ After = Annotated[str | None, Query(description="the last item of the page befor
 Include = Annotated[list[str] | None, Query(alias="include[]", description="accepted; there is nothing more to tell")]
 
 
-def read_items(items: str | Sequence[Mapping[str, Any]], *, param: str) -> tuple[list[str], list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class Given:
+    """What the items of a request say."""
+
+    system: list[str]
+    messages: list[dict[str, Any]]
+    folded: str | None = None  # the newest compaction among them, by the response that it is
+    front: Sequence[dict[str, Any]] = ()  # the messages in front of that
+
+    @classmethod
+    def of(cls, items: str | Sequence[Mapping[str, Any]], *, param: str) -> Self:
+        """Raises Refused, InputError."""
+        if isinstance(items, str):
+            items = [{"role": "user", "content": items}]
+        folds = [n for n, item in enumerate(items) if item.get("type") == COMPACTION]
+        if not folds:
+            return cls(*read_items(items, param=param))
+        last, where = folds[-1], f"{param}[{folds[-1]}]"
+        folded = items[last].get("encrypted_content")
+        if not isinstance(folded, str):
+            raise Refused(400, f"{where}: a compaction item has its encrypted_content", param=where)
+        told, front = read_items(items[:last], param=param, without=(REASONING, COMPACTION))
+        system, messages = read_items(items[last + 1 :], param=param, first=last + 1)
+        return cls([*told, *system], messages, folded, front)
+
+    def behind(self, past: Sequence[Mapping[str, Any]], system: Sequence[str]) -> Self:
+        """The same behind what its compaction holds: what that says already is not said again."""
+        if self.folded is None:
+            return self
+        held = {(message["role"], message["content"]) for message in past}
+        new = [message for message in self.front if (message["role"], message["content"]) not in held]
+        told = [text for text in self.system if text not in system]
+        return replace(self, system=told, messages=[*new, *self.messages], front=())
+
+    @property
+    def unknown(self) -> set[str]:
+        """The ids of calls whose results are given, and which are not in the items themselves."""
+        return unknown_calls([*self.front, *self.messages])
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is kept of the items, so that they can be told again."""
+        return {"given": [message["id"] for message in self.messages], "told": self.system, "folded": self.folded}
+
+    @property
+    def note(self) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+        """What is kept beside the session; None for nothing."""
+        return self._noted if self.system else None
+
+    def _noted(self, about: dict[str, Any]) -> dict[str, Any]:
+        return {**about, "system": [*about.get("system", ()), *self.system]}
+
+
+def read_items(
+    items: Sequence[Mapping[str, Any]], *, param: str, first: int = 0, without: Container[str] = (REASONING,)
+) -> tuple[list[str], list[dict[str, Any]]]:
     """What system and developer items say, and the messages that the others make, each with an id of its own.
 
-    Reasoning is left out. Raises Refused, which names the item, and InputError.
+    What is of a kind in `without` is left out. Raises Refused, which names the item, the first of which has the number
+    `first`, and InputError.
     """
-    if isinstance(items, str):
-        items = [{"role": "user", "content": items}]
     system, messages, calling = list[str](), list[dict[str, Any]](), False
-    for n, item in enumerate(items):
+    for n, item in enumerate(items, first):
         where = f"{param}[{n}]"
         kind = item.get("type") or ("message" if "role" in item else None)
-        if kind == "reasoning":
+        if kind in without:
             continue
         if kind == "function_call":
             if not calling:
@@ -162,6 +218,11 @@ def call_item(core: str, n: int, call: NamedCall, *, status: str = "completed") 
     arguments = as_json(call.arguments) if status == "completed" else ""
     about = {"id": f"fc_{core}_{n}", "type": "function_call", "status": status}
     return {**about, "call_id": call.id, "name": call.name, "arguments": arguments}
+
+
+def compaction_item(response: str) -> dict[str, Any]:
+    """The item that stands for all that the response of a compaction remembers."""
+    return {"id": f"cmp_{response[5:37]}", "type": COMPACTION, "encrypted_content": response}
 
 
 def answer_id(core: str) -> str:

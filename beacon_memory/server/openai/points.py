@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from beacon_memory.errors import InputError, SegmentMissing, SessionNotFound
 from beacon_memory.server.errors import Refused
-from beacon_memory.server.openai.items import answer_items, calls_in, core_of, items_of, system_item
+from beacon_memory.server.openai.items import answer_items, calls_in, compaction_item, core_of, items_of, system_item
 from beacon_memory.server.openai.once import in_use
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.repository import Repository
@@ -22,6 +22,8 @@ from beacon_memory.sessions.stored import StoredSession, check_talk
 from beacon_memory.state.head import OWN, SessionHead, read_note, write_note
 from beacon_memory.state.state import BeaconState
 
+PREVIOUS = "previous_response_id"
+COMPACTED = "response.compaction"  # the kind of object that a compaction is
 RECORD = "response"  # the field of a message that says which response ended with it
 _RESPONSE = re.compile(r"resp_([0-9a-f]{32})(?:-([A-Za-z0-9_-]{1,2800}))?")
 Note = Callable[[dict[str, Any]], dict[str, Any]]
@@ -48,15 +50,19 @@ class Point:
     def response(self) -> dict[str, Any]:
         """The response as OpenAI's clients read it."""
         message, core = self.messages[-1], str(self.record["id"])[5:37]
+        hidden = ("given", "told", "folded", "chain", "asked")
+        told = {name: value for name, value in self.record.items() if name not in hidden}
+        if told["object"] == COMPACTED:
+            return {**told, "output": [compaction_item(told["id"])]}
         answered = message["role"] == "assistant" and core_of(message, self.place) == core
         output = items_of(message, self.place) if answered else answer_items(core, "", [])
-        hidden = ("given", "told", "chain", "asked")
-        return {**{name: value for name, value in self.record.items() if name not in hidden}, "output": output}
+        return {**told, "output": output}
 
     def input_items(self) -> list[dict[str, Any]]:
         """What was said in the request, oldest first. What was deleted since is left out."""
         given, first = set(self.record["given"]), self.place - len(self.messages) + 1
         told = [system_item(text, n) for n, text in enumerate(self.record["told"])]
+        told += [compaction_item(folded)] if (folded := self.record.get("folded")) else []
         said = [items_of(m, first + n) for n, m in enumerate(self.messages) if m.get("id") in given]
         return told + [item for items in said for item in items]
 
@@ -95,8 +101,10 @@ def find(memory: Repository, response: str, *, param: str | None = None, whole: 
 
 
 def _none(response: str, param: str | None) -> Refused:
-    code = "previous_response_not_found" if param == "previous_response_id" else "response_not_found"
-    return Refused(404, f"there is no response {response!r:.100}", code=code, param=param)
+    codes = {PREVIOUS: "previous_response_not_found", "input": "compaction_not_found"}
+    return Refused(
+        404, f"there is no response {response!r:.100}", code=codes.get(param or "", "response_not_found"), param=param
+    )
 
 
 def _found(memory: Repository, response: str, head: SessionHead, whole: bool = False) -> Point | None:
@@ -114,6 +122,11 @@ def _point(memory: Repository, response: str, head: SessionHead, messages: Seque
             system = tuple(own(memory, head).get("system", ()))
             return Point("", record, place, messages[: n + 1], system, newest=n == len(messages) - 1)
     return None
+
+
+def bare(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without what it says of the response that ended with it."""
+    return {name: value for name, value in message.items() if name != RECORD}
 
 
 def own(memory: Repository, head: SessionHead) -> dict[str, Any]:
@@ -222,12 +235,11 @@ class Following(Kept):
         except SessionNotFound:
             now = None
         if now is None:
-            raise _none(response, "previous_response_id")
+            raise _none(response, PREVIOUS)
         if not now.newest:
             head, state, pages = back(memory, head, state, memory.messages(head), now.place + 1)
         # What older responses were asked with is told by their own sessions.
-        recent = tuple({name: value for name, value in m.items() if name != RECORD} for m in head.recent)
-        return replace(head, branches=(), recent=recent), state, pages
+        return replace(head, branches=(), recent=tuple(map(bare, head.recent))), state, pages
 
     def write(
         self, head: SessionHead, changed: SessionHead, after: BeaconState, pages: dict[str, bytes], *, expected: int
@@ -236,7 +248,7 @@ class Following(Kept):
             super().write(head, changed, after, self._pages | pages, expected=expected)
         except SegmentMissing:
             if self._of is not None and not self._memory.store.version(self._of.session):
-                raise _none(str(self._of.record["id"]), "previous_response_id") from None
+                raise _none(str(self._of.record["id"]), PREVIOUS) from None
             raise
 
     def behind(self, version: int) -> Self:
@@ -256,7 +268,7 @@ def drop(memory: BeaconMemory, response: str) -> None:
 
     def change(head: SessionHead, state: BeaconState) -> Changed:
         past = [
-            {name: value for name, value in message.items() if name != RECORD}
+            bare(message)
             if isinstance(told := message.get(RECORD), Mapping) and told.get("id") == response
             else message
             for message in memory.messages(head)

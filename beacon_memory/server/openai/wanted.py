@@ -14,15 +14,9 @@ from beacon_memory.models.generation import Answer
 from beacon_memory.server.errors import Refused
 from beacon_memory.server.limits import Limits
 from beacon_memory.server.openai.asked import StreamOptions, check_neutral, schema_of
-from beacon_memory.server.openai.items import (
-    answer_id,
-    check_depth,
-    check_metadata,
-    read_items,
-    unknown_calls,
-)
+from beacon_memory.server.openai.items import Given, answer_id, check_depth, check_metadata
 from beacon_memory.server.openai.once import Once, asked_by
-from beacon_memory.server.openai.points import RECORD, Following, Kept, Point
+from beacon_memory.server.openai.points import PREVIOUS, RECORD, Following, Kept, Point
 from beacon_memory.sessions.context import context_sessions
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.reply import Reply
@@ -30,6 +24,7 @@ from beacon_memory.sessions.stored import StoredSession
 from beacon_memory.sessions.turn import Usage
 from beacon_memory.talk.tools import read_said
 
+EXCLUSIVE = "mutually_exclusive_parameters"
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "background": (None, False),
     "top_logprobs": (None, 0),
@@ -65,15 +60,50 @@ class TextOptions(BaseModel):
     verbosity: str | None = None
 
 
-class ResponseRequest(BaseModel):
-    """The body of a response."""
+class Asked(BaseModel):
+    """What the bodies of a response and of a compaction have in common."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: str
     input: str | list[dict[str, Any]]
     instructions: str | None = None
     previous_response_id: str | None = None
+    # Memory's own.
+    ratio: int | None = None
+    # Accepted and ignored: they change nothing that an answer says.
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _input(cls, value: Any) -> Any:
+        if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(v, dict) for v in value)):
+            raise ValueError("text, or a list of items, which are objects")
+        return value
+
+    def check_input(self, limits: Limits) -> None:
+        """Raises Refused for more items than this server reads, and for what is nested too deep."""
+        check_depth(self.input, param="input")
+        if not isinstance(self.input, str) and len(self.input) > limits.messages:
+            raise Refused(400, f"at most {limits.messages} items a request, not {len(self.input)}", param="input")
+
+    def previous(self, said: Given) -> tuple[str | None, str]:
+        """The response that this one goes on from, if there is one, and the field that names it. Raises Refused."""
+        if said.folded is None:
+            return self.previous_response_id, PREVIOUS
+        for name in (PREVIOUS, "conversation"):
+            if getattr(self, name, None) is not None:
+                told = f"what a compaction item stands for is gone on from: leave {name} out"
+                raise Refused(400, told, param=name, code=EXCLUSIVE)
+        return said.folded, "input"
+
+
+class ResponseRequest(Asked):
+    """The body of a response."""
+
+    model: str
     conversation: str | ConversationId | None = None
     store: bool | None = None
     stream: bool | None = None
@@ -90,7 +120,6 @@ class ResponseRequest(BaseModel):
     include: list[str] | None = None
     # Memory's own.
     context_id: str | list[str] | None = None
-    ratio: int | None = None
     recall_tokens: int | None = Field(None, ge=0)
     top_k: int | None = Field(None, ge=0)
     repetition_penalty: float | None = None
@@ -106,18 +135,7 @@ class ResponseRequest(BaseModel):
     context_management: list[dict[str, Any]] | None = None
     max_tool_calls: int | None = None
     reasoning: dict[str, Any] | None = None
-    service_tier: str | None = None
     safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-
-    @field_validator("input", mode="before")
-    @classmethod
-    def _input(cls, value: Any) -> Any:
-        if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(v, dict) for v in value)):
-            raise ValueError("text, or a list of items, which are objects")
-        return value
 
     @field_validator("conversation", mode="before")
     @classmethod
@@ -145,20 +163,19 @@ class ResponseRequest(BaseModel):
             raise Refused(
                 400,
                 "a response goes on in a conversation or from previous_response_id, not both",
-                param="previous_response_id",
-                code="mutually_exclusive_parameters",
+                param=PREVIOUS,
+                code=EXCLUSIVE,
             )
         for name in self.include or ():
             if name not in INCLUDED:
                 raise Refused(400, f"{name!r:.80} cannot be included here", param="include", code="unsupported_value")
         check_metadata(self.metadata)
-        for name in ("tools", "tool_choice", "input"):
+        self.check_input(limits)
+        for name in ("tools", "tool_choice"):
             check_depth(getattr(self, name), param=name)
         check_depth(self.text.format if self.text else None, param="text.format")
         if not self.tools and self.tool_choice not in (None, "none", "auto"):
             raise Refused(400, "tool_choice is for a request with tools", param="tool_choice")
-        if not isinstance(self.input, str) and len(self.input) > limits.messages:
-            raise Refused(400, f"at most {limits.messages} items a request, not {len(self.input)}", param="input")
         if (asked := self.max_output_tokens) is not None and asked > limits.answer_tokens:
             raise Refused(
                 400, f"an answer has at most {limits.answer_tokens} tokens here, not {asked}", param="max_output_tokens"
@@ -218,24 +235,15 @@ class Wanted:
     """A response that can be begun."""
 
     asked: ResponseRequest
-    system: list[str]  # what system and developer items say
-    messages: list[dict[str, Any]]  # what the other items say
+    said: Given
 
     @classmethod
     def of(cls, asked: ResponseRequest) -> Wanted:
         """The same, with its input read. Raises Refused, InputError."""
-        system, messages = read_items(asked.input, param="input")
-        if not messages and system:  # a system prompt alone is what is asked
-            messages = read_items("\n\n".join(system), param="input")[1]
-            system = []
-        if not messages:
-            raise Refused(400, "there is nothing to answer: say something in input", param="input")
-        return cls(asked, system, messages)
-
-    @property
-    def unknown(self) -> set[str]:
-        """The ids of calls whose results are given, and which are not in the input themselves."""
-        return unknown_calls(self.messages)
+        said = Given.of(asked.input, param="input")
+        if said.system and not (said.messages or said.folded):  # a system prompt alone is what is asked
+            said = Given.of("\n\n".join(said.system), param="input")
+        return cls(asked, said)
 
     def reply(self, memory: BeaconMemory, place: Place, told: dict[str, Any], *, limits: Limits) -> Reply:
         """The answer, not begun. Raises InputError, ConfigError."""
@@ -244,7 +252,7 @@ class Wanted:
         longest = asked.max_output_tokens or limits.usual_tokens(memory.model.positions)
         names = ("temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "recall_tokens")
         given = {name: value for name in names if (value := getattr(asked, name)) is not None}
-        system = [*([asked.instructions] if asked.instructions else []), *place.before, *self.system]
+        system = [*([asked.instructions] if asked.instructions else []), *place.before, *self.said.system]
         session = self._session(memory, place, told["id"])
         if not asked.kept and session is not None:
             given["behind"] = place.stands
@@ -253,13 +261,12 @@ class Wanted:
             chain = session.resident if isinstance(session, Following) else None
             ended = closed(told, finish=_finish(answer, calling=bool(tools)), usage=usage)
             told["completed_at"] = ended["completed_at"]  # the same now and whenever it is asked for again
-            messages = [message["id"] for message in self.messages]
             key = {} if place.once is None else {"asked": place.once.asked}
-            return {RECORD: {**ended, **key, "given": messages, "told": self.system, "chain": chain}}
+            return {RECORD: {**ended, **key, **self.said.told, "chain": chain}}
 
         return Reply(
             memory,
-            self.messages,
+            self.said.messages,
             system="\n\n".join(system) or None,
             tools=tools,
             choice=choice,
@@ -277,7 +284,7 @@ class Wanted:
 
     def _session(self, memory: BeaconMemory, place: Place, response: str) -> StoredSession | None:
         """Where the response goes, or, if it is not kept, what it is behind."""
-        asked, note = self.asked, self._note if self.system else None
+        asked, note = self.asked, self.said.note
         if asked.talk is not None:
             memory.session(asked.talk)  # raises InputError for what names no session
             said = None if place.once is None else lambda message: asked_by(message, RECORD).get("id") == response
@@ -285,9 +292,6 @@ class Wanted:
         if not asked.kept and place.of is None:
             return None
         return Following(memory, f"resp_{place.core}", of=place.of, note=note, ratio=asked.ratio)
-
-    def _note(self, about: dict[str, Any]) -> dict[str, Any]:
-        return {**about, "system": [*about.get("system", ()), *self.system]}
 
 
 def closed(told: Mapping[str, Any], *, finish: str, usage: Usage) -> dict[str, Any]:
