@@ -1,4 +1,4 @@
-"""Our engine, vLLM that reads whole histories, and vLLM that reads their slots, side by side: the table of docs/vllm.md.
+"""Our engine, vLLM with raw prompts of the whole history, and vLLM with our connector: the table of docs/vllm.md.
 
 Sessions are documents of so many tokens. First tokens, and each number of sessions at once, are taken of one way after
 the other, so that a busy minute of the machine falls on all. At each number everyone is asked once, and then, as in a
@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 from vllm_beacon.client import VLLMServer
 
 from beacon_memory import BeaconMemory, BeaconModel
+from beacon_memory.errors import SessionExists
 from beacon_memory.models.generation import Answer, Sampling
 from beacon_memory.sessions.prompt import make_prompt
 from beacon_memory.state.state import BeaconState
@@ -53,9 +54,9 @@ class Ours:
 
     name = OURS
 
-    def __init__(self, memory: BeaconMemory, store: str, ratio: int) -> None:
-        self._model, self._store, self._ratio = memory.model, store, ratio
-        self._memory = memory
+    def __init__(self, memory: BeaconMemory, store: str, *, ratio: int, tokens: int) -> None:
+        self._memory, self._model, self._store = memory, memory.model, store
+        self._ratio, self._tokens = ratio, tokens
 
     def forget(self) -> None:
         """Have nothing of a session on hand."""
@@ -64,7 +65,8 @@ class Ours:
     def ask(self, session: int, n: int) -> Said:
         begun, first = time.perf_counter(), 0.0
         how: dict[str, Any] = {"recall_tokens": 0, "max_new_tokens": ANSWER}
-        stream: Any = self._memory.session(named(self._ratio, session)).ask(QUESTION.format(n=n), stream=True, **how)
+        opened = self._memory.session(named(self._tokens, self._ratio, session))
+        stream: Any = opened.ask(QUESTION.format(n=n), stream=True, **how)
         for _ in stream:
             first = first or time.perf_counter() - begun
         return Said(first, stream.answer.tokens)
@@ -95,7 +97,7 @@ class Vllm:
     def _prompt(self, session: int, question: str) -> tuple[list[int], Any]:
         memory = self._server.memory
         if self._ratio is not None:
-            made = self._server.question(named(self._ratio, session), question, answer=ANSWER)
+            made = self._server.question(named(len(self._ids), self._ratio, session), question, answer=ANSWER)
             return list(made.ids), made.asked
         # No two sessions have a block in common.
         ids = [*memory.model.encode(f"{session}. "), *self._ids][: len(self._ids)]
@@ -103,17 +105,18 @@ class Vllm:
         return list(make_prompt(memory, BeaconState((), tuple(ids)), opens=True, asked=asked).ids), None
 
 
-def named(ratio: int, session: int) -> str:
+def named(tokens: int, ratio: int, session: int) -> str:
     """A session's name."""
-    return f"{ratio}x {session}"
+    return f"{tokens} {ratio}x {session}"
 
 
 def sessions(memory: BeaconMemory, ids: Sequence[int], *, ratio: int, many: int) -> int:
     """Fold a document once, for so many sessions; gives its slots. What a slot holds changes no time."""
-    first = memory.session(named(ratio, 0), ratio=ratio)
+    first = memory.session(named(len(ids), ratio, 0), ratio=ratio)
     first.add_text(memory.model.decode(ids), name="story")
     for n in range(1, many):
-        first.fork(named(ratio, n))
+        with suppress(SessionExists):  # an earlier run has forked it
+            first.fork(named(len(ids), ratio, n))
     return first.info().slots
 
 
@@ -133,8 +136,9 @@ def measured(ways: Sequence[Ours | Vllm], *, concurrent: Sequence[int], repeats:
             print(f"{way.name}: {one}", file=sys.stderr, flush=True)
     for many in concurrent:
         for one, way in zip(found, ways, strict=True):
-            way.forget()
-            turns = (1,) if many * one.get("blocks", 0) > blocks else (0, 1)
+            turns = (1,) if many == 1 or many * one.get("blocks", 0) > blocks else (0, 1)
+            if many > 1:  # one alone is hot already
+                way.forget()
             with ThreadPoolExecutor(many) as asking:
                 for turn in turns:
                     begun = time.perf_counter()
@@ -147,9 +151,10 @@ def measured(ways: Sequence[Ours | Vllm], *, concurrent: Sequence[int], repeats:
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """Measure, and write a line for each length, ratio and way."""
-    plain = BeaconModel.from_pretrained("smollm2", adapter=None)
-    plain.detach().save_pretrained(folder / "model")
-    plain.tokenizer.save_pretrained(folder / "model")
+    if not (folder / "model").exists():
+        plain = BeaconModel.from_pretrained("smollm2", adapter=None)
+        plain.detach().save_pretrained(folder / "model")
+        plain.tokenizer.save_pretrained(folder / "model")
     store = f"sqlite:///{folder / 'memory.db'}"
     memory = BeaconMemory.open("smollm2", store)
     ids = memory.model.encode(STORY.read_text())[: args.tokens]
@@ -162,7 +167,10 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         warm.ask(0, 0)  # what is done once
         ways: list[tuple[int, Ours | Vllm]] = [(1, Vllm(server, running, ratio=None, ids=ids))]
         for ratio in args.ratios:
-            ways += [(ratio, Ours(memory, store, ratio)), (ratio, Vllm(server, running, ratio=ratio, ids=ids))]
+            ways += [
+                (ratio, Ours(memory, store, ratio=ratio, tokens=args.tokens)),
+                (ratio, Vllm(server, running, ratio=ratio, ids=ids)),
+            ]
         blocks = running.cache().blocks
         each = [way for _, way in ways]
         for (ratio, way), found in zip(
@@ -225,11 +233,12 @@ def main() -> None:
     parser.add_argument("--concurrent", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 32])
     parser.add_argument("--repeats", type=int, default=3, help="of first tokens")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "vllm.jsonl")
+    parser.add_argument("--folder", type=Path, help="where the model and the sessions are kept for another run")
     parser.add_argument("--tables", action="store_true", help="measure nothing; write the tables")
     args = parser.parse_args()
     if not args.tables:
         with tempfile.TemporaryDirectory() as folder:
-            run(args, Path(folder))
+            run(args, args.folder or Path(folder))
     rows = list(newest(read(args.out)).values())
     print("\n".join([*table(rows), "", *made(rows)]))
     if args.tables:

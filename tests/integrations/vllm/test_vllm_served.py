@@ -63,7 +63,7 @@ def url(vllm: RunningVLLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             yield line.rpartition(" on ")[2].strip()
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(120)
     assert not [name for name in _sessions(vllm) if name.startswith(LENT)]
 
 
@@ -100,7 +100,7 @@ def test_an_answer_is_word_for_word_that_of_our_own_engine_whole_and_in_pieces(
 
 def test_what_is_said_is_folded_by_the_server_once_it_is_answered(client: OpenAI, memory: BeaconMemory) -> None:
     assert say(client, STORY[:3000], "long").choices[0].message.content
-    until(lambda: memory.session("long").info().slots, 60)
+    until(lambda: memory.session("long").info().slots, 300)
     ours = memory.session("long").ask(QUESTION, max_new_tokens=12).strip()
     said = say(client, QUESTION, "long")
     assert said.choices[0].message.content.strip() == ours
@@ -132,7 +132,7 @@ def test_tools_and_json_are_held_to_their_form(client: OpenAI) -> None:
 
 def test_a_response_is_gone_on_from_and_nothing_stays_lent(client: OpenAI, vllm: RunningVLLM) -> None:
     told = client.responses.create(model="smollm2", input=STORY[:3000], max_output_tokens=4)
-    until(lambda: client.get(f"/sessions/{told.id}", cast_to=httpx.Response).json()["slots"], 60)
+    until(lambda: client.get(f"/sessions/{told.id}", cast_to=httpx.Response).json()["slots"], 300)
     asked = client.responses.create(model="smollm2", input=QUESTION, previous_response_id=told.id, max_output_tokens=8)
     assert asked.output_text.strip()
     assert not [name for name in _sessions(vllm) if name.startswith(LENT)]
