@@ -136,9 +136,8 @@ def measured(ways: Sequence[Ours | Vllm], *, concurrent: Sequence[int], repeats:
             print(f"{way.name}: {one}", file=sys.stderr, flush=True)
     for many in concurrent:
         for one, way in zip(found, ways, strict=True):
-            turns = (1,) if many == 1 or many * one.get("blocks", 0) > blocks else (0, 1)
-            if many > 1:  # one alone is hot already
-                way.forget()
+            way.forget()
+            turns = (1,) if many * one.get("blocks", 0) > blocks else (0, 1)
             with ThreadPoolExecutor(many) as asking:
                 for turn in turns:
                     begun = time.perf_counter()
@@ -195,8 +194,8 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         fold = "" if row is raw else f", {row['ratio']}x"
         cells = [f"{row['tokens']:,}", row["way"] + fold, "" if row is raw else f"{row['slots']:,}"]
         if blocks := row.get("blocks"):
-            fit, plain = row["all"] // blocks, raw["all"] // raw["blocks"]
-            cells += [str(blocks), str(fit) if row is raw else f"{fit} ({fit / plain:.2f}x)"]
+            fit = f"{row['all'] / blocks:.1f}"
+            cells += [str(blocks), fit if row is raw else f"{fit} ({raw['blocks'] / blocks:.2f}x)"]
         else:
             cells += ["", ""]
         for name in ("cold", "hot"):

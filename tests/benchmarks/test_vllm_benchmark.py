@@ -34,7 +34,7 @@ def test_each_way_stands_beside_raw_prompts_of_the_same_length() -> None:
     head, _, *lines = table(rows)
     assert head.endswith("| tokens a second, 1 at once | tokens a second, 8 at once |")
     assert lines == [
-        "| 7,500 | vLLM, raw prompts |  | 236 | 3 | 30.0 s | 200 ms | 2 |  |",
+        "| 7,500 | vLLM, raw prompts |  | 236 | 3.1 | 30.0 s | 200 ms | 2 |  |",
         "| 7,500 | our engine, 4x | 1,875 |  |  | 300 ms (100x) | 100 ms (2x) | 4 (2x) |  |",
-        "| 7,500 | vLLM, our connector, 4x | 1,875 | 60 | 12 (4.00x) | 500 ms (60x) | 200 ms (1x) | 3 (1.5x) | 9 |",
+        "| 7,500 | vLLM, our connector, 4x | 1,875 | 60 | 12.1 (3.93x) | 500 ms (60x) | 200 ms (1x) | 3 (1.5x) | 9 |",
     ]
