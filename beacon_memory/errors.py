@@ -7,7 +7,8 @@ BeaconError
 │   └── TranscriptError    messages the model's chat template cannot render, or not append-only
 ├── ModelError             a model that cannot be loaded
 │   ├── UnsupportedModel   an architecture, RoPE variant or attention we would get wrong
-│   └── AdapterError       beacon weights that are damaged or belong to another model
+│   ├── AdapterError       beacon weights that are damaged or belong to another model
+│   └── ModelUnavailable   answers are made by another process, which does not answer
 ├── TrainingError          a run that cannot go on; its last whole checkpoint is kept
 ├── ModelMismatch          bytes written by another model, adapter, tokenizer or layout
 ├── CodecError             bytes that are damaged, truncated, foreign or of a newer format
@@ -62,6 +63,10 @@ class UnsupportedModel(ModelError):
 
 class AdapterError(ModelError):
     """Beacon weights that are damaged, incomplete or made for another model."""
+
+
+class ModelUnavailable(ModelError):
+    """Answers are made by another process (vLLM), and it cannot be reached, or went away."""
 
 
 class TrainingError(BeaconError):

@@ -65,7 +65,7 @@ class Worker(ThreadPoolExecutor):
     """
 
     def __init__(self, name: str, *, threads: int = 1) -> None:
-        self._name, self._most = name, threads
+        self._name, self.threads = name, threads
         super().__init__(max_workers=threads, thread_name_prefix=name)
         renewed(self)
 
@@ -84,7 +84,7 @@ class Worker(ThreadPoolExecutor):
 
     def after_fork(self) -> None:
         """Begin anew: what was waiting is the parent's to do."""
-        super().__init__(max_workers=self._most, thread_name_prefix=self._name)
+        super().__init__(max_workers=self.threads, thread_name_prefix=self._name)
 
 
 class OnThreads:

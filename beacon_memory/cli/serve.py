@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from beacon_memory.cli.opening import DEFAULT_STORE, Store, stored
 from beacon_memory.cli.terminal import Adapter, AsJson, Model, placed, quiet, say, waiting
-from beacon_memory.errors import MissingExtra
+from beacon_memory.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
+    from beacon_memory.models.running.elsewhere import Elsewhere
     from beacon_memory.server.keys import Keys
+    from beacon_memory.server.tenants import MakeElsewhere
+    from beacon_memory.sessions.memory import BeaconMemory
 
 app = typer.Typer()
 keys = typer.Typer(help="The server's API keys: each opens one namespace.", no_args_is_help=True)
@@ -27,6 +31,7 @@ KeyFile = Annotated[
     Path, typer.Option("--file", envvar="BEACON_KEYS", help="the file of hashed keys; it is made when it is not there")
 ]
 DEFAULT_KEYS = Path("beacon-keys.json")
+SALT_VARIABLE = "BEACON_VLLM_SALT"  # as the connector's `salt`
 
 
 @app.command()
@@ -52,6 +57,16 @@ def serve(
     traces: Annotated[
         str | None, typer.Option(help="the URL of a collector of traces (OTLP over HTTP)", show_default="none")
     ] = None,
+    engine: Annotated[
+        Literal["own", "vllm"], typer.Option(help="what makes the answers: this process, or a vLLM (docs/vllm.md)")
+    ] = "own",
+    vllm_url: Annotated[
+        str | None,
+        typer.Option(envvar="BEACON_VLLM_URL", help="of a vLLM with our connector", show_default="none"),
+    ] = None,
+    fold: Annotated[
+        bool, typer.Option("--fold/--no-fold", help="with vLLM: fold here, or leave that to fold workers")
+    ] = True,
 ) -> None:
     """Serve sessions and OpenAI's interface over HTTP (docs/server.md)."""
     try:
@@ -60,6 +75,11 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError as exc:
         raise MissingExtra("the server needs its packages: pip install 'beacon-memory[server]'") from exc
+    if (engine == "vllm") != (vllm_url is not None) or (engine == "own" and not fold):
+        raise ConfigError(
+            "--engine vllm takes the address of a running vLLM, --vllm-url http://127.0.0.1:8001; --vllm-url and "
+            "--no-fold go with --engine vllm"
+        )
     with waiting(f"loading {model}"):
         from beacon_memory.server.limits import Limits
         from beacon_memory.server.run import serve as run
@@ -79,10 +99,11 @@ def serve(
         )
         # With keys each namespace has a store of its own, and this one stays empty.
         own = (lambda: stored(store)) if key_file is None else None
-        engine = BeaconEngine(model, own, adapter=None if adapter == "none" else adapter, **placed())
+        made = BeaconEngine(model, own, adapter=None if adapter == "none" else adapter, **placed())
+        elsewhere = None if vllm_url is None else _vllm(vllm_url, fold=fold)
     with _tracer(traces) as tracer:
         run(
-            engine,
+            made,
             host=host,
             port=port,
             name=name or _name(model),
@@ -90,6 +111,7 @@ def serve(
             place=lambda namespace: stored(store, namespace=namespace),
             limits=limits,
             tracer=tracer,
+            elsewhere=elsewhere,
             say=logging.getLogger("beacon_memory.server").info if json_logs else say,
         )
 
@@ -146,6 +168,29 @@ def _keys(file: Path) -> Keys:
     from beacon_memory.server.keys import Keys
 
     return Keys(file)
+
+
+def _vllm(url: str, *, fold: bool) -> MakeElsewhere:
+    """What answers by a vLLM, made for a memory. Raises ModelUnavailable where no vLLM answers."""
+    from vllm_beacon.endpoint import Endpoint
+    from vllm_beacon.engine import VLLMEngine
+
+    vllm, tested = Endpoint(url), list[bool]()
+    # Not an option: what stands in a command line, every process of the machine can read.
+    salt = os.environ.get(SALT_VARIABLE, "")
+
+    def make(memory: BeaconMemory, namespace: str | None) -> Elsewhere:
+        made = VLLMEngine(memory, vllm, salt=salt, namespace=namespace, fold=fold)
+        try:
+            if not tested:
+                made.self_test()
+        except BaseException:
+            made.close()
+            raise
+        tested.append(True)
+        return made
+
+    return make
 
 
 def _tracer(url: str | None) -> AbstractContextManager[Tracer | None]:

@@ -329,7 +329,7 @@ class BeaconModel:
         """
         how = Sampling.of(sampling)
         row = self._row(prompt, given_state(state), how, resident)
-        return Stream(self.running, row, self.tokenizer, how.stops)
+        return Stream.of(self.running, row, self.tokenizer, how.stops)
 
     def logits(self, ids: Sequence[int], state: BeaconState | None = None) -> Tensor:
         """The next-token logits at each of `ids`, read after a state and its tail.  # (ids, vocabulary)"""

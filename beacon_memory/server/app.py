@@ -26,7 +26,7 @@ from beacon_memory.server.operations.traces import Traces
 from beacon_memory.server.operations.watched import Watched
 from beacon_memory.server.page import files
 from beacon_memory.server.rest import documents, messages, sessions
-from beacon_memory.server.tenants import Tenants
+from beacon_memory.server.tenants import MakeElsewhere, Tenants
 from beacon_memory.server.visit import Served, namespace_of, served
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.stores import StateStore
@@ -44,14 +44,19 @@ def make_app(
     place: Callable[[str], StateStore] | None = None,
     limits: Limits | None = None,
     tracer: Tracer | None = None,
+    elsewhere: MakeElsewhere | None = None,
 ) -> FastAPI:
     """An app that serves a model, under a name, and its store. Its end closes the store.
 
     With `keys`, `place` opens the store of a namespace; without, everyone who reaches the app is one tenant. With a
-    `tracer` requests are traced. Raises ConfigError, and what loading the model raises.
+    `tracer` requests are traced. `elsewhere` makes what answers in the model's place (vLLM). Raises ConfigError, and
+    what loading the model raises.
     """
     limits, metrics, traces = limits or Limits(), Metrics(), Traces(tracer)
-    tenants, desk = Tenants(engine, keys=keys, place=place, metrics=metrics), Desk(engine, limits)
+    if elsewhere is not None:
+        engine.widen(limits.waiting)
+    tenants = Tenants(engine, keys=keys, place=place, metrics=metrics, elsewhere=elsewhere)
+    desk = Desk(engine, limits)
     shared = Served(name or engine.name, tenants, desk, limits, int(time.time()), metrics, traces)
     own = tenants.memory(None)  # a model that cannot be loaded, and a store that cannot be opened, are told now
     metrics.watch(desk, own.model.running, tenants.all, most=limits.waiting)

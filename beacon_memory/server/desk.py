@@ -19,7 +19,7 @@ from beacon_memory.errors import EngineBusy
 from beacon_memory.server.errors import Left
 from beacon_memory.server.fair import Fair
 from beacon_memory.server.limits import Limits
-from beacon_memory.serving.engine import THREADS, BeaconEngine
+from beacon_memory.serving.engine import BeaconEngine
 
 T = TypeVar("T")
 STORE_THREADS = 8
@@ -31,7 +31,7 @@ class Desk:
     def __init__(self, engine: BeaconEngine, limits: Limits) -> None:
         self._engine, self._limits = engine, limits
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="beacon-store")
-        self._fair = Fair(THREADS)
+        self._fair = Fair(engine.threads)
         self._of: Counter[str | None] = Counter()  # requests that wait for the model or use it, by tenant
 
     @property

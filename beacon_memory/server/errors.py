@@ -22,6 +22,7 @@ from beacon_memory.errors import (
     EngineBusy,
     InputError,
     ModelMismatch,
+    ModelUnavailable,
     PromptTooLong,
     QuotaExceeded,
     SessionConflict,
@@ -52,6 +53,7 @@ STATUSES: tuple[tuple[type[BeaconError], int, str, str | None], ...] = (
     (QuotaExceeded, 507, "server_error", "quota_exceeded"),
     (StoreFull, 507, "server_error", "store_full"),
     (StoreUnavailable, 503, "server_error", "store_unavailable"),
+    (ModelUnavailable, 503, "server_error", "model_unavailable"),
 )
 
 

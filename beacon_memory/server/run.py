@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -14,6 +14,7 @@ from beacon_memory.errors import ConfigError
 from beacon_memory.server.app import make_app
 from beacon_memory.server.keys import Keys
 from beacon_memory.server.limits import Limits
+from beacon_memory.server.tenants import MakeElsewhere
 from beacon_memory.server.visit import is_loopback
 from beacon_memory.serving.engine import BeaconEngine
 from beacon_memory.stores import StateStore
@@ -32,13 +33,14 @@ def serve(
     place: Callable[[str], StateStore] | None = None,
     limits: Limits | None = None,
     tracer: Tracer | None = None,
+    elsewhere: MakeElsewhere | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGINT or SIGTERM; then answers that have begun are finished, for a while, and the store is closed.
 
     `port` 0 takes a free one, which `say` is told. Without a file of `keys` everyone who reaches the server may read
     everything, so it listens on this machine alone. Raises ConfigError where it cannot listen, and what opening the
-    model and the store raises.
+    model and the store raises. `elsewhere` is as for `make_app`.
     """
     limits = limits or Limits()
     found = None if keys is None else Keys(keys)
@@ -50,7 +52,8 @@ def serve(
     if found is not None:
         found.all()  # a file that cannot be read is told before a model is loaded
     with closing(_listening(host, port)) as listening:
-        app = make_app(engine, name=name, keys=found, place=place, limits=limits, tracer=tracer)
+        how: dict[str, Any] = {"place": place, "limits": limits, "tracer": tracer, "elsewhere": elsewhere}
+        app = make_app(engine, name=name, keys=found, **how)
         config = uvicorn.Config(
             app,
             http="h11",

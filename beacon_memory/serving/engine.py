@@ -78,6 +78,15 @@ class BeaconEngine(OnThreads):
         return self._weights.worker
 
     @property
+    def threads(self) -> int:
+        """How many threads there are: so many answers are made at the same time."""
+        return self._weights.worker.threads
+
+    def widen(self, threads: int) -> None:
+        """Work on so many threads from now on: where answers are made elsewhere, each does little but wait."""
+        self._weights.worker = Worker("beacon", threads=threads)
+
+    @property
     def positions(self) -> int | None:
         """The model's number of positions; None where only loading it would tell."""
         return self._weights.positions()

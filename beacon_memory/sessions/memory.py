@@ -228,7 +228,9 @@ class BeaconMemory(Repository):
             return False
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store, and let go of what makes answers elsewhere."""
+        if self.elsewhere is not None:
+            self.elsewhere.close()
         self.store.close()
 
     def __enter__(self) -> Self:

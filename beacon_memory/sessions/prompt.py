@@ -134,7 +134,7 @@ def fitted(memory: Repository, prompt: Prompt, *, answer: int) -> Prompt:
     is given back as it is.
     """
     model = memory.model
-    room = model.positions - answer
+    room = memory.positions - answer
     if prompt.slots + len(prompt.ids) <= room:
         return prompt
     segments, pieces = list(prompt.segments), [(part.name, prompt.part(part.name)) for part in prompt.parts]
@@ -161,7 +161,7 @@ def _folded(
     if before and tail[: len(before)] == before:
         tail = tail[len(before) :]  # the fold reads it itself
     said = [*named.get("start", ()), *tail, *(named.get("asked", ()) if asked else ())]
-    state = model.compress(said, BeaconState(tuple(segments)), budget=model.positions, known=memory.known)
+    state = model.compress(said, BeaconState(tuple(segments)), budget=memory.positions, known=memory.known)
     left = tuple(model.tail(state))
     named |= {"start": (), "tail": (), "asked": left} if asked else {"start": (), "tail": left}
     return list(named.items()), list(state.segments)
@@ -182,7 +182,7 @@ def text_prompt(
     """
     model, start = memory.model, memory.transcript.start
     segments = context_state(memory, contexts).segments
-    if len(ids) < model.positions - sum(segment.slots for segment in segments) - answer:
+    if len(ids) < memory.positions - sum(segment.slots for segment in segments) - answer:
         return Prompt.of(segments, [("start", [] if segments else start), ("text", ids)])
     folded = model.compress([*start, *ids], ratio=ratio, known=memory.known)
     whole = joined(model, segments, folded.segments, known=memory.known)

@@ -28,6 +28,7 @@ from beacon_memory.locks import Lock, renewed
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.passages import Cutter
 from beacon_memory.models.resident import ResidentPrefix
+from beacon_memory.models.running.elsewhere import Elsewhere
 from beacon_memory.state.codec import decode_segment, require
 from beacon_memory.state.head import Entry, SessionHead, check_entry, read_page
 from beacon_memory.state.state import BeaconState, Segment
@@ -65,6 +66,7 @@ class Repository:
         self.model = model
         self.store = store
         self.recall_tokens = check_recall(recall_tokens)
+        self.elsewhere: Elsewhere | None = None  # what makes answers in the model's place
         self.transcript = Transcript(model.tokenizer)
         self.cutter = Cutter(model.decode, openings=self.transcript.openings)
         self._segments = LRUCache[Segment](cache_bytes)
@@ -128,6 +130,11 @@ class Repository:
         self._heads.put(session_id, (head, version), 8 * len(stored.body))
         self._seen.put(session_id, version, SEEN_BYTES)
         return head, version
+
+    @property
+    def positions(self) -> int:
+        """The number of positions that an answer is made in: memory, prompt and answer must fit."""
+        return self.model.positions if self.elsewhere is None else self.elsewhere.positions
 
     @contextmanager
     def turn(self, session_id: str) -> Iterator[None]:
@@ -252,12 +259,7 @@ class Repository:
     @property
     def caches(self) -> dict[str, LRUCache[Any]]:
         """The caches by name, for whoever counts what they hold."""
-        return {
-            "segments": self._segments,
-            "pages": self._pages,
-            "heads": self._heads,
-            "residents": self._residents,
-        }
+        return {"segments": self._segments, "pages": self._pages, "heads": self._heads, "residents": self._residents}
 
     def state(self, head: SessionHead) -> BeaconState:
         """The state that a head names; cached segments are not read again. Raises SegmentMissing, CodecError."""

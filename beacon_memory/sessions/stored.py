@@ -174,14 +174,16 @@ class StoredSession:
         self.change(change)
 
     def append(self, messages: Sequence[Message], *, fold: bool = True, progress: Progress | None = None) -> None:
-        """Remember messages behind all that is stored; without `fold` they stay raw, and no segment is read."""
-        if fold:
+        """Remember messages behind all that is stored; without `fold`, or where answers are made elsewhere, they stay
+        raw, and no segment is read.
+        """
+        if fold and not self._memory.elsewhere:
             self.change(lambda head, state: self.extended(head, state, messages, progress=progress))
-        elif self._memory.written(self.id, lambda: self._noted(messages)):
-            self.put_on_queue()
+        else:
+            self.put_on_queue(self._memory.written(self.id, lambda: self._noted(messages)))
 
-    def _noted(self, messages: Sequence[Message]) -> bool:
-        """Write messages behind all that is stored, raw; gives whether there are full windows to fold now."""
+    def _noted(self, messages: Sequence[Message]) -> SessionHead:
+        """Write messages behind all that is stored, raw; gives the head that was written."""
         model, transcript = self._memory.model, self._memory.transcript
         head, version = self._head()
         head = self.settled(head)
@@ -191,12 +193,14 @@ class StoredSession:
         check_room(len(tail), folded, head.budget or model.budget, model.config)
         changed, pages = replace(head, tail=tail).with_messages(list(messages))
         self._memory.commit(self.id, changed, pages, expected=version)
-        return full_windows(len(tail), first=not head.entries, config=model.config) > 0
+        return changed
 
-    def put_on_queue(self) -> None:
-        """Have what is raw folded by a worker, where the store has a queue. It is written already: whatever goes wrong
-        here, the next turn puts it on the queue again.
+    def put_on_queue(self, head: SessionHead) -> None:
+        """Have the full windows that stand raw in this head, if any, folded by a worker, where the store has a queue.
+        They are written already: whatever goes wrong here, the next turn puts the session on the queue again.
         """
+        if not full_windows(len(head.tail), first=not head.entries, config=self._memory.model.config):
+            return
         try:
             if (queue := self._memory.store.queue()) is not None:
                 queue.put(self.id)

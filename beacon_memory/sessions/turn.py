@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from beacon_memory.config import check_recall
 from beacon_memory.errors import InputError, SegmentMissing, SessionConflict, SessionRolledBack
 from beacon_memory.models.generation import Answer, Pieces, Sampling
+from beacon_memory.models.running.elsewhere import together
 from beacon_memory.models.running.stream import Stream
 from beacon_memory.sessions.looking.again import look_again
 from beacon_memory.sessions.looking.source import context_origins, origins_of
@@ -241,12 +242,12 @@ class Turn(Pieces):
         if closed:
             state = self._compressed(closed, state, head, close=True, known=self._known)
             memory.keep(state.segments)
-        if not self._writes:
+        if not self._writes or memory.elsewhere:  # what is read elsewhere is folded later
             whole = replace(state, tail=(*state.tail, *ids))
             segments = behind(memory, context.segments, state.segments, slot_dtype=head.slot_dtype)
             about["origins"] = self._origins(head, whole, new)
             prompt = make_prompt(memory, whole, segments=segments, opens=head.unfolded and not closed, **about)
-            room = model.positions - Sampling.of(self._sampling).max_new_tokens
+            room = memory.positions - Sampling.of(self._sampling).max_new_tokens
             if prompt.slots + len(prompt.ids) <= room:
                 return whole, prompt  # it fits as it is
         state = self._compressed(ids, state, head, known=self._known)
@@ -305,7 +306,11 @@ class Turn(Pieces):
             ids = [i for message in late for i in transcript.turn(message)]
             # What is appended was not folded before: nothing is looked for.
             known = None if self._history == "append" else self._memory.known
-            state = self._compressed(ids if state.tokens else transcript.opened(ids), state, head, known=known)
+            ids = ids if state.tokens else transcript.opened(ids)
+            if self._memory.elsewhere:
+                state = replace(state, tail=(*state.tail, *ids))
+            else:
+                state = self._compressed(ids, state, head, known=known)
         if self._about is not None and said:
             said[-1] = {**said[-1], **self._about(given, self._usage(begun, given))}
         if parts := begun.forked and self._history == "auto":
@@ -313,6 +318,7 @@ class Turn(Pieces):
         changed, more = head.with_state(state).with_messages(said)
         try:
             self._session.write(begun.opened, changed, state, begun.pages | more, expected=begun.version)
+            self._session.put_on_queue(changed)
         except SessionConflict:
             if not said or (begun.forked and not parts):
                 raise
@@ -349,6 +355,8 @@ def stream_answer(memory: Repository, prompt: Prompt, **sampling: Any) -> Stream
     """The answer to a prompt, in pieces as they come. Raises ConfigError, PromptTooLong."""
     sampling |= {"stop": prompt.stops(sampling.get("stop"))}
     prompt = fitted(memory, prompt, answer=Sampling.of(sampling).max_new_tokens)
+    if memory.elsewhere is not None:
+        return memory.elsewhere.stream(prompt.ids, prompt.segments, named=prompt.resident, **sampling)
     resident = memory.resident(*prompt.resident) if prompt.resident else None
     return memory.model.stream(list(prompt.ids), prompt.state, resident=resident, **sampling)
 
@@ -362,6 +370,8 @@ def batch_answers(
     """
     sampling |= {"stop": prompts[0].stops(sampling.get("stop"))}
     prompts = [fitted(memory, prompt, answer=Sampling.of(sampling).max_new_tokens) for prompt in prompts]
+    if memory.elsewhere is not None:
+        return together([stream_answer(memory, prompt, **sampling) for prompt in prompts], left)
     residents = [memory.resident(*prompt.resident) if prompt.resident else None for prompt in prompts]
     ids, states = [list(prompt.ids) for prompt in prompts], [prompt.state for prompt in prompts]
     return memory.model.answers(ids, states, residents=residents, left=left, **sampling)

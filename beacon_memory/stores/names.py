@@ -10,16 +10,18 @@ from beacon_memory.stores.base import check_session
 BRANCH = "branch:"  # a store's name for a branch of a session begins so
 FOLD = "fold:"  # and the turn of who folds one
 CONTEXT = "context:"  # and its name for documents that are kept under an id
+LENT = "lent:"  # and its name for what stands in front of one answer, for the process that makes it
 
 
 def kind_of(session_id: str) -> str:
-    """What a store keeps under a name: BRANCH, CONTEXT, or "" for a session. Raises InputError for what is no name.
+    """What a store keeps under a name: BRANCH, CONTEXT, LENT, or "" for a session. Raises InputError for what is no
+    name.
 
     >>> kind_of("context:house"), kind_of("ada")
     ('context:', '')
     """
     name = check_session(session_id)
-    return next((kind for kind in (BRANCH, CONTEXT) if name.startswith(kind)), "")
+    return next((kind for kind in (BRANCH, CONTEXT, LENT) if name.startswith(kind)), "")
 
 
 def context_name(name: str) -> str:

@@ -148,7 +148,7 @@ OTHERS = {
     "Session": "append behind branches change extended forget info newest opened part put_on_queue replace_talk "
     "resident settled state unpart write",
     "BeaconMemory": "after_fork begin caches check_ids close commit contexts decode forget keep known let_go load "
-    "messages pages read resident sessions state turn view written",
+    "messages pages positions read resident sessions state turn view written",
     "Documents": "about alone forget info version texts",
     "BeaconModel": "adapted detach from_pretrained positions raw_bytes_per_token recurrent recurrent_shapes "
     "refold tail",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from typing import Self
 
 import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer
@@ -16,11 +17,17 @@ from beacon_memory.models.running.running import Running
 class Stream(Pieces):
     """An answer in pieces as it is made; `answer` is set once it is complete."""
 
-    def __init__(self, running: Running, row: Row, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> None:
-        self._whole: list[Answer] = []
-        # The generator does not refer to this object, so a dropped stream is closed at once, not by the next garbage
-        # collection.
-        self._pieces = _streamed(running, row, tokenizer, stops, self._whole)
+    def __init__(self, pieces: Generator[str, None, None], whole: list[Answer]) -> None:
+        """`pieces` puts the answer into `whole` at its end. It does not refer to this object, so a dropped stream is
+        closed at once, not by the next garbage collection.
+        """
+        self._pieces, self._whole = pieces, whole
+
+    @classmethod
+    def of(cls, running: Running, row: Row, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> Self:
+        """An answer that a model of this process makes."""
+        whole: list[Answer] = []
+        return cls(_streamed(running, row, tokenizer, stops, whole), whole)
 
     @property
     def answer(self) -> Answer | None:

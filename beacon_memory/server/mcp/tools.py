@@ -98,7 +98,7 @@ async def _recall(here: Visit, asked: Recall) -> dict[str, Any]:
 
     def begin() -> Iterator[str | Spoken]:
         session = here.memory.session(asked.session, create=False)
-        longest = min(asked.max_tokens, here.limits.answer_tokens, here.memory.model.positions // 4)
+        longest = min(asked.max_tokens, here.limits.answer_tokens, here.memory.positions // 4)
         prompt, ratio = session.prompt_for(asked.question, answer=longest), session.info().ratio
         found.extend(prompt.sources)
         with closing(stream_answer(here.memory, prompt, max_new_tokens=longest)) as stream:

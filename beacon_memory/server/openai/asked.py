@@ -156,7 +156,7 @@ class ChatRequest(BaseModel):
         InputError, ConfigError.
         """
         system, plain = read_list(self.messages)
-        longest = self._longest or limits.usual_tokens(memory.model.positions)
+        longest = self._longest or limits.usual_tokens(memory.positions)
         names = ("temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "recall_tokens")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return Reply(

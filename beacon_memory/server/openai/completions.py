@@ -101,7 +101,7 @@ class CompletionRequest(BaseModel):
 
     def read(self, memory: BeaconMemory, limits: Limits) -> tuple[list[Prompt], dict[str, Any]]:
         """The prompts, and how answers are drawn. Raises InputError, ConfigError."""
-        longest = self.max_tokens or limits.usual_tokens(memory.model.positions)
+        longest = self.max_tokens or limits.usual_tokens(memory.positions)
         names = ("temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty")
         sampling = {name: value for name in names if (value := getattr(self, name)) is not None}
         contexts = in_front(memory, self.context_id, self.texts or (), ratio=self.ratio)

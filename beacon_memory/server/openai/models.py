@@ -60,7 +60,7 @@ async def tokenize(asked: Counted, here: Here) -> dict[str, Any]:
         return [*front, *(i for turn in turns for i in turn), *transcript.header()]
 
     ids = await here.aside(act)
-    return {"count": len(ids), "max_model_len": here.memory.model.positions, "tokens": ids}
+    return {"count": len(ids), "max_model_len": here.memory.positions, "tokens": ids}
 
 
 def check_model(served: Served, name: str) -> None:

@@ -249,7 +249,7 @@ class Wanted:
         """The answer, not begun. Raises InputError, ConfigError."""
         asked = self.asked
         tools, choice = _tools(asked)
-        longest = asked.max_output_tokens or limits.usual_tokens(memory.model.positions)
+        longest = asked.max_output_tokens or limits.usual_tokens(memory.positions)
         names = ("temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "recall_tokens")
         given = {name: value for name in names if (value := getattr(asked, name)) is not None}
         system = [*([asked.instructions] if asked.instructions else []), *place.before, *self.said.system]

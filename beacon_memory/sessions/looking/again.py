@@ -54,7 +54,7 @@ def look_again(
     if all(segment.placed is None for segment in prompt.segments):
         logger.warning("a memory cannot look again: %s", OLD)
         return prompt
-    left = min(limit, memory.model.positions - prompt.slots - len(prompt.ids) - answer)
+    left = min(limit, memory.positions - prompt.slots - len(prompt.ids) - answer)
     ranked = _ranked(memory, prompt, start, room=limit + answer)
     chosen = [ranked[n] for n in finder.chosen([(found.score, len(found.ids)) for _, found in ranked], tokens=left)]
     if not chosen:

@@ -27,6 +27,7 @@ class Asked:
     session: str | None = None
     version: int = 0  # of the session when the prompt was made; it may have grown since
     contexts: tuple[str, ...] = ()  # documents in front of it
+    namespace: str | None = None  # whose store has them, where a server's keys open one each
 
     @property
     def owners(self) -> tuple[str, ...]:
@@ -35,15 +36,14 @@ class Asked:
 
     def params(self) -> dict[str, Any]:
         """The request's `kv_transfer_params`; a version is text there, because it has more than 64 bits."""
-        return {
-            KEY: {
-                "slots": self.slots,
-                "fingerprint": asdict(self.fingerprint),
-                "session": self.session,
-                "version": str(self.version),
-                "contexts": list(self.contexts),
-            }
+        said = {
+            "slots": self.slots,
+            "fingerprint": asdict(self.fingerprint),
+            "session": self.session,
+            "version": str(self.version),
+            "contexts": list(self.contexts),
         }
+        return {KEY: said if self.namespace is None else {**said, "namespace": self.namespace}}
 
     @classmethod
     def of(cls, params: Mapping[str, Any] | None) -> Self | None:
@@ -58,19 +58,24 @@ class Asked:
                 session=value.get("session"),
                 version=int(value.get("version") or 0),
                 contexts=tuple(value.get("contexts") or ()),
+                namespace=value.get("namespace"),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as exc:
             raise InputError(f"kv_transfer_params: {KEY!r} is not what VLLMServer writes there: {exc!r}") from exc
         texts = [
             *asdict(asked.fingerprint).values(),
             *asked.contexts,
-            *([] if asked.session is None else [asked.session]),
+            *(name for name in (asked.session, asked.namespace) if name is not None),
         ]
         if type(asked.slots) is not int or asked.slots < 0 or not all(isinstance(text, str) for text in texts):
             raise InputError(f"kv_transfer_params: {KEY!r} takes a number of slots and names, not {value!r:.200}")
         if asked.slots and not asked.owners:
             raise InputError(f"kv_transfer_params: {KEY!r} names no session and no contexts")
         return asked
+
+    def salted(self, salt: bytes) -> bytes:
+        """What its placeholders are salted with: no two namespaces have the same."""
+        return salt if self.namespace is None else b"%d %b %b" % (len(salt), salt, self.namespace.encode())
 
     def check(self, prompt: int) -> Self:
         """The same, if a prompt of so many ids has room for the placeholders and something to answer. Raises

@@ -7,21 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from beacon_memory.errors import InputError, MissingExtra, ModelError, PromptTooLong
-from beacon_memory.models.generation import Sampling, end_ids
+from beacon_memory.errors import ModelError, PromptTooLong
+from beacon_memory.models.generation import Sampling
 from beacon_memory.sessions.looking.again import look_again
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.prompt import make_prompt
 from beacon_memory.sessions.stored import CONTEXT
 from beacon_memory.stores.base import not_found
 from vllm_beacon.asked import Asked
+from vllm_beacon.endpoint import Endpoint
 from vllm_beacon.places import placeholders
 from vllm_beacon.reading import pieces_of
-
-try:
-    import httpx
-except ImportError as exc:
-    raise MissingExtra('asking vLLM needs httpx: pip install "beacon-memory[vllm]"') from exc
 
 if TYPE_CHECKING:
     from beacon_memory.state.state import Segment
@@ -61,13 +57,8 @@ class VLLMServer:
         self.memory = memory
         self._fold = fold
         self._salt = salt.encode()
-        self._http = httpx.Client(base_url=url, timeout=timeout)
-        try:
-            about = self._call("GET", "/v1/models")["data"][0]
-        except BaseException:
-            self.close()
-            raise
-        self.model, self.positions = str(about["id"]), int(about["max_model_len"])
+        self.vllm = Endpoint(url, timeout=timeout)
+        self.model, self.positions = self.vllm.model, self.vllm.positions
 
     def question(
         self,
@@ -129,12 +120,10 @@ class VLLMServer:
     ) -> str:
         """An answer from memory; nothing is remembered. `create` is as for `question`.
 
-        `sampling` is as for `Session.ask`, but for `constraint` and `repetition_penalty`. Raises what `question`
+        `sampling` is as for `Session.ask`, but for `repetition_penalty`. Raises what `question`
         raises, ConfigError, and ModelError where vLLM cannot answer.
         """
         how = Sampling.of(sampling)
-        if how.constraint is not None or how.repetition_penalty != 1:
-            raise InputError("vLLM is asked without constraint and repetition_penalty: it would punish placeholders")
         made: dict[str, Any] = {"system": system, "contexts": contexts, "recall_tokens": recall_tokens}
         made["create"] = create
         for left in reversed(range(TRIES)):
@@ -168,34 +157,9 @@ class VLLMServer:
 
     def complete(self, question: Question, sampling: Sampling) -> str:
         """The answer to a question that is made already. Raises InputError, ModelError."""
-        model = self.memory.model
-        body = {
-            "model": self.model,
-            "prompt": list(question.ids),
-            "kv_transfer_params": question.asked.params(),
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "repetition_penalty": 1.0,
-            "seed": sampling.seed,
-            "stop": list(dict.fromkeys([*sampling.stops, *question.stop])),
-            "stop_token_ids": end_ids(model.lm, model.tokenizer),
-        }
-        return str(self._call("POST", "/v1/completions", json=body)["choices"][0]["text"])
-
-    def _call(self, method: str, path: str, **how: Any) -> Any:
-        try:
-            response = self._http.request(method, path, **how)
-        except httpx.HTTPError as exc:
-            raise ModelError(f"vLLM at {self._http.base_url} does not answer: {exc!r}") from exc
-        if response.is_success:
-            return response.json()
-        said = response.text[:500]
-        if response.status_code == 400:
-            raise InputError(f"vLLM refuses the question: {said}")
-        raise ModelError(f"vLLM failed ({response.status_code}); its log says why: {said}")
+        how = self.vllm.body(self.memory.model, sampling, stop=question.stop)
+        return str(self.vllm.complete(question.ids, question.asked, how)["text"])
 
     def close(self) -> None:
         """Close the connection; the memory stays open."""
-        self._http.close()
+        self.vllm.close()

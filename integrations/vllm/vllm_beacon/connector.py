@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -148,8 +149,10 @@ def _reader(extra: dict[str, Any], model: Any, *, device: Any) -> Reader:
     config = model.hf_text_config
     key = os.environ.get("BEACON_STORE_KEY")
     encrypt = os.environ.get("BEACON_STORE_ENCRYPT", "").lower() in ("1", "true", "yes", "on")
+    opened = cache(partial(open_store, extra["store"], key=key.encode() if key else None, encrypt=encrypt))
     return Reader(
-        store=open_store(extra["store"], key=key.encode() if key else None, encrypt=encrypt),
+        store=opened(),
+        place=lambda namespace: opened(namespace=namespace),
         rope=Rope(rotary_of(config)),
         model=checkpoint_fingerprint(model.model, config, revision=model.revision),
         vocabulary=int(config.vocab_size),

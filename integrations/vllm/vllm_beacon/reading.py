@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from beacon_memory.errors import (
     CodecError,
+    ConfigError,
     ModelMismatch,
     SegmentMissing,
     SessionConflict,
@@ -47,6 +48,7 @@ class Reader:
     dtype: torch.dtype
     device: torch.device
     salt: bytes = b""
+    place: Callable[[str], StateStore] | None = None  # opens the store of a namespace
 
     def read(self, asked: Asked, ids: Sequence[int]) -> Prefix:
         """The slots for the placeholders `ids`: keys rotated at 0.., both (layers, 1, kv_heads, slots, head_dim).
@@ -69,7 +71,7 @@ class Reader:
                 # Another writer may have moved the session on, and removed what it no longer names.
                 if not left or self._entries(asked) == entries:
                     raise
-        drawn = placeholders(pieces_of(owned), vocabulary=self.vocabulary, salt=self.salt)
+        drawn = placeholders(pieces_of(owned), vocabulary=self.vocabulary, salt=asked.salted(self.salt))
         if drawn != list(ids):
             raise SessionConflict(
                 f"{_named(asked)}: the prompt's {len(ids)} placeholders are not those of its {len(drawn)} slots: it "
@@ -77,11 +79,19 @@ class Reader:
             )
         return Prefix(self.rope, self.dtype, self.device).extend([segment for _, segment in owned])
 
+    def _store(self, asked: Asked) -> StateStore:
+        """Where it is kept. Raises ConfigError for a namespace that has no place."""
+        if asked.namespace is None:
+            return self.store
+        if self.place is None:
+            raise ConfigError(f"namespace {asked.namespace!r}: this reader has one store for all")
+        return self.place(asked.namespace)
+
     def _entries(self, asked: Asked) -> list[tuple[str, Entry]]:
         """What the heads name, each with whose it is."""
         found = []
         for owner in asked.owners:
-            stored, version = self.store.load(owner)
+            stored, version = self._store(asked).load(owner)
             if owner == asked.session and asked.version and descends(version, stored.past, asked.version) is False:
                 raise SessionRolledBack(
                     f"session {owner!r} is at version {version}, which does not come after version {asked.version} "
@@ -97,7 +107,7 @@ class Reader:
         owned: list[tuple[str, Segment]] = []
         if not asked.slots:
             return owned
-        blobs = self.store.stream([entry.blob for _, entry in entries])
+        blobs = self._store(asked).stream([entry.blob for _, entry in entries])
         for (owner, entry), blob in zip(entries, blobs, strict=False):
             segment = decode_segment(
                 blob, fingerprint=asked.fingerprint, digest=entry.digest, checked=entry.checksum or None

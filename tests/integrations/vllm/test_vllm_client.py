@@ -35,8 +35,8 @@ def vllm(memory: BeaconMemory) -> Iterator[StandIn]:
 
 def slots(vllm: StandIn) -> list[int]:
     """How many placeholders stood in front of each question."""
-    found = [Asked.of(body["kv_transfer_params"]) for body in vllm.asked]
-    return [asked.slots for asked in found if asked is not None]
+    found = [Asked.of(body.get("kv_transfer_params")) for body in vllm.asked]
+    return [0 if asked is None else asked.slots for asked in found]
 
 
 def test_an_answer_is_the_one_of_our_own_engine(memory: BeaconMemory, vllm: StandIn) -> None:

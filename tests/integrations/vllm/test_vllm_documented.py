@@ -1,4 +1,6 @@
-"""docs/vllm.md, run as its reader would: a conversation survives that vLLM and the process that folds start again."""
+"""docs/vllm.md, run as its reader would: a conversation survives that vLLM and the process that folds start again, and
+our server goes on with it.
+"""
 
 from __future__ import annotations
 
@@ -59,14 +61,17 @@ def test_a_conversation_survives_a_restart_of_both_processes(tmp_path: Path) -> 
     sys.path.insert(0, str(ROOT / "tests" / "docs"))
     from snippets import blocks
 
-    with socket.socket() as free:
+    with socket.socket() as free, socket.socket() as another:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        another.bind(("127.0.0.1", 0))
+        port, ours = free.getsockname()[1], another.getsockname()[1]
     document = (ROOT / "docs" / "vllm.md").read_text().replace("localhost:8000", f"localhost:{port}")
+    document = document.replace("localhost:8080", f"localhost:{ours}").replace("--port 8080", f"--port {ours}")
     document = document.replace("--model model", f"--model model --port {port}", 2)
     document = document.replace("vllm-env/bin/python", os.environ["BEACON_VLLM_PYTHON"])
     found = [block for block in blocks(document) if block.why_not and "make test-vllm" in block.why_not]
-    write, serve, talk, again = (block.text for block in found)
+    write, serve, talk, again, command, ask = (block.text for block in found)
+    command = command.replace("beacon-memory", f"{sys.executable} -m beacon_memory.cli", 1)
 
     def run(code: str) -> str:
         command, environment = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": PACKAGES}
@@ -78,12 +83,12 @@ def test_a_conversation_survives_a_restart_of_both_processes(tmp_path: Path) -> 
         run(talk)
     with served(serve, tmp_path, port):
         said = run(again)
+        with served(command, tmp_path, ours):
+            assert run(ask).strip() != ""
     with BeaconMemory.open("smollm2", store=f"sqlite:///{tmp_path / 'memory.db'}") as memory:
-        about = memory.session("ada").info()
-        assert (about.documents, about.messages) == (1, 3)
+        session = memory.session("ada")
+        about = session.info()
+        assert (about.documents, about.messages) == (1, 5)
         assert about.slots > 0
-        assert (
-            said.strip()
-            == memory.session("ada").ask("Who is the landlord?", recall_tokens=0, max_new_tokens=32).strip()
-            != ""
-        )
+        session.rewind(3)  # to where `again` asked
+        assert said.strip() == session.ask("Who is the landlord?", recall_tokens=0, max_new_tokens=32).strip() != ""
