@@ -81,6 +81,17 @@ class _Streamed(Iterator[str]):
 
     def _seen(self, event: dict[str, Any]) -> str | None:
         """The words of an event; what else it tells is kept."""
+        if event.get("usage"):
+            self._last["usage"] = event["usage"]
+        if not event["choices"]:
+            return None
+        choice = event["choices"][0]
+        if choice.get("finish_reason"):
+            self._last |= {"finish": choice["finish_reason"], "beacon": event["beacon"]}
+        return self._words(choice)
+
+    def _words(self, choice: dict[str, Any]) -> str | None:
+        """The words of a choice; calls that it tells are kept."""
         raise NotImplementedError
 
     def _shown(self) -> str:
@@ -143,15 +154,8 @@ class RemoteReply(_Streamed):
         """What it took beside logical tokens, in the words in which frameworks are told of it."""
         return dict(self._last["beacon"])
 
-    def _seen(self, event: dict[str, Any]) -> str | None:
-        if event.get("usage"):
-            self._last["usage"] = event["usage"]
-        if not event["choices"]:
-            return None
-        choice = event["choices"][0]
+    def _words(self, choice: dict[str, Any]) -> str | None:
         self._last.setdefault("calls", []).extend(choice["delta"].get("tool_calls") or ())
-        if choice.get("finish_reason"):
-            self._last |= {"finish": choice["finish_reason"], "beacon": event["beacon"]}
         content: str | None = choice["delta"].get("content")
         return content
 
@@ -170,14 +174,7 @@ class RemoteText(_Streamed):
         """The whole answer, once it has been read."""
         return completion_of(self._text, self._last["finish"], self._last["usage"], self._last["beacon"])
 
-    def _seen(self, event: dict[str, Any]) -> str | None:
-        if event.get("usage"):
-            self._last["usage"] = event["usage"]
-        if not event["choices"]:
-            return None
-        choice = event["choices"][0]
-        if choice.get("finish_reason"):
-            self._last |= {"finish": choice["finish_reason"], "beacon": event.get("beacon") or {}}
+    def _words(self, choice: dict[str, Any]) -> str | None:
         return str(choice["text"])
 
 

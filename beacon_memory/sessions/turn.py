@@ -131,7 +131,6 @@ class Turn(Pieces):
         self._whole.append((answer, self._usage(begun, answer)))
 
     def _begin(self) -> _Begun:
-        transcript = self._memory.transcript
         head, before, version, past = self._opened()
         talk = [message for message in past if message["role"] != DOCUMENT]
         found = self._matched(head, past, talk)
@@ -140,24 +139,33 @@ class Turn(Pieces):
         if forked:
             head, before, pages = branch(self._memory, head, before, past, found.kept)
         said = [*(self._messages[n] for n in found.late), *self._messages[found.known :]]
-        raw = min(self._raw if self._keep is None else self._keep, len(said))
-        new, asked = said[: len(said) - raw], said[len(said) - raw :]
-        if not (before.tokens or new or raw):
+        if not (before.tokens or said):
             raise InputError("no message to answer")
+        context, answer = context_state(self._memory, self._contexts), Sampling.of(self._sampling).max_new_tokens
+        raw = min(self._raw if self._keep is None else self._keep, len(said))
+        new, state, prompt = self._read_up(head, before, said, raw, context=context)
+        if raw and self._keep is None and prompt.slots + len(prompt.ids) + answer > self._memory.model.positions:
+            raw = 0
+            new, state, prompt = self._read_up(head, before, said, raw, context=context)
+        asked = said[len(said) - raw :]
+        prompt = look_again(self._memory, prompt, since=self._since(), recall_tokens=self._recall, answer=answer)
+        stream = stream_answer(self._memory, prompt, **self._sampling)
+        later = asked if self._keep is None else []
+        return _Begun(opened, head, before, state, version, pages, forked, new, later, context, prompt, stream)
 
+    def _read_up(
+        self, head: SessionHead, before: BeaconState, said: Sequence[Message], raw: int, *, context: BeaconState
+    ) -> tuple[Sequence[Message], BeaconState, Prompt]:
+        """The messages that are folded before the answer, the session after them, and the prompt with `raw` behind."""
+        transcript = self._memory.transcript
+        new, asked = said[: len(said) - raw], said[len(said) - raw :]
         known = len(self._messages) - len(said)
         closing = min(len(new), max(0, min(self._close, len(self._messages) - 1) - known))
         closed, ids = ([i for m in part for i in transcript.turn(m)] for part in (new[:closing], new[closing:]))
         if not before.tokens:
             closed, ids = (transcript.opened(closed), ids) if closed else (closed, transcript.opened(ids))
-        context = context_state(self._memory, self._contexts)
         state, prompt = self._folded(head, before, closed, ids, context=context, asked=asked, new=new)
-        answer = Sampling.of(self._sampling).max_new_tokens
-        prompt = fitted(self._memory, prompt, answer=answer)
-        prompt = look_again(self._memory, prompt, since=self._since(), recall_tokens=self._recall, answer=answer)
-        stream = stream_answer(self._memory, prompt, **self._sampling)
-        later = asked if self._keep is None else []
-        return _Begun(opened, head, before, state, version, pages, forked, new, later, context, prompt, stream)
+        return new, state, fitted(self._memory, prompt, answer=Sampling.of(self._sampling).max_new_tokens)
 
     def _since(self) -> Sequence[Message]:
         """The messages from the user's newest on; none where the user said nothing."""

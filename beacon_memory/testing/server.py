@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 import uvicorn
 
 from beacon_memory.server.app import make_app
+from beacon_memory.server.run import listening_on
 from beacon_memory.serving.engine import BeaconEngine
 
 
@@ -24,7 +24,7 @@ def beacon_server(engine: BeaconEngine, **settings: Any) -> Iterator[str]:
     ...     httpx.get(f"{url}/health").json()
     {'status': 'ok'}
     """
-    listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+    listening = listening_on("127.0.0.1", 0)
     app = make_app(engine, **settings)
     config = uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)

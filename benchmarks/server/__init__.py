@@ -1,1 +1,1 @@
-"""Servers as processes, under load: what becomes of turns when one is killed, and of memory when many people talk."""
+"""Servers under load: what becomes of turns when one is killed, and of memory when many people talk; what HTTP adds."""

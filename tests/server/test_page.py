@@ -116,6 +116,15 @@ def messages(http: httpx.Client, session: str) -> list[str]:
     return [one["content"] for one in found.get("data", [])]
 
 
+def until_there(page: Page, held: list[Route]) -> None:
+    """Wait for a request that is left waiting."""
+    for _ in range(150):
+        if held:
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("nothing was asked")
+
+
 def ask(page: Page, text: str) -> None:
     page.get_by_label("Message", exact=True).fill(text)
     page.get_by_role("button", name="Send").click()
@@ -160,6 +169,7 @@ def test_what_is_said_while_its_session_still_opens_stays_to_be_seen(visit: Open
         expect(page.locator("#messages li")).to_have_count(2)
         with page.expect_response(f"**/v1/sessions/{name}"):
             held[0].continue_()
+        page.unroute(f"**/v1/sessions/{name}")
         page.wait_for_timeout(200)
         expect(page.locator("#messages li")).to_have_count(2)
     finally:
@@ -182,6 +192,138 @@ def test_an_answer_that_is_stopped_leaves_no_trace(visit: Opened, http: httpx.Cl
     expect(page.get_by_label("Message", exact=True)).to_have_value("Where is the key?")
     expect(page.locator("#messages li")).to_have_count(len(before))
     assert messages(http, session) == before
+
+
+def test_an_answer_that_cannot_be_looked_at_afterwards_stays_and_is_remembered(
+    visit: Opened, http: httpx.Client, session: str
+) -> None:
+    """The page said that nothing was remembered, and put the question back."""
+    page = visit(f"#session/{session}")
+    expect(page.locator("#messages .held").first).not_to_be_empty()
+    before = messages(http, session)
+    page.route(f"**/v1/sessions/{session}", lambda route: route.fulfill(status=503, body="{}"))
+    ask(page, "Where is the key?")
+    expect(page.get_by_role("alert")).to_contain_text("503")
+    expect(page.get_by_role("status")).to_contain_text("Answered from")
+    expect(page.get_by_label("Message", exact=True)).to_have_value("")
+    expect(page.locator("#messages li")).to_have_count(len(before) + 2)
+    expect(page.locator("#messages li").last).to_contain_text("behind the green door")
+    assert messages(http, session)[len(before) :][0] == "Where is the key?"
+    page.unroute(f"**/v1/sessions/{session}")
+    ask(page, "And now?")
+    expect(page.locator("#messages li[data-place]")).to_have_count(len(before) + 4)
+    expect(page.locator("#messages li")).to_have_count(len(before) + 4)
+
+
+def test_an_answer_that_was_whole_when_it_was_lost_is_told_as_remembered(visit: Opened, http: httpx.Client) -> None:
+    page, name = visit(), f"lost-{uuid.uuid4()}"
+    page.get_by_label("New session").fill(name)
+    page.get_by_role("button", name="Open").click()
+
+    def cut(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace("data: [DONE]", ""))
+
+    page.route("**/v1/chat/completions", cut)
+    ask(page, "Where is the key?")
+    expect(page.get_by_role("status")).to_contain_text("it is remembered")
+    expect(page.get_by_label("Message", exact=True)).to_have_value("")
+    expect(page.locator("#messages li[data-place]")).to_have_count(2)
+    assert len(messages(http, name)) == 2
+
+
+def test_what_comes_late_of_another_session_is_not_shown(visit: Opened, http: httpx.Client, session: str) -> None:
+    """Its messages took the place of those of the session that was opened meanwhile."""
+    other, held = f"other-{uuid.uuid4()}", list[Route]()
+    said = {"messages": [{"role": "user", "content": f"Other {n}."} for n in range(5)]}
+    http.post(f"/v1/sessions/{other}/messages", json=said).raise_for_status()
+    page = visit()
+    page.route(f"**/v1/sessions/{session}/messages*", lambda route: held.append(route))
+    page.goto(f"{http.base_url}#session/{session}")
+    until_there(page, held)
+    page.goto(f"{http.base_url}#session/{other}")
+    expect(page.locator("#messages .held").nth(4)).not_to_be_empty()
+    with page.expect_response(f"**/v1/sessions/{session}/messages*"):
+        held[0].continue_()
+    page.locator("#query").fill("Other")
+    with page.expect_response("**/search"):
+        page.locator("#query").press("Enter")
+    page.wait_for_timeout(100)
+    expect(page.locator("#messages li")).to_have_count(5)
+    expect(page.locator("#messages li").first).to_contain_text("Other 0.")
+
+
+def test_what_was_asked_of_a_session_is_not_done_to_the_next_one(
+    visit: Opened, http: httpx.Client, session: str
+) -> None:
+    """A session that was opened while the page asked whether to forget another one was forgotten in its place."""
+    other = f"other-{uuid.uuid4()}"
+    http.post(f"/v1/sessions/{other}/messages", json={"messages": [{"role": "user", "content": "Hi"}]})
+    page = visit(f"#session/{session}")
+    expect(page.locator("#messages .held").first).not_to_be_empty()
+    page.get_by_role("button", name="Forget this session").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.evaluate(f"location.hash = '#session/{other}'")  # as going back does
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page.locator("#messages li")).to_have_count(1)
+    assert [http.get(f"/v1/sessions/{name}").status_code for name in (session, other)] == [200, 200]
+
+
+def test_the_newest_prefix_counts(visit: Opened, http: httpx.Client) -> None:
+    """What was found for an older prefix came late, and took its place."""
+    held, mine = list[Route](), uuid.uuid4().hex
+    for name in (f"{mine}-one", f"{mine}-two"):
+        http.post(f"/v1/sessions/{name}/messages", json={"messages": [{"role": "user", "content": "Hi"}]})
+    page = visit()
+    expect(page.locator("#model")).not_to_be_empty()
+    page.route(re.compile(f"/v1/sessions\\?prefix={mine}&"), lambda route: held.append(route))
+    page.locator("#prefix").fill(mine)
+    until_there(page, held)
+    page.locator("#prefix").fill(f"{mine}-one")
+    expect(page.locator("#sessions li")).to_have_count(1)
+    with page.expect_response(re.compile(f"/v1/sessions\\?prefix={mine}&")):
+        held[0].continue_()
+    page.wait_for_timeout(100)
+    expect(page.locator("#sessions li")).to_have_count(1)
+
+
+def test_two_tabs_that_speak_at_once_are_both_remembered(
+    visit: Opened, http: httpx.Client, session: str, gate: Gate
+) -> None:
+    tabs, before = [visit(f"#session/{session}") for _ in range(2)], messages(http, session)
+    for page in tabs:
+        expect(page.locator("#messages .held").first).not_to_be_empty()
+    gate.open.clear()
+    try:
+        for n, page in enumerate(tabs):
+            ask(page, f"Where is the key of tab {n}?")
+    finally:
+        gate.open.set()
+    for page in tabs:
+        expect(page.get_by_role("status")).to_contain_text("Answered from")
+        expect(page.get_by_role("alert")).to_be_hidden()
+    said = messages(http, session)[len(before) :]
+    assert sorted(text for text in said if "tab" in text) == [f"Where is the key of tab {n}?" for n in range(2)]
+    assert len(said) == 4
+
+
+def test_a_session_that_is_forgotten_while_it_answers_stays_forgotten(
+    visit: Opened, http: httpx.Client, session: str, gate: Gate
+) -> None:
+    page = visit(f"#session/{session}")
+    expect(page.locator("#messages .held").first).not_to_be_empty()
+    gate.open.clear()
+    try:
+        ask(page, "Where is the key?")
+        page.get_by_role("button", name="Forget this session").click()
+        confirm(page, "Forget all of it")
+        expect(page.get_by_role("status")).to_contain_text("It is forgotten")
+    finally:
+        gate.open.set()
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.get_by_label("Message", exact=True)).to_have_value("Where is the key?")
+    expect(page.locator("#messages li")).to_have_count(0)
+    assert http.get(f"/v1/sessions/{session}").status_code == 404
 
 
 def test_the_memory_is_laid_open(visit: Opened, http: httpx.Client, session: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from beacon_memory.server.run import listening_on
 from beacon_memory.stores import open_store
 from beacon_memory.testing import beacon_server, redis_server, scripted_engine, tiny_checkpoint
 
@@ -140,3 +142,13 @@ def test_two_servers_over_one_redis_serve_the_same_sessions(kind: str) -> None:
                 answers.append(answer.choices[0].message.content)
         assert answers == [f"I know {turn + 1}." for turn in range(6)]
         assert httpx.get(f"{one}/v1/sessions/ada").json() == httpx.get(f"{other}/v1/sessions/ada").json()
+
+
+def test_each_piece_of_a_stream_is_sent_at_once() -> None:
+    """The second one waited 40 ms, until the client had acknowledged the first."""
+    with (
+        closing(listening_on("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1

@@ -70,6 +70,20 @@ def test_what_memory_held_is_told_as_cached(client: OpenAI) -> None:
     assert later.usage.input_tokens_details.cached_tokens > 300
 
 
+def test_a_message_that_does_not_fit_raw_is_folded_as_chat_completions_fold_it() -> None:
+    """It was refused."""
+    asked: Any = [{"role": "user", "content": "The lighthouse at the cape was painted white. " * 50}]
+    engine = scripted_engine(wise, max_position_embeddings=1024)
+    with beacon_server(engine) as url, OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        told = ask(client, asked, max_output_tokens=16).usage
+        chat = client.chat.completions.create(model=MODEL, messages=asked, user="long", max_tokens=16).usage
+    assert chat is not None
+    assert chat.prompt_tokens == told.input_tokens > 1024
+    written = told.input_tokens_details.cache_write_tokens
+    assert written > 1024
+    assert chat.prompt_tokens_details.cached_tokens == written  # type: ignore[union-attr]
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(-1, 5), min_size=1, max_size=7), st.integers(0, 6))
 def test_whatever_grows_from_whatever_a_response_remembers_its_own_past(

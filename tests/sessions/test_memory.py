@@ -166,7 +166,7 @@ def test_a_prompt_that_cannot_fit_is_refused_before_anything_is_written(memory):
     session.add(TALK)
     before = stored(memory.store, "alice")
     with pytest.raises(PromptTooLong, match="2048 positions"):
-        session.chat("long " * 3000)
+        session.chat("Hi", system="long " * 3000)
     assert stored(memory.store, "alice") == before
 
 

@@ -107,6 +107,16 @@ def test_usage_counts_what_was_read_from_memory_and_what_was_folded(memory):
     assert second.usage.slots <= info.slots
 
 
+def test_what_is_said_last_is_raw_where_it_fits_and_folded_where_it_does_not(memory):
+    """A message that did not fit raw was refused where it was to be raw, and folded elsewhere."""
+    room = memory.model.positions // len(memory.model.encode("One two three. "))
+    for name, times in (("short", room // 3), ("long", 3 * room)):
+        _, turn = say(memory, [user("One two three. " * times)], name, raw=1)
+        assert (turn.usage.folded > 0) == (name == "long")
+        assert turn.usage.slots + turn.usage.prefill < memory.model.positions
+        assert memory.session(name).info().tail < memory.model.config.window + memory.model.config.keep_last
+
+
 @pytest.mark.parametrize("how", [{}, {"keep": 1}, {"behind": 2}])
 def test_a_turn_reads_its_tail_behind_what_overlaps_it(how, monkeypatch):
     memory = BeaconMemory(tiny_model(config=CONFIG.replace(overlap=3)), MemoryStore())

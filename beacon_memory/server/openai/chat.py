@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, aclosing
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, TypeVar
@@ -142,9 +142,7 @@ def _completion(about: dict[str, Any], reply: Told) -> dict[str, Any]:
     }
 
 
-async def _events(
-    about: dict[str, Any], first: Told, told: AsyncIterator[Told], *, usage: bool
-) -> AsyncIterator[bytes]:
+def _events(about: dict[str, Any], first: Told, told: AsyncIterator[Told], *, usage: bool) -> AsyncIterator[bytes]:
     """The answer as server-sent events. One that fails ends in an event with the error."""
     chunk = {**about, "object": "chat.completion.chunk"}
 
@@ -152,20 +150,7 @@ async def _events(
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         return event_of({**chunk, "choices": [choice], **({"usage": None} if usage else {}), **more})
 
-    async with aclosing(told):  # type: ignore[type-var]
-        yield event({"role": "assistant", "content": ""})
-        try:
-            piece = first
-            while isinstance(piece, str):
-                if piece:
-                    yield event({"content": piece})
-                piece = await anext(told)
-        except Exception as exc:
-            status, body = body_of(exc)
-            logger.error("a stream ended with %d %s", status, type(exc).__name__)
-            yield event_of(body)
-            return
-        reply = piece
+    def end(reply: Whole) -> Iterator[bytes]:
         if broken := broken_calls(reply):
             yield event({"content": broken})
         for n, call in enumerate(_calls(reply)):
@@ -174,6 +159,39 @@ async def _events(
         if usage:
             yield event_of({**chunk, "choices": [], "usage": _usage(reply)})
         yield DONE
+
+    begun = [event({"role": "assistant", "content": ""})]
+    return sent(first, told, begun, say=lambda piece: [event({"content": piece})] if piece else [], end=end)
+
+
+async def sent(
+    first: object,
+    answer: AsyncIterator[object],
+    begun: Iterable[bytes] = (),
+    *,
+    say: Callable[[str], Iterable[bytes]],
+    end: Callable[[Any], Iterable[bytes]],
+    fail: Callable[[dict[str, Any]], bytes] | None = None,
+) -> AsyncIterator[bytes]:
+    """The events of an answer: those that begin it, of each of its pieces, and of the whole of it; one that fails ends
+    in that of its error.
+    """
+    async with aclosing(answer):  # type: ignore[type-var]
+        for event in begun:
+            yield event
+        try:
+            piece = first
+            while isinstance(piece, str):
+                for event in say(piece):
+                    yield event
+                piece = await anext(answer)
+        except Exception as exc:
+            status, body = body_of(exc)
+            logger.error("a stream ended with %d %s", status, type(exc).__name__)
+            yield (fail or event_of)(body)
+            return
+        for event in end(piece):
+            yield event
 
 
 def event_of(body: dict[str, Any]) -> bytes:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from beacon_memory.server.errors import Refused, body_of
+from beacon_memory.server.errors import Refused
 from beacon_memory.server.limits import Limits
 from beacon_memory.server.openai.asked import StreamOptions, check_neutral
-from beacon_memory.server.openai.chat import DONE, event_of, whole_behind
+from beacon_memory.server.openai.chat import DONE, event_of, sent, whole_behind
 from beacon_memory.server.openai.models import check_model
 from beacon_memory.server.visit import STREAMED, Here, StrictRoute, streamed
 from beacon_memory.sessions.context import in_front
@@ -27,7 +25,6 @@ from beacon_memory.sessions.reply import TextReply, completed
 from beacon_memory.sessions.turn import batch_answers
 from beacon_memory.state.info import Completion
 
-logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/completions", tags=["OpenAI"], route_class=StrictRoute)
 
 MOST = 64  # texts of one request
@@ -147,26 +144,20 @@ async def complete(asked: CompletionRequest, here: Here) -> Response:
     )
 
 
-async def _events(
-    about: dict[str, Any], first: Told, told: AsyncIterator[Told], *, usage: bool
-) -> AsyncIterator[bytes]:
+def _events(about: dict[str, Any], first: Told, told: AsyncIterator[Told], *, usage: bool) -> AsyncIterator[bytes]:
     """The answer as server-sent events. One that fails ends in an event with the error."""
-    async with aclosing(told):  # type: ignore[type-var]
-        try:
-            piece = first
-            while isinstance(piece, str):
-                if piece:
-                    yield event_of({**about, "choices": [_choice(piece, None)]})
-                piece = await anext(told)
-        except Exception as exc:
-            status, body = body_of(exc)
-            logger.error("a stream ended with %d %s", status, type(exc).__name__)
-            yield event_of(body)
-            return
-        yield event_of({**about, "choices": [_choice("", piece.finish)], "beacon": {"sources": list(piece.sources)}})
+
+    def end(said: Completion) -> Iterator[bytes]:
+        yield event_of({**about, "choices": [_choice("", said.finish)], "beacon": {"sources": list(said.sources)}})
         if usage:
-            yield event_of({**about, "choices": [], "usage": _usage([piece])})
+            yield event_of({**about, "choices": [], "usage": _usage([said])})
         yield DONE
+
+    def say(piece: str) -> Iterator[bytes]:
+        if piece:
+            yield event_of({**about, "choices": [_choice(piece, None)]})
+
+    return sent(first, told, say=say, end=end)
 
 
 def _choice(text: str, finish: str | None, index: int = 0) -> dict[str, Any]:

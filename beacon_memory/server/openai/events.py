@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing
 from typing import Any
 
-from beacon_memory.server.errors import body_of
-from beacon_memory.server.openai.chat import broken_calls
+from beacon_memory.server.openai.chat import broken_calls, sent
 from beacon_memory.server.openai.items import answer_items, call_item, said_item, text_part
 from beacon_memory.server.openai.wanted import closed
 from beacon_memory.sessions.reply import Reply
 from beacon_memory.talk.tools import NamedCall, as_json
-
-logger = logging.getLogger(__name__)
 
 Told = str | Reply  # pieces of an answer, and behind them the whole of it
 
@@ -32,26 +27,14 @@ def text_of(reply: Reply) -> str:
     return (reply.said.text + broken_calls(reply)).strip()
 
 
-async def events(told: dict[str, Any], first: Told, answer: AsyncIterator[Told]) -> AsyncIterator[bytes]:
+def events(told: dict[str, Any], first: Told, answer: AsyncIterator[Told]) -> AsyncIterator[bytes]:
     """The answer as server-sent events, typed and numbered. One that fails ends in `response.failed`."""
     script = _Script(told)
-    async with aclosing(answer):  # type: ignore[type-var]
-        for event in script.begin():
-            yield event
-        try:
-            piece = first
-            while isinstance(piece, str):
-                for event in script.say(piece):
-                    yield event
-                piece = await anext(answer)
-        except Exception as exc:
-            status, body = body_of(exc)
-            logger.error("a stream ended with %d %s", status, type(exc).__name__)
-            yield script.fail(body["error"])
-            return
-        reply = piece
-        for event in script.end(text_of(reply), reply.calls, lambda text: finished(told, reply, text=text)):
-            yield event
+
+    def end(reply: Reply) -> Iterator[bytes]:
+        return script.end(text_of(reply), reply.calls, lambda text: finished(told, reply, text=text))
+
+    return sent(first, answer, script.begin(), say=script.say, end=end, fail=lambda body: script.fail(body["error"]))
 
 
 def again(response: dict[str, Any]) -> Iterator[bytes]:

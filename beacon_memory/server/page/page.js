@@ -16,6 +16,8 @@ let sources = []; // passages that were found, the best first
 let running = null; // stops the answer that is being given
 let looking = null; // the newest look at what is open, until all of it is there
 let opened = 0; // grows with each opening: what comes late belongs to none
+let looks = 0; // grows with each look: only the newest one is shown
+const listings = { session: 0, context: 0 }; // so do these with each listing
 let asked = []; // questions to documents and their answers, which nobody remembers
 
 // ---- elements
@@ -80,8 +82,9 @@ function sure(title, text, yes) {
 // ---- the lists at the left
 
 async function names(kind, after = "") {
-  const list = $(KINDS[kind]), more = $(`more-${KINDS[kind]}`);
+  const list = $(KINDS[kind]), more = $(`more-${KINDS[kind]}`), mine = (listings[kind] += 1);
   const page = await get(path([KINDS[kind]], { prefix: $("prefix").value, limit: PAGE, after }));
+  if (mine !== listings[kind]) return page.data;
   const lines = page.data.map((one) => {
     const here = open?.kind === kind && open.id === one.id;
     return make("li", {}, make("a", { href: `#${kind}/${encodeURIComponent(one.id)}`, "aria-current": here && "page" }, one.id));
@@ -114,6 +117,7 @@ async function follow() {
   const [kind, id] = location.hash.slice(1).split("/");
   if (!(kind in KINDS) || !id) return;
   running?.abort();
+  if ($("confirm").open) $("confirm").close("no"); // it asks about what was open
   open = { kind, id: decodeURIComponent(id) };
   opened += 1;
   sources = [];
@@ -144,23 +148,20 @@ async function follow() {
 const look = (place = null) => (looking = lookAt(place));
 
 async function lookAt(place) {
-  const mine = opened, { kind, id } = open, root = [KINDS[kind], id];
+  const mine = (looks += 1), { kind, id } = open, root = [KINDS[kind], id];
   let info = null;
   try {
     info = await get(path(root));
   } catch (error) {
     if (error.status !== 404) throw error; // a new one: the first message makes it
   }
-  if (mine !== opened) return;
+  const last = (info?.messages ?? 0) - PAGE;
+  const from = kind === "session" ? Math.max(0, place === null ? last : Math.min(place, last)) : 0;
+  const told = kind === "session" && info ? (await get(path([...root, "messages"], { after: from - 1, limit: PAGE }))).data : [];
+  if (mine !== looks) return;
   figures(info);
-  if (kind === "session") {
-    const last = (info?.messages ?? 0) - PAGE;
-    first = Math.max(0, place === null ? last : Math.min(place, last));
-    shown = info ? (await get(path([...root, "messages"], { after: first - 1, limit: PAGE }))).data : [];
-  } else {
-    shown = asked.map((message, at) => ({ ...message, place: at }));
-  }
-  if (mine !== opened) return;
+  first = from;
+  shown = kind === "session" ? told : asked.map((message, at) => ({ ...message, place: at }));
   held = new Map();
   messages();
   if (place === null) $("log").scrollTop = $("log").scrollHeight;
@@ -173,7 +174,7 @@ async function lookAt(place) {
     get(path([...root, "contents"], { kind: kind === "session" ? "document" : "", limit: 1000 })),
     kind === "session" ? get(path([...root, "branches"])) : { data: [] },
   ]);
-  if (mine !== opened) return;
+  if (mine !== looks) return;
   held = new Map(contents.data.map((one) => [one.place, one]));
   for (const line of $("messages").querySelectorAll("[data-place]")) {
     line.querySelector(".held").textContent = keeping(held.get(Number(line.dataset.place)));
@@ -269,8 +270,9 @@ async function send() {
   $("say").value = "";
   busy(true);
   say("The model reads and answers …");
+  const last = shown.at(-1)?.place ?? -1;
+  let told = null;
   try {
-    let told = null;
     for await (const event of answer(body, stop.signal)) {
       const piece = event.choices[0]?.delta?.content;
       const below = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
@@ -278,21 +280,8 @@ async function send() {
       if (below) log.scrollTop = log.scrollHeight;
       told = event.beacon ?? told;
     }
-    if (mine !== opened) return;
-    given.removeAttribute("aria-busy");
-    coming = [];
-    asked = open.kind === "session" ? [] : [...asked, question, { role: "assistant", content: said.textContent }];
-    sources = told?.sources ?? [];
-    found("Sources of the answer");
-    say(`Answered from ${count(told?.beacon_tokens ?? 0)} slots and ${count(told?.raw_tokens ?? 0)} raw tokens.`);
-    await Promise.all([look(), lists()]);
   } catch (error) {
-    if (mine === opened) {
-      coming = [];
-      messages();
-      $("say").value = text;
-      say(error.name === "AbortError" ? "Stopped: nothing was remembered." : "");
-    }
+    if (mine === opened) await failed(error, text, last);
     throw error;
   } finally {
     if (running === stop) {
@@ -300,6 +289,33 @@ async function send() {
       busy(false);
     }
   }
+  if (mine !== opened) return;
+  given.removeAttribute("aria-busy");
+  asked = open.kind === "session" ? [] : [...asked, question, { role: "assistant", content: said.textContent }];
+  sources = told?.sources ?? [];
+  found("Sources of the answer");
+  say(`Answered from ${count(told?.beacon_tokens ?? 0)} slots and ${count(told?.raw_tokens ?? 0)} raw tokens.`);
+  const answered = coming, before = shown;
+  coming = [];
+  const seen = await Promise.allSettled([look(), lists()]);
+  if (mine === opened && seen[0].status === "rejected" && shown === before) {
+    coming = answered; // it is remembered, whether it can be looked at now or not
+    messages();
+  }
+  for (const one of seen) if (one.status === "rejected") throw one.reason;
+}
+
+// An answer that is not whole: nothing is remembered, unless it was whole there when it was stopped or lost.
+async function failed(error, text, last) {
+  const mine = opened, stopped = error.name === "AbortError";
+  coming = [];
+  messages();
+  const there = open.kind === "session" && (await look().then(() => shown.some((one) => one.place > last && one.content === text), () => null));
+  if (mine !== opened) return;
+  if (!there) $("say").value ||= text;
+  if (there) say("The answer was whole when it was stopped or lost: it is remembered.");
+  else if (there === null) say(stopped ? "Stopped." : "");
+  else say(stopped ? "Stopped: nothing was remembered." : "Nothing was remembered.");
 }
 
 function busy(yes) {
@@ -469,7 +485,10 @@ on("key-forget", "click", () => {
   location.reload();
 });
 on("search-form", "submit", async () => {
-  sources = (await post(path([KINDS[open.kind], open.id, "search"]), { query: $("query").value })).data;
+  const mine = opened;
+  const { data } = await post(path([KINDS[open.kind], open.id, "search"]), { query: $("query").value });
+  if (mine !== opened) return;
+  sources = data;
   found("Passages that were found");
   messages();
 });

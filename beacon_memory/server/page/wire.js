@@ -47,7 +47,7 @@ export async function* answer(body, signal) {
   let text = "";
   for (;;) {
     const { done, value } = await reader.read();
-    if (done) throw new Problem("the answer broke off; nothing was remembered", 0);
+    if (done) throw new Problem("the answer broke off", 0);
     text += value;
     const events = text.split("\n\n");
     text = events.pop();
