@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from tokenizers import decoders
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
@@ -188,6 +190,10 @@ def _load_gguf(file: Path, how: dict[str, Any], options: dict[str, Any]) -> tupl
     unpacked = _unpacked(file)
     if not unpacked.is_dir():
         lm, tokenizer = _load(str(file.parent), how | {"dtype": torch.float32}, options, gguf_file=file.name)
+        backend = tokenizer.backend_tokenizer
+        if isinstance(backend.pre_tokenizer, ByteLevel):
+            # transformers 5.16 has it decode as SentencePiece's too, by which llguidance takes its tokens for others.
+            backend.decoder = decoders.ByteLevel()
         lm.hf_quantizer = None  # the unpacked weights are not quantised
         if hasattr(lm.config, "quantization_config"):
             del lm.config.quantization_config
