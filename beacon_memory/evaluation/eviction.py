@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from beacon_memory.fold.attention import norm_of
-from beacon_memory.fold.fold import embed, read
+from beacon_memory.fold.fold import embed, read, stacked
 from beacon_memory.fold.layout import evenly
 from beacon_memory.fold.passes import RawPass
 from beacon_memory.fold.prefix import Prefix
@@ -57,6 +57,8 @@ class ExpectedAttentionPass(RawPass):
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = int(module.beacon_index)
+        if module.beacon_layer.shared:
+            return super().attend(module, query, key, value, attend)
         queries = self._queries.pop(layer)
         norm = module.beacon_layer.norm
         queries = norm_of(module, "q")(queries) if norm == "row" else queries
@@ -115,9 +117,8 @@ class Kept:
         with torch.inference_mode():
             expecting = ExpectedAttentionPass(past, len(ids))
             read(model.lm, expecting, embed(model.lm, rows), torch.arange(len(ids)) + past.slots)
-        by_layer = (expecting.keys, expecting.values, expecting.expected)
-        keys, values, scores = (torch.stack([kept[layer] for layer in range(len(kept))]) for kept in by_layer)
-        return cls(keys, values, scores)
+        scores = {layer: expected[..., None] for layer, expected in expecting.expected.items()}
+        return cls(stacked(expecting.keys), stacked(expecting.values), stacked(scores)[..., 0])
 
     def prefix(self, past: Prefix) -> Prefix:
         """All of it behind a past."""

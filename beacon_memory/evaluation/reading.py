@@ -48,6 +48,8 @@ class BranchPass:
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = int(module.beacon_index)
+        if module.beacon_layer.shared:
+            return attend(query, *self.past.join(layer, *self.rotated[layer]), self._sight.of(module))
         if layer in self.rotated:
             earlier = self.rotated[layer]
             key, value = torch.cat([earlier[0], key], dim=2), torch.cat([earlier[1], value], dim=2)

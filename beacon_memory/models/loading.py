@@ -32,9 +32,9 @@ from transformers.utils import cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from beacon_memory.errors import AdapterError, BeaconError, ConfigError, InputError, ModelError
-from beacon_memory.fold.family import family_of
+from beacon_memory.fold.family import family_of, slot_shapes
 from beacon_memory.models.encoding import encoder
-from beacon_memory.models.families import check_supported, text_of
+from beacon_memory.models.families import INSIDE, check_supported, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +169,8 @@ def _load(
         about = _config(where, **options)
         check_supported(about)
         how = how | {"attn_implementation": _attention(about, how)}
+        if about.model_type in INSIDE:
+            how = how | {"config": about, "key_mapping": INSIDE[about.model_type]}
     tokenizer = AutoTokenizer.from_pretrained(where, **extra, **options)
     lm, report = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **extra, **how)
     if missing := sorted(report["missing_keys"]):
@@ -310,10 +312,11 @@ def fingerprint_of(config: Any, weights: Mapping[str, Tensor], *, loras: Sequenc
         "hidden_size",
         "num_hidden_layers",
         "num_attention_heads",
-        "num_key_value_heads",
         "vocab_size",
     )
     shape = {field: getattr(config, field) for field in fields} | {"rope": getattr(config, "rope_parameters", None)}
+    heads = [heads for heads, _ in slot_shapes(config)]
+    shape["num_key_value_heads"] = heads if len(set(heads)) > 1 else heads[0]
     layers = family_of(config).layers(config)
     if windows := [layer.window for layer in layers if layer.window]:
         shape["windows"] = windows

@@ -149,10 +149,15 @@ def test_answers_written_side_by_side_are_those_of_generate(model):
     assert [model.decode(ids) for ids in written] == alone
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "gemma2", "gpt_oss"])
-def test_answers_behind_layers_that_slide_are_those_of_the_model(family):
+SHARED = {"num_hidden_layers": 4, "num_kv_shared_layers": 2}  # the upper layers read the keys of the lower ones
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("gemma3_text", {}), ("gemma2", {}), ("gpt_oss", {}), ("gemma4_text", SHARED)]
+)
+def test_answers_behind_layers_that_slide_are_those_of_the_model(family, changes):
     """Their rows saw the whole memory: with contexts beyond the window, figures were of another model."""
-    model = tiny_model(family, config=CONFIG)  # its window has 24 entries
+    model = tiny_model(family, config=CONFIG, **changes)  # its window has 24 entries
     asked = item(drawn(6, 70), ask=9)
     questions = [Question(tuple(drawn(n, n)), (tuple(drawn(n + 1, 30)), tuple(drawn(n + 2, 4)))) for n in (5, 2, 31)]
     memories = Memories(model, asked)
@@ -200,12 +205,12 @@ def test_eviction_block_by_block_in_one_block_is_eviction_at_once():
     assert torch.allclose(blocks.keys, once.keys)
 
 
-@pytest.mark.parametrize("family", ["phi3", "smollm3", "olmo2", "gemma3_text"])
+@pytest.mark.parametrize("family", ["phi3", "smollm3", "olmo2", "gemma3_text", "gemma4_text"])
 def test_eviction_expects_attention_in_any_family(family):
-    """Fused projections, layers without RoPE, norms over all heads, angles by layer type."""
+    """Fused projections, layers without RoPE, norms over all heads, angles by layer type, layers of several sizes."""
     from beacon_memory.evaluation.eviction import Kept, most_expected
 
-    model = tiny_model(family, config=CONFIG)
+    model = tiny_model(family, config=CONFIG, **(SHARED if family == "gemma4_text" else {}))
     asked = item(drawn(6, 58))
     kept = Kept.read(model, model.empty, asked.context)
     queries = model.compress(asked.context, ratio=1, close=True)
