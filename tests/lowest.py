@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -16,7 +17,7 @@ from packaging.requirements import Requirement
 def lowest(pyproject: Path) -> Iterator[str]:
     """The constraints. Raises ValueError for a dependency that has no lower bound."""
     project = tomllib.loads(pyproject.read_text())["project"]
-    for line in [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]:
+    for line in chain(project["dependencies"], *project["optional-dependencies"].values()):
         wanted = Requirement(line)
         if wanted.name in ("torch", project["name"]):
             continue

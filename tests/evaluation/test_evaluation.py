@@ -153,10 +153,13 @@ SHARED = {"num_hidden_layers": 4, "num_kv_shared_layers": 2}  # the upper layers
 
 
 @pytest.mark.parametrize(
-    ("family", "changes"), [("gemma3_text", {}), ("gemma2", {}), ("gpt_oss", {}), ("gemma4_text", SHARED)]
+    ("family", "changes"),
+    [("gemma3_text", {}), ("gemma2", {}), ("gpt_oss", {}), ("gemma4_text", SHARED), ("qwen3_5_text", {}), ("lfm2", {})],
 )
-def test_answers_behind_layers_that_slide_are_those_of_the_model(family, changes):
-    """Their rows saw the whole memory: with contexts beyond the window, figures were of another model."""
+def test_answers_behind_layers_of_any_kind_are_those_of_the_model(family, changes):
+    """Rows of sliding ones saw the whole memory: with contexts beyond the window, figures were of another model.
+    Recurrent ones were refused.
+    """
     model = tiny_model(family, config=CONFIG, **changes)  # its window has 24 entries
     asked = item(drawn(6, 70), ask=9)
     questions = [Question(tuple(drawn(n, n)), (tuple(drawn(n + 1, 30)), tuple(drawn(n + 2, 4)))) for n in (5, 2, 31)]
