@@ -234,8 +234,8 @@ def test_retrieval_finds_the_chunk_that_is_asked_for(model):
     assert max(b - a for a, b in zip([0, *ends], ends, strict=False)) <= 64
 
 
-def run(folder, task, *, methods=METHODS, seconds: float = 1e9, ratios=(2, 4)):
-    lm = tiny_model(config=CONFIG).detach()
+def run(folder, task, *, methods=METHODS, seconds: float = 1e9, ratios=(2, 4), family="llama"):
+    lm = tiny_model(family, config=CONFIG).detach()
     tokenizer = _model().tokenizer
     seen: list[int] = []
     results = Results(folder)
@@ -366,3 +366,9 @@ def test_missing_data_is_named(model, tmp_path):
     (tmp_path / "fairytaleqa" / "val.jsonl").write_text('{"sections": [], "questions": []}\n{"sections"\n')
     with pytest.raises(InputError, match="line 2"):
         make_task("qa", model, Data(tmp_path), items=1, seed=0)
+
+
+def test_every_method_measures_a_model_with_recurrent_layers(tmp_path):
+    cells, _, rows = run(tmp_path, task_of(2), family="qwen3_5_text", ratios=(4,))
+    assert {cell.method for cell in cells} == {*METHODS}
+    assert rows == 2 * len(METHODS)
