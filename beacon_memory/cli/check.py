@@ -45,7 +45,7 @@ def about(model: str) -> dict[str, Any]:
     from math import prod
 
     from beacon_memory.config import SLOT_BITS
-    from beacon_memory.fold.family import family_of, positions_of, recurrences, slot_shape
+    from beacon_memory.fold.family import family_of, positions_of, recurrences, sharing, slot_shape, slot_shapes
     from beacon_memory.fold.recurrence import numbers_of
     from beacon_memory.models.families import check_supported
     from beacon_memory.models.loading import load_tokenizer, read_config
@@ -55,21 +55,26 @@ def about(model: str) -> dict[str, Any]:
     check_supported(config)
     family, layers = family_of(config), family_of(config).layers(config)
     count, kv_heads, width = slot_shape(config)
-    numbers = 2 * prod((count, kv_heads, width))
+    raw, numbers = 2 * sum(map(prod, slot_shapes(config))), 2 * prod((count, kv_heads, width))
     positions, longest = positions_of(config), int(config.max_position_embeddings)
     within = "" if positions == longest else f" of {longest}: those within which LongRoPE's short factors hold"
     heads = f"{kv_heads} KV head{'s' if kv_heads > 1 else ''} of {width}"
     recurrent = len(recurrences(config))
+    shared = len(sharing(config))
     kept = f"keys (before RoPE) and values of {heads} in each {'full ' if recurrent else ''}layer"
+    if shared:
+        kept += " that has its own"
+    if raw < numbers:
+        kept += " (what a layer has less is filled with zeros)"
     if recurrent:
         kept += "; at the end of each segment what the recurrent layers have read"
-    sizes = {"a raw token": numbers * 2} | {f"a slot, {dtype}": int(numbers * b / 8) for dtype, b in SLOT_BITS.items()}
+    sizes = {"a raw token": raw * 2} | {f"a slot, {dtype}": int(numbers * b / 8) for dtype, b in SLOT_BITS.items()}
     if recurrent:
         sizes["a segment's recurrent state"] = 2 * numbers_of(config)
     return {
         "model": model,
         "family": f"{family.name} ({family.models})",
-        "layers": _layers(layers, recurrent=recurrent),
+        "layers": _layers(layers, recurrent=recurrent, shared=shared),
         "positions": f"{positions}{within}",
         "kept": kept + _not_kept(layers),
         "bytes": sizes,
@@ -78,12 +83,12 @@ def about(model: str) -> dict[str, Any]:
     }
 
 
-def _layers(layers: Sequence[Layer], *, recurrent: int) -> str:
+def _layers(layers: Sequence[Layer], *, recurrent: int, shared: int) -> str:
     kinds = Counter(f"sliding over {layer.window} entries" if layer.window else "full" for layer in layers)
     ropeless = sum(layer.rope is None for layer in layers)
-    kinds += Counter({"recurrent": recurrent})
+    kinds += Counter({"recurrent": recurrent, "reading the keys and values of others": shared})
     told = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
-    return f"{len(layers) + recurrent}: {told}" + (f"; {ropeless} of them without RoPE" if ropeless else "")
+    return f"{len(layers) + recurrent + shared}: {told}" + (f"; {ropeless} of them without RoPE" if ropeless else "")
 
 
 def _not_kept(layers: Sequence[Layer]) -> str:

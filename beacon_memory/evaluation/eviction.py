@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from beacon_memory.fold.attention import norm_of
-from beacon_memory.fold.fold import embed, read
+from beacon_memory.fold.fold import embed, read, stacked
 from beacon_memory.fold.layout import evenly
 from beacon_memory.fold.passes import RawPass
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.fold.projections import Attend, BeaconProjection
 from beacon_memory.models.model import BeaconModel
+from beacon_memory.state.recurrent import Recurrent
 
 FUTURE = 512  # positions that queries to come are expected at
 OUTLIERS = 4  # first tokens of a stream: sinks, of which neither query nor key says anything of the others
@@ -57,6 +58,8 @@ class ExpectedAttentionPass(RawPass):
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = int(module.beacon_index)
+        if module.beacon_layer.shared:
+            return super().attend(module, query, key, value, attend)
         queries = self._queries.pop(layer)
         norm = module.beacon_layer.norm
         queries = norm_of(module, "q")(queries) if norm == "row" else queries
@@ -107,6 +110,7 @@ class Kept:
     keys: Tensor  # (layers, batch, kv_heads, tokens, head_dim), before RoPE
     values: Tensor
     scores: Tensor  # (layers, batch, kv_heads, tokens)
+    recurrent: Recurrent | None = None  # what recurrent layers have read, of all tokens whatever is kept
 
     @classmethod
     def read(cls, model: BeaconModel, past: Prefix, ids: tuple[int, ...]) -> Self:
@@ -115,13 +119,12 @@ class Kept:
         with torch.inference_mode():
             expecting = ExpectedAttentionPass(past, len(ids))
             read(model.lm, expecting, embed(model.lm, rows), torch.arange(len(ids)) + past.slots)
-        by_layer = (expecting.keys, expecting.values, expecting.expected)
-        keys, values, scores = (torch.stack([kept[layer] for layer in range(len(kept))]) for kept in by_layer)
-        return cls(keys, values, scores)
+        scores = {layer: expected[..., None] for layer, expected in expecting.expected.items()}
+        return cls(stacked(expecting.keys), stacked(expecting.values), stacked(scores)[..., 0], expecting.recurrent)
 
     def prefix(self, past: Prefix) -> Prefix:
         """All of it behind a past."""
-        return past.append(self.keys, self.values)
+        return past.append(self.keys, self.values).read_to(self.recurrent)
 
     def keep(self, past: Prefix, slots: int, rule: Rule, *, sink: int, tail: int) -> Prefix:
         """The first `sink` entries, the last `tail`, and what a rule picks between them: `slots` without the tail."""
@@ -131,7 +134,7 @@ class Kept:
         picked = rule(self.scores[..., sink : tokens - tail], slots - sink) + sink
         chosen = torch.cat([places[:sink].expand(shape), picked, places[tokens - tail :].expand(shape)], dim=-1)
         where = chosen[..., None].expand(*chosen.shape, self.keys.shape[-1])
-        return past.append(self.keys.gather(3, where), self.values.gather(3, where))
+        return past.append(self.keys.gather(3, where), self.values.gather(3, where)).read_to(self.recurrent)
 
 
 def evict(

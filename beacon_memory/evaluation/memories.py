@@ -188,4 +188,4 @@ def read_raw(model: BeaconModel, past: Prefix, ids: tuple[int, ...]) -> Prefix:
     rows: Tensor = torch.tensor([ids], device=model.empty.device)
     with torch.inference_mode():
         folded = fold(model.beacons, past, rows, ratio=1, sink=0, config=model.config, states=False)
-    return past.append(folded.keys, folded.values)
+    return past.append(folded.keys, folded.values).read_to(folded.recurrent)

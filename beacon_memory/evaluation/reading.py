@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from beacon_memory.evaluation.items import Item, Question
-from beacon_memory.fold.fold import embed, predicted, read
-from beacon_memory.fold.passes import Sight
+from beacon_memory.fold.fold import embed, fold, predicted, read
+from beacon_memory.fold.passes import Sight, TailPass
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.fold.projections import Attend, BeaconProjection
 from beacon_memory.models.generation import end_ids
@@ -48,6 +48,8 @@ class BranchPass:
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = int(module.beacon_index)
+        if module.beacon_layer.shared:
+            return attend(query, *self.past.join(layer, *self.rotated[layer]), self._sight.of(module))
         if layer in self.rotated:
             earlier = self.rotated[layer]
             key, value = torch.cat([earlier[0], key], dim=2), torch.cat([earlier[1], value], dim=2)
@@ -58,6 +60,8 @@ class BranchPass:
 def answer_losses(model: BeaconModel, memory: Prefix, item: Item, question: Question) -> list[Tensor]:
     """The loss of each token of each answer, in nats, read behind the memory and the prompt."""
     prompt = (*(() if memory.slots else item.opening), *question.prompt)
+    if memory.recurrences:
+        return [_losses_alone(model, memory, prompt, answer) for answer in question.answers]
     heads = [answer[:-1] for answer in question.answers]
     ids = [*prompt, *(i for head in heads for i in head)]
     places = [*range(len(prompt)), *(len(prompt) + i for head in heads for i in range(len(head)))]
@@ -78,6 +82,30 @@ def answer_losses(model: BeaconModel, memory: Prefix, item: Item, question: Ques
     return losses
 
 
+def _losses_alone(model: BeaconModel, memory: Prefix, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+    """The losses of one answer, for layers that read every token in one order."""
+    rows = torch.tensor([[*prompt, *answer[:-1]]], device=model.empty.device)
+    with torch.inference_mode():
+        places = torch.arange(rows.shape[1]) + memory.slots
+        hidden = read(model.lm, TailPass(memory, rows.shape[1]), embed(model.lm, rows), places)[0]
+        logits = predicted(model.lm, hidden[len(prompt) - 1 :]).float()
+        target = torch.tensor(answer, device=logits.device)
+        return torch.nn.functional.cross_entropy(logits, target, reduction="none").cpu()
+
+
+def _greedy_alone(model: BeaconModel, memory: Prefix, ids: Sequence[int], *, ends: set[int], limit: int) -> list[int]:
+    """The likeliest next tokens of one prompt, for layers that read every token in one order."""
+    past, written = memory.reserve(len(ids) + limit), list[int]()
+    with torch.inference_mode():
+        while len(written) < limit and not (written and written[-1] in ends):
+            rows = torch.tensor([ids], device=model.empty.device)
+            folded = fold(model.beacons, past, rows, ratio=1, sink=0, config=model.config)
+            past = past.append(folded.keys, folded.values).read_to(folded.recurrent)
+            ids = [int(model.lm.lm_head(folded.hidden[0, -1]).argmax())]
+            written += ids
+    return [token for token in written if token not in ends]
+
+
 def greedy(
     model: BeaconModel, memory: Prefix, item: Item, questions: Sequence[Question], *, limit: int
 ) -> list[list[int]]:
@@ -86,8 +114,10 @@ def greedy(
     The rows of a step are written behind the memory, which is copied once.
     """
     prompts = [(*(() if memory.slots else item.opening), *question.asked) for question in questions]
-    memory = memory.reserve(sum(map(len, prompts)) + limit * len(prompts))
     ends = {*end_ids(model.lm), model.tokenizer.eos_token_id}
+    if memory.recurrences:
+        return [_greedy_alone(model, memory, prompt, ends=ends, limit=limit) for prompt in prompts]
+    memory = memory.reserve(sum(map(len, prompts)) + limit * len(prompts))
     owner = torch.tensor([n for n, prompt in enumerate(prompts) for _ in prompt])
     seen = (owner[:, None] == owner[None, :]).tril()
     ids = [i for prompt in prompts for i in prompt]

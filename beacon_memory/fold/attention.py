@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from beacon_memory.errors import ModelError
-from beacon_memory.fold.family import Layer, family_of, recurrences, slot_shape
+from beacon_memory.fold.family import Layer, family_of, recurrences, sharing, slot_shapes
 from beacon_memory.fold.projections import PROJECTIONS, BeaconProjection, FusedProjection, Pass, _current
 from beacon_memory.fold.recurrence import Recurrence, enter, leave
 
@@ -37,27 +38,37 @@ class Beacons:
         self.lm = lm
         family = family_of(lm.config)
         self._described = family.layers(lm.config)
+        self._sharing = sharing(lm.config)
         if any(hasattr(attention, "beacon_base_config") for attention in self._attentions()):
             raise ModelError("this model carries beacons already: detach them first, or share the BeaconModel")
         self.layers: list[dict[str, BeaconProjection]] = []
         self.embedding: nn.Parameter | None = None  # (hidden,): every interleaved beacon starts from it
         self.offset: nn.Parameter | None = None  # (hidden,): added to a shadow beacon's anchor embedding
         self._hooks: list[Any] = []
-        self._replaced: list[tuple[Any, str, nn.Module]] = []  # a module, its attribute, what it held
-        for index, (attention, layer) in enumerate(zip(self._attentions(), self._described, strict=True)):
-            self.layers.append(self._wrapped(attention, layer, index=index))
-            attention.beacon_layer, attention.beacon_index = layer, index
-            attention.beacon_base_config = attention.config
-            # A copy: masks and generate() go on reading the model's own config, and see the base's attention.
-            attention.config = copy.copy(attention.config)
-            attention.config._attn_implementation = NAME
-            self._hooks.append(attention.register_forward_pre_hook(_enter, with_kwargs=True))
-            self._hooks.append(attention.register_forward_hook(_leave, always_call=True))
+        self._replaced: list[tuple[Any, str, nn.Module | None]] = []  # a module, its attribute, what it held
+        for index, layer in enumerate(self._described):
+            self.layers.append(self._wrapped(self.attention(index), layer, index=index))
+            self._attach(self.attention(index), layer, index=index)
+        places = {layer.index: index for index, layer in enumerate(self._described)}
+        for reader, source in self._sharing.items():
+            index = places[source]
+            attention = lm.model.layers[reader].self_attn
+            self._attach(attention, replace(self._described[index], shared=True), index=index)
         for index in recurrences(lm.config):
             owner = lm.model.layers[index]
             self._replace(owner, family.recurrent, Recurrence(getattr(owner, family.recurrent)))
             self._hooks.append(owner.register_forward_pre_hook(enter, with_kwargs=True))
             self._hooks.append(owner.register_forward_hook(leave, always_call=True))
+
+    def _attach(self, attention: Any, layer: Layer, *, index: int) -> None:
+        """Have a pass take an attention over; `index` is the layer of slots that it reads."""
+        attention.beacon_layer, attention.beacon_index = layer, index
+        attention.beacon_base_config = attention.config
+        # A copy: masks and generate() go on reading the model's own config, and see the base's attention.
+        attention.config = copy.copy(attention.config)
+        attention.config._attn_implementation = NAME
+        self._hooks.append(attention.register_forward_pre_hook(_enter, with_kwargs=True))
+        self._hooks.append(attention.register_forward_hook(_leave, always_call=True))
 
     def detach(self) -> None:
         """Give the base model back as it was, bit for bit. A second time does nothing."""
@@ -67,6 +78,8 @@ class Beacons:
             attention.config = attention.beacon_base_config
             del attention.beacon_base_config, attention.beacon_layer, attention.beacon_index
         for owner, name, module in self._replaced:
+            if module is None:
+                delattr(owner, name)  # it was no module's place
             setattr(owner, name, module)
         self.layers, self._replaced = [], []
 
@@ -90,23 +103,24 @@ class Beacons:
 
     @property
     def last(self) -> int | None:
-        """The last layer of slots, where it is the model's last layer: no other one reads what comes out of it."""
-        index, count = self._described[-1].index, len(self.lm.model.layers)
-        return len(self._described) - 1 if index == count - 1 else None
+        """The last layer of slots, where nothing that is kept is made behind it."""
+        index = self._described[-1].index
+        return None if any(other > index for other in recurrences(self.lm.config)) else len(self._described) - 1
 
     def _wrapped(self, attention: Any, layer: Layer, *, index: int) -> dict[str, BeaconProjection]:
         """The layer's projections by name, now in their bases' places."""
         config = self.lm.config
-        _, kv_heads, width = slot_shape(config)
+        kv_heads, width = slot_shapes(config)[index]
         sizes = [config.num_attention_heads * width * (1 + layer.gated), kv_heads * width, kv_heads * width]
         how: dict[str, Any] = {"layer": index, "dtype": self.lm.dtype}
         if layer.fused:
             fused = FusedProjection(attention.qkv_proj, features=config.hidden_size, sizes=sizes, **how)
             self._replace(attention, "qkv_proj", fused)
             return {name: getattr(fused, name) for name in PROJECTIONS}
-        wrapped = {}
+        wrapped: dict[str, BeaconProjection] = {}
         for name, size in zip(PROJECTIONS, sizes, strict=True):
-            base = getattr(attention, f"{name}_proj")
+            # Where values are keys, as they leave the projection, there is no other one.
+            base = getattr(attention, f"{name}_proj") or wrapped["k"].base
             wrapped[name] = BeaconProjection(base, name=name, sizes=(config.hidden_size, size), **how)
             self._replace(attention, f"{name}_proj", wrapped[name])
         return wrapped
@@ -116,7 +130,8 @@ class Beacons:
         setattr(owner, name, module)
 
     def _attentions(self) -> list[Any]:
-        return [self.lm.model.layers[layer.index].self_attn for layer in self._described]
+        indices = [*(layer.index for layer in self._described), *self._sharing]
+        return [self.lm.model.layers[index].self_attn for index in indices]
 
 
 def _enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -187,8 +202,14 @@ class _AsBase:
 
 
 def heads(rows: Tensor, module: Any) -> Tensor:
-    """Projected rows by head.  # (batch, kv_heads, rows, head_dim)"""
-    return rows.view(*rows.shape[:2], -1, module.head_dim).transpose(1, 2)
+    """Projected value rows by head, as the model's attention sees them.  # (batch, kv_heads, rows, head_dim)"""
+    return valued(rows.view(*rows.shape[:2], -1, module.head_dim).transpose(1, 2), module)
+
+
+def valued(values: Tensor, module: Any) -> Tensor:
+    """Values by head, normed where the attention norms them.  # (…, head_dim)"""
+    made: Tensor = module.v_norm(values) if module.beacon_layer.values else values
+    return made
 
 
 def norm_of(module: Any, name: str) -> Callable[[Tensor], Tensor]:

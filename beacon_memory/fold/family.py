@@ -29,6 +29,8 @@ class Layer:
     fused: bool = False  # whether one `qkv_proj` stands for q_proj, k_proj and v_proj
     softcap: float | None = None  # attention logits are softly limited to this
     sinks: bool = False  # whether each head has a logit that takes attention and gives nothing
+    values: bool = False  # whether values are normed too, each head's by `v_norm`
+    shared: bool = False  # whether it reads the keys and values of that layer, and has none of its own
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Family:
     half_angles: bool = False  # the rotary embedding gives each angle once, not once for each half
     softcap: bool = False
     sinks: bool = False
+    values: bool = False
     longrope: bool = False  # within the positions where its short factors hold
     experts: bool = False
     sdpa: bool = True  # whether transformers has it with scaled_dot_product_attention
@@ -52,7 +55,7 @@ class Family:
     recurrent: str = ""  # the module that some layers have in place of attention, and that holds a recurrent state
 
     def layers(self, config: Any) -> tuple[Layer, ...]:
-        """The attention of each layer that has one, under this configuration: those are the layers of slots."""
+        """The attention of each layer with keys of its own, under this configuration: those are the layers of slots."""
         count = int(config.num_hidden_layers)
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
         if not window or window >= config.max_position_embeddings:
@@ -73,9 +76,10 @@ class Family:
                 fused=self.fused,
                 softcap=softcap,
                 sinks=self.sinks,
+                values=self.values,
             )
             for index, (kind, rope) in enumerate(zip(types[:count], turned[:count], strict=True))
-            if kind not in RECURRENT
+            if kind not in RECURRENT and index < unshared(config)
         )
 
 
@@ -96,6 +100,8 @@ FAMILIES: Mapping[str, Family] = {
         Family("gemma", "Gemma 1"),
         Family("gemma2", "Gemma 2", softcap=True, sdpa=False),
         Family("gemma3_text", "Gemma 3 270M, 1B", norm="head", typed_rope=True),
+        Family("gemma4_text", "Gemma 4 E2B, E4B, 26B-A4B, 31B", norm="head", typed_rope=True, values=True),
+        Family("gemma4_unified_text", "Gemma 4 12B", norm="head", typed_rope=True, values=True),
         Family("olmo3", "OLMo 3", norm="row", typed_rope=True),
         Family("gpt_oss", "gpt-oss", half_angles=True, sinks=True, experts=True, sdpa=False),
         Family("qwen3_5_text", "Qwen3.5, Qwen3.6", norm="head", gated=True, recurrent="linear_attn"),
@@ -123,10 +129,41 @@ def family_of(config: Any) -> Family:
 
 
 def slot_shape(config: Any) -> tuple[int, int, int]:
-    """Layers that attend, KV heads and head size: the shape of a slot's keys, and of its values."""
+    """Layers of slots, KV heads and head size: the shape of a slot's keys, and of its values.
+
+    Where layers differ, it is the most heads and the widest; what a layer has less is zeros.
+    """
+    shapes = slot_shapes(config)
+    return len(shapes), max(heads for heads, _ in shapes), max(width for _, width in shapes)
+
+
+def slot_shapes(config: Any) -> tuple[tuple[int, int], ...]:
+    """The KV heads and the head size of each layer of slots."""
+    recurrent, own = recurrences(config), getattr(config, "per_layer_config", None)
+    layers = [index for index in range(unshared(config)) if index not in recurrent]
+    return tuple(_shape(config if own is None else own[index]) for index in layers)
+
+
+def kv_heads(config: Any) -> list[tuple[int, int]]:
+    """All KV heads: the layer of slots of each, and which of its heads it is."""
+    return [(layer, head) for layer, (heads, _) in enumerate(slot_shapes(config)) for head in range(heads)]
+
+
+def _shape(config: Any) -> tuple[int, int]:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return int(config.num_hidden_layers) - len(recurrences(config)), int(heads), int(width)
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads), int(width)
+
+
+def unshared(config: Any) -> int:
+    """How many of the model's first layers do not read the keys and values of others."""
+    return int(config.num_hidden_layers) - int(getattr(config, "num_kv_shared_layers", None) or 0)
+
+
+def sharing(config: Any) -> dict[int, int]:
+    """The layers that read the keys and values of another one: that is the last before them of their type."""
+    own, types = unshared(config), getattr(config, "layer_types", None) or []
+    last = {kind: index for index, kind in enumerate(types[:own])}
+    return {index: last[types[index]] for index in range(own, int(config.num_hidden_layers))}
 
 
 def recurrences(config: Any) -> tuple[int, ...]:

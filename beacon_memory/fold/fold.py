@@ -7,12 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
 from beacon_memory.fold.anchors import Spread, pick, shared, surprise
-from beacon_memory.fold.attention import Beacons, heads_last, normed
+from beacon_memory.fold.attention import Beacons, heads_last, normed, valued
 from beacon_memory.fold.layout import interleaved, unit_ends
 from beacon_memory.fold.passes import Enough, InterleavePass, LookBackPass, RawPass, ShadowPass
 from beacon_memory.fold.place import reads_on
@@ -75,14 +75,14 @@ def _select(
     """Each head's anchors, through the beacon k and v projections."""
     raw, hidden, scores = scored(beacons, past, ids, config=config, states=states)
     window = ids.shape[1] - sink
-    keys: list[Tensor] = []
-    values: list[Tensor] = []
-    places: list[Tensor] = []
+    keys: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
+    places: dict[int, Tensor] = {}
     choose = Spread().pick if "spread" in scores else pick
     for layer, projections in enumerate(beacons.layers):
         found = {rule: by_layer[layer][..., sink:] for rule, by_layer in scores.items()}
         anchors = choose(config.shares, found, tokens=window, ratio=ratio, device=ids.device)
-        places.append(anchors.to(ids.device))
+        places[layer] = anchors.to(ids.device)
         anchors = anchors + sink
         for name, all_rows, out in (("k", raw.keys[layer], keys), ("v", raw.values[layer], values)):
             positions = anchors.to(all_rows.device).expand(*all_rows.shape[:2], -1)
@@ -90,8 +90,9 @@ def _select(
                 own = _own(beacons, raw, layer, name, anchors=positions)
             else:
                 own = rows_at(all_rows, positions)
-            out.append(torch.cat([all_rows[:, :, :sink], own], dim=2))
-    return Folded(torch.stack(keys), torch.stack(values), hidden, raw, torch.stack(places), raw.recurrent)
+            out[layer] = torch.cat([all_rows[:, :, :sink], own], dim=2)
+    at = stacked({layer: anchors[..., None] for layer, anchors in places.items()})[..., 0]
+    return Folded(stacked(keys), stacked(values), hidden, raw, at, raw.recurrent)
 
 
 def _own(beacons: Beacons, raw: RawPass, layer: int, name: str, *, anchors: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ def _own(beacons: Beacons, raw: RawPass, layer: int, name: str, *, anchors: Tens
     if name == "k" and attention.beacon_layer.norm == "row":  # a head's norm depends on the others at its anchor
         return rows_at(heads_last(projection.beacon(hidden, based=based), attention), anchors)
     own = projection.beacon_at(hidden, anchors, based=based)
-    return normed(own, attention) if name == "k" else own
+    return normed(own, attention) if name == "k" else valued(own, attention)
 
 
 def _shadow(
@@ -192,7 +193,7 @@ def read(lm: Any, rows: Pass, embedded: Tensor, positions: Tensor) -> Tensor:
     positions = positions.to(embedded.device)
     try:
         output: Any = lm.model(
-            inputs_embeds=embedded,
+            **entering(lm, embedded),
             position_ids=positions if positions.ndim == 2 else positions[None],
             # A four-dimensional mask is taken as it is, so none is built; the pass brings its own.
             attention_mask=torch.zeros(1, 1, 1, 1, dtype=embedded.dtype, device=embedded.device),
@@ -206,9 +207,24 @@ def read(lm: Any, rows: Pass, embedded: Tensor, positions: Tensor) -> Tensor:
 
 
 def embed(lm: Any, ids: Tensor) -> Tensor:
-    """The ids' embeddings.  # (batch, rows, hidden)"""
+    """What enters the model for ids: their embeddings, and behind them what each layer is given anew, if any is.
+
+    # (batch, rows, hidden + what layers are given)
+    """
     embedded: Tensor = lm.get_input_embeddings()(ids)
-    return embedded
+    if not getattr(lm.config, "hidden_size_per_layer_input", 0):
+        return embedded
+    return torch.cat([embedded, lm.model.get_per_layer_inputs(ids, None).flatten(-2)], dim=-1)
+
+
+def entering(lm: Any, embedded: Tensor) -> dict[str, Tensor]:
+    """What was embedded, as the arguments of the model's forward."""
+    width = getattr(lm.config, "hidden_size_per_layer_input", 0)
+    if not width:
+        return {"inputs_embeds": embedded}
+    hidden = lm.config.hidden_size
+    by_layer = embedded[..., hidden:].reshape(*embedded.shape[:-1], lm.config.num_hidden_layers, width)
+    return {"inputs_embeds": embedded[..., :hidden], "per_layer_inputs": by_layer}
 
 
 def predicted(lm: Any, hidden: Tensor) -> Tensor:
@@ -235,8 +251,17 @@ def zero_row(lm: Any) -> Tensor:
 
 
 def stacked(by_layer: dict[int, Tensor]) -> Tensor:
-    """What was kept by layer, as one tensor on the first one's device.  # (layers, …)"""
-    return torch.stack([by_layer[layer].to(by_layer[0].device) for layer in range(len(by_layer))])
+    """What was kept by layer, as one tensor on the first one's device; fewer or narrower heads are filled with zeros.
+
+    # by layer: (batch, kv_heads, rows, width); (layers, batch, kv_heads, rows, width)
+    """
+    layers = [by_layer[layer].to(by_layer[0].device) for layer in range(len(by_layer))]
+    heads, width = (max(rows.shape[dim] for rows in layers) for dim in (1, 3))
+    if all(rows.shape[1] == heads and rows.shape[3] == width for rows in layers):
+        return torch.stack(layers)
+    lacking = [(width - rows.shape[3], heads - rows.shape[1]) for rows in layers]
+    padded = [nn.functional.pad(rows, (0, w, 0, 0, 0, h)) for rows, (w, h) in zip(layers, lacking, strict=True)]
+    return torch.stack(padded)
 
 
 def _last(beacons: Beacons, *, states: bool) -> int | None:

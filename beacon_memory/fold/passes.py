@@ -113,12 +113,13 @@ class RawPass(Following):
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = int(module.beacon_index)
-        self.keys[layer] = heads_last(self.keys[layer], module)
-        self.values[layer] = heads(self.values[layer], module)
-        if self.rotated is not None:
-            self.rotated[layer] = (key, value)
-        if layer == self._last:
-            raise Enough
+        if not module.beacon_layer.shared:
+            self.keys[layer] = heads_last(self.keys[layer], module)
+            self.values[layer] = heads(self.values[layer], module)
+            if self.rotated is not None:
+                self.rotated[layer] = (key, value)
+            if layer == self._last:
+                raise Enough
         return attend(query, *self.past.join(layer, key, value), self._sight.of(module))
 
 
@@ -181,6 +182,8 @@ class SeekPass(TailPass):
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         layer = int(module.beacon_index)
+        if module.beacon_layer.shared:
+            return super().attend(module, query, key, value, attend)
         keys, values = self._keep(layer, key, value) if self._keep else self.past.join(layer, key, value)
         if own := sorted({head for at, head in self._heads if at == layer}):
             self._record(module, query[:, :, query.shape[2] - self._looking :], self._looked_at(keys, 2), own)
@@ -290,10 +293,11 @@ class BeaconPass:
     def record(self, module: Any, value: Tensor) -> int:
         """Keep the layer's keys and values; gives the layer's index if its attention is to be computed."""
         layer = int(module.beacon_index)
-        self.keys[layer] = heads_last(self.keys[layer], module)
-        self.values[layer] = value
-        if layer == self._last:
-            raise Enough
+        if not module.beacon_layer.shared:
+            self.keys[layer] = heads_last(self.keys[layer], module)
+            self.values[layer] = value
+            if layer == self._last:
+                raise Enough
         return layer
 
 

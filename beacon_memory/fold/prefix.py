@@ -107,6 +107,14 @@ def _turned(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned if rotated == keys.shape[-1] else torch.cat([turned, keys[..., rotated:]], dim=-1)
 
 
+def as_wide(slots: Tensor, rows: Tensor) -> Tensor:
+    """A layer's slots without the zeros that make all layers alike: as many heads, as wide as its rows.
+
+    # (batch, kv_heads, …, head_dim) both
+    """
+    return slots[:, : rows.shape[1], ..., : rows.shape[-1]]
+
+
 @dataclass(eq=False)
 class Room:
     """Keys and values of a past, with room behind them: new rows are written once, and nothing that is there moves."""
@@ -270,11 +278,12 @@ class Prefix:
             return key, value
         end = self.slots + key.shape[2]
         if (room := self._free(key, value)) is not None and key.shape[0] == room.keys.shape[1]:
-            both = room.keys[layer], room.values[layer]
+            both = [as_wide(t[layer], key) for t in (room.keys, room.values)]
             for kept, new in zip(both, (key, value), strict=True):
                 kept[:, :, self.slots : end] = new
             return both[0][:, :, :end], both[1][:, :, :end]
-        past: list[Any] = [t[layer].to(key.device).expand(key.shape[0], -1, -1, -1) for t in (self.keys, self.values)]
+        own = [as_wide(t[layer], key) for t in (self.keys, self.values)]
+        past: list[Any] = [t.to(key.device).expand(key.shape[0], -1, -1, -1) for t in own]
         return torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
 
     def _free(self, keys: Tensor, values: Tensor) -> Room | None:

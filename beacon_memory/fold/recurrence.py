@@ -53,7 +53,7 @@ class Recurrence(nn.Module):
         if not hasattr(rows, "recur"):
             raise UnsupportedModel(
                 f"{type(rows).__name__} reads tokens that do not follow each other, and this model has recurrent "
-                f"layers, which read all of them in one order: evaluation and training of anchors need another model"
+                f"layers, which read all of them in one order: training of anchors needs another model"
             )
         (hidden,) = args or (kwargs["hidden_states"],)
         cache = next(name for name in CACHES if name in kwargs)

@@ -9,11 +9,11 @@ from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError, UnsupportedModel
 from beacon_memory.fold.family import FAMILIES, recurrences
 
-ROPES = ("default", "linear", "llama3", "yarn")
+ROPES = ("default", "linear", "llama3", "yarn", "proportional")
 
 _RECURRENT = "it has recurrent layers that no fold was checked with, and without their state answers are garbled"
 _LATENT = "its attention keeps latents that all heads share, not keys and values by head"
-_SHARED = "some of its layers read the keys and values of others, and tokens enter each layer anew"
+_STREAMS = "it reads each token in several streams at once, which no fold was checked with"
 _CHUNKED = "some of its layers attend in chunks of positions, which joined slots would move"
 
 # Well-known architectures that are not supported: why, and the supported family that comes nearest.
@@ -32,15 +32,20 @@ REFUSED = {
     "deepseek_v3": (_LATENT, "qwen3_moe"),
     "deepseek_v32": (_LATENT, "qwen3_moe"),
     "glm4_moe_lite": (_LATENT, "qwen3_moe"),
-    "gemma3n": (_SHARED, "gemma3_text"),
-    "gemma3n_text": (_SHARED, "gemma3_text"),
-    "gemma4": (_SHARED, "gemma3_text"),
-    "gemma4_text": (_SHARED, "gemma3_text"),
+    "gemma3n": (_STREAMS, "gemma4_text"),
+    "gemma3n_text": (_STREAMS, "gemma4_text"),
     "llama4": (_CHUNKED, "llama"),
     "llama4_text": (_CHUNKED, "llama"),
 }
-# Checkpoints that also see, whose text model transformers loads by itself.
-WITH_TEXT = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
+# Checkpoints that also see or hear, whose text model can be loaded by itself.
+WITH_TEXT = {
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+}
+# Where transformers does not find a text model's weights in such a checkpoint: their names there, and in the model.
+INSIDE = {name: {r"^model\.language_model\.": "model."} for name in ("gemma4_text", "gemma4_unified_text")}
 
 
 def text_of(config: Any) -> Any:
@@ -89,7 +94,7 @@ def check_supported(config: Any) -> None:
             raise UnsupportedModel(
                 f"RoPE type {rope!r} depends on the text's length, stored slots do not; supported: {', '.join(ropes)}"
             )
-    if getattr(config, "use_bidirectional_attention", None):
+    if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):  # what it sees is no text
         raise UnsupportedModel(f"model type {kind!r} with attention in both directions reads, but writes no answers")
     attention = getattr(config, "_attn_implementation", None)
     if attention not in (None, "sdpa", "eager") and "flash" not in attention:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from tokenizers import decoders
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
@@ -30,9 +32,9 @@ from transformers.utils import cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from beacon_memory.errors import AdapterError, BeaconError, ConfigError, InputError, ModelError
-from beacon_memory.fold.family import family_of
+from beacon_memory.fold.family import family_of, slot_shapes
 from beacon_memory.models.encoding import encoder
-from beacon_memory.models.families import check_supported, text_of
+from beacon_memory.models.families import INSIDE, check_supported, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +169,8 @@ def _load(
         about = _config(where, **options)
         check_supported(about)
         how = how | {"attn_implementation": _attention(about, how)}
+        if about.model_type in INSIDE:
+            how = how | {"config": about, "key_mapping": INSIDE[about.model_type]}
     tokenizer = AutoTokenizer.from_pretrained(where, **extra, **options)
     lm, report = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **extra, **how)
     if missing := sorted(report["missing_keys"]):
@@ -188,6 +192,10 @@ def _load_gguf(file: Path, how: dict[str, Any], options: dict[str, Any]) -> tupl
     unpacked = _unpacked(file)
     if not unpacked.is_dir():
         lm, tokenizer = _load(str(file.parent), how | {"dtype": torch.float32}, options, gguf_file=file.name)
+        backend = tokenizer.backend_tokenizer
+        if isinstance(backend.pre_tokenizer, ByteLevel):
+            # transformers 5.16 has it decode as SentencePiece's too, by which llguidance takes its tokens for others.
+            backend.decoder = decoders.ByteLevel()
         lm.hf_quantizer = None  # the unpacked weights are not quantised
         if hasattr(lm.config, "quantization_config"):
             del lm.config.quantization_config
@@ -304,10 +312,11 @@ def fingerprint_of(config: Any, weights: Mapping[str, Tensor], *, loras: Sequenc
         "hidden_size",
         "num_hidden_layers",
         "num_attention_heads",
-        "num_key_value_heads",
         "vocab_size",
     )
     shape = {field: getattr(config, field) for field in fields} | {"rope": getattr(config, "rope_parameters", None)}
+    heads = [heads for heads, _ in slot_shapes(config)]
+    shape["num_key_value_heads"] = heads if len(set(heads)) > 1 else heads[0]
     layers = family_of(config).layers(config)
     if windows := [layer.window for layer in layers if layer.window]:
         shape["windows"] = windows

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from beacon_memory.config import BeaconConfig, check_ratio
 from beacon_memory.errors import InputError, ModelError, PromptTooLong
 from beacon_memory.fold.attention import Beacons
-from beacon_memory.fold.family import positions_of, slot_shape
+from beacon_memory.fold.family import positions_of, slot_shape, slot_shapes
 from beacon_memory.fold.fold import fold
 from beacon_memory.fold.prefix import Prefix
 from beacon_memory.fold.segment import segment_of
@@ -170,7 +170,7 @@ class BeaconModel:
     @property
     def raw_bytes_per_token(self) -> int:
         """The bytes of one token's raw keys and values in bfloat16: what a plain KV cache keeps."""
-        return 2 * 2 * prod(slot_shape(self.lm.config))
+        return 2 * 2 * sum(map(prod, slot_shapes(self.lm.config)))
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text: no special token is added, and one that the text spells out is read as letters."""

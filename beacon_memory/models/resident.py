@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
-from beacon_memory.fold.family import recurrences, slot_shape
+from beacon_memory.fold.family import recurrences, slot_shape, slot_shapes, unshared
 from beacon_memory.fold.prefix import Prefix, Room
 
 if TYPE_CHECKING:
@@ -137,10 +137,12 @@ class RoomLayer(DynamicLayer):  # type: ignore[misc]
 
 def cache_of(lm: Any, past: Prefix, room: Room) -> DynamicCache:
     """A cache that starts with a past, whose slots are the first rows of a room, and writes the next ones there."""
-    rows = iter(zip(room.keys, room.values, strict=True))
+    rows = iter(zip(room.keys, room.values, slot_shapes(lm.config), strict=True))
     cache, recurrent = past.states(), recurrences(lm.config)
-    cache.layers += [None] * (lm.config.num_hidden_layers - len(cache.layers))
+    cache.layers += [None] * (unshared(lm.config) - len(cache.layers))
     for layer in range(len(cache.layers)):
         if layer not in recurrent:
-            cache.layers[layer] = RoomLayer(*next(rows), filled=past.slots)
+            keys, values, (heads, width) = next(rows)
+            own = [t[:, :heads, :, :width] for t in (keys, values)]
+            cache.layers[layer] = RoomLayer(*own, filled=past.slots)
     return cache

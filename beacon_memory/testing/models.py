@@ -40,6 +40,8 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 24},
     "gemma3_text": {"query_pre_attn_scalar": 8, "sliding_window": 24},
+    "gemma4_text": {"sliding_window": 24, "global_head_dim": 16, "hidden_size_per_layer_input": 4},
+    "gemma4_unified_text": {"sliding_window": 24, "global_head_dim": 16},
     "olmo3": {"sliding_window": 24},
     "qwen3_5_text": LINEAR,
     "lfm2": {},
@@ -148,6 +150,11 @@ def tiny_lm(family: str = "llama", *, seed: int = 0, attn_implementation: str = 
         "pad_token_id": tokenizer.pad_token_id,
     }
     settings = {**settings, **OF_FAMILY.get(family, {}), **changes}
+    if family == "gemma4_text":
+        settings.setdefault("vocab_size_per_layer_input", settings["vocab_size"])
+    if family in ("gemma4_text", "gemma4_unified_text"):  # their last layer is a full one
+        last = settings["num_hidden_layers"] - 1
+        settings.setdefault("layer_types", [FULL if at % 2 or at == last else SLIDING for at in range(last + 1)])
     if family in ("gemma3_text", "olmo3"):  # by default, their first full layer is the fourth or sixth
         layers = range(settings["num_hidden_layers"])
         settings.setdefault("layer_types", [FULL if layer % 2 else SLIDING for layer in layers])

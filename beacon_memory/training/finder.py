@@ -19,7 +19,7 @@ from torch import Tensor
 
 from beacon_memory.config import RATIOS
 from beacon_memory.errors import InputError
-from beacon_memory.fold.family import slot_shape
+from beacon_memory.fold.family import kv_heads
 from beacon_memory.models.finder import Finder, attention, levelled, read_on
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.passages import Cutter
@@ -59,7 +59,7 @@ class Asked:
 class Looked:
     """Where a question's heads looked."""
 
-    attention: Tensor  # (layers * kv_heads, passages)
+    attention: Tensor  # (heads, passages), the KV heads of all layers
     right: Tensor  # (passages,), bool
     foreign: bool
 
@@ -82,7 +82,7 @@ def fit_finder(
         looked += found
         if progress:
             progress(1)
-    return fitted(looked, kv_heads=slot_shape(model.lm.config)[1])
+    return fitted(looked, heads=kv_heads(model.lm.config))
 
 
 def look(
@@ -90,8 +90,7 @@ def look(
 ) -> Iterator[list[Looked]]:
     """What all heads look at, memory by memory. Raises InputError."""
     maker = _Maker(model, corpus, max(lengths))
-    layers, kv_heads, _ = slot_shape(model.lm.config)
-    heads = [(layer, head) for layer in range(layers) for head in range(kv_heads)]
+    heads = kv_heads(model.lm.config)
     ratios = [ratio for ratio in RATIOS[1:] if not model.config.window % ratio]
     draw = random.Random(seed)
     before: list[Asked] = []
@@ -117,24 +116,22 @@ def look(
         yield found
 
 
-def fitted(looked: Sequence[Looked], *, kv_heads: int) -> Finder:
+def fitted(looked: Sequence[Looked], *, heads: Sequence[tuple[int, int]]) -> Finder:
     """The heads and weights that tell right passages from wrong ones."""
-    count, heads, most = len(looked), looked[0].attention.shape[0], max(len(one.right) for one in looked)
-    paid, (right, real) = torch.zeros(count, heads, most), torch.zeros(2, count, most).bool()
+    count, most = len(looked), max(len(one.right) for one in looked)
+    paid, (right, real) = torch.zeros(count, len(heads), most), torch.zeros(2, count, most).bool()
     for row, one in enumerate(looked):
         passages = len(one.right)
         paid[row, :, :passages], right[row, :passages], real[row, :passages] = one.attention, one.right, True
-    weights = _regression(paid, right, real, torch.ones(heads))
-    chosen = torch.zeros(heads).scatter(0, weights.topk(min(HEADS, heads)).indices, 1.0)
+    weights = _regression(paid, right, real, torch.ones(len(heads)))
+    chosen = torch.zeros(len(heads)).scatter(0, weights.topk(min(HEADS, len(heads))).indices, 1.0)
     chosen *= weights > LIGHT * weights.max()
     weights = _regression(paid, right, real, chosen)
     order = [int(i) for i in weights.argsort(descending=True, stable=True) if weights[i] > 0]
     foreign = [one for one in looked if one.foreign] or [one for one in looked if not one.right.any()]
     absent = torch.tensor([float(levelled(weights @ one.attention).max()) for one in foreign])
     threshold = float(absent.quantile(QUIET)) if len(absent) else 0.0
-    return Finder(
-        tuple(divmod(head, kv_heads) for head in order), tuple(float(weights[head]) for head in order), threshold
-    )
+    return Finder(tuple(heads[head] for head in order), tuple(float(weights[head]) for head in order), threshold)
 
 
 def _regression(paid: Tensor, right: Tensor, real: Tensor, chosen: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from beacon_memory.errors import InputError
-from beacon_memory.fold.family import slot_shape
+from beacon_memory.fold.family import slot_shapes
 from beacon_memory.fold.fold import embed, look_back, read
 from beacon_memory.fold.passes import RawPass
 from beacon_memory.fold.prefix import Prefix
@@ -93,7 +93,7 @@ def fit_anchors(
         raise InputError(f"fitting needs texts of at least {size} tokens; none of the {len(texts)} given has them")
     lm: Any = model.lm
     config = lm.config
-    sums = [_Regression(config.hidden_size, slot_shape(config)[1]) for _ in model.beacons.layers]
+    sums = [_Regression(config.hidden_size, heads) for heads, _ in slot_shapes(config)]
     draw = random.Random(seed)
     empty = Prefix.empty(lm)
     for _ in range(max(tokens // size, 1)):
@@ -114,8 +114,8 @@ def fit_anchors(
             progress(size)
     for wrapped, layer_sums in zip(model.beacons.layers, sums, strict=True):
         projection = wrapped["k"]
-        projection.make_scorer(slot_shape(config)[1])
         weight, bias = layer_sums.solve()
+        projection.make_scorer(len(weight))
         assert projection.scorer is not None
         with torch.no_grad():
             projection.scorer.weight.copy_(weight)

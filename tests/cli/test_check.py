@@ -73,6 +73,15 @@ def test_recurrent_layers_are_told(tmp_path):
     assert "each full layer; at the end of each segment what the recurrent layers have read" in told["kept"]
 
 
+def test_layers_that_read_the_keys_of_others_and_layers_of_several_sizes_are_told(tmp_path):
+    told = about(str(weightless(tmp_path, "gemma4_text", num_hidden_layers=4, num_kv_shared_layers=2)))
+    assert told["layers"] == "4: 1 full, 2 reading the keys and values of others, 1 sliding over 24 entries"
+    assert (
+        "2 KV heads of 16 in each layer that has its own (what a layer has less is filled with zeros)" in told["kept"]
+    )
+    assert told["bytes"] | {"a raw token": 192, "a slot, bfloat16": 256} == told["bytes"]
+
+
 def test_longrope_is_told_with_the_positions_that_are_used(tmp_path):
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
     folder = weightless(tmp_path, "phi3", rope_parameters=rope, original_max_position_embeddings=1024)

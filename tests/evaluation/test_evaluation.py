@@ -149,10 +149,18 @@ def test_answers_written_side_by_side_are_those_of_generate(model):
     assert [model.decode(ids) for ids in written] == alone
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "gemma2", "gpt_oss"])
-def test_answers_behind_layers_that_slide_are_those_of_the_model(family):
-    """Their rows saw the whole memory: with contexts beyond the window, figures were of another model."""
-    model = tiny_model(family, config=CONFIG)  # its window has 24 entries
+SHARED = {"num_hidden_layers": 4, "num_kv_shared_layers": 2}  # the upper layers read the keys of the lower ones
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("gemma3_text", {}), ("gemma2", {}), ("gpt_oss", {}), ("gemma4_text", SHARED), ("qwen3_5_text", {}), ("lfm2", {})],
+)
+def test_answers_behind_layers_of_any_kind_are_those_of_the_model(family, changes):
+    """Rows of sliding ones saw the whole memory: with contexts beyond the window, figures were of another model.
+    Recurrent ones were refused.
+    """
+    model = tiny_model(family, config=CONFIG, **changes)  # its window has 24 entries
     asked = item(drawn(6, 70), ask=9)
     questions = [Question(tuple(drawn(n, n)), (tuple(drawn(n + 1, 30)), tuple(drawn(n + 2, 4)))) for n in (5, 2, 31)]
     memories = Memories(model, asked)
@@ -200,12 +208,12 @@ def test_eviction_block_by_block_in_one_block_is_eviction_at_once():
     assert torch.allclose(blocks.keys, once.keys)
 
 
-@pytest.mark.parametrize("family", ["phi3", "smollm3", "olmo2", "gemma3_text"])
+@pytest.mark.parametrize("family", ["phi3", "smollm3", "olmo2", "gemma3_text", "gemma4_text"])
 def test_eviction_expects_attention_in_any_family(family):
-    """Fused projections, layers without RoPE, norms over all heads, angles by layer type."""
+    """Fused projections, layers without RoPE, norms over all heads, angles by layer type, layers of several sizes."""
     from beacon_memory.evaluation.eviction import Kept, most_expected
 
-    model = tiny_model(family, config=CONFIG)
+    model = tiny_model(family, config=CONFIG, **(SHARED if family == "gemma4_text" else {}))
     asked = item(drawn(6, 58))
     kept = Kept.read(model, model.empty, asked.context)
     queries = model.compress(asked.context, ratio=1, close=True)
@@ -226,8 +234,8 @@ def test_retrieval_finds_the_chunk_that_is_asked_for(model):
     assert max(b - a for a, b in zip([0, *ends], ends, strict=False)) <= 64
 
 
-def run(folder, task, *, methods=METHODS, seconds: float = 1e9, ratios=(2, 4)):
-    lm = tiny_model(config=CONFIG).detach()
+def run(folder, task, *, methods=METHODS, seconds: float = 1e9, ratios=(2, 4), family="llama"):
+    lm = tiny_model(family, config=CONFIG).detach()
     tokenizer = _model().tokenizer
     seen: list[int] = []
     results = Results(folder)
@@ -358,3 +366,9 @@ def test_missing_data_is_named(model, tmp_path):
     (tmp_path / "fairytaleqa" / "val.jsonl").write_text('{"sections": [], "questions": []}\n{"sections"\n')
     with pytest.raises(InputError, match="line 2"):
         make_task("qa", model, Data(tmp_path), items=1, seed=0)
+
+
+def test_every_method_measures_a_model_with_recurrent_layers(tmp_path):
+    cells, _, rows = run(tmp_path, task_of(2), family="qwen3_5_text", ratios=(4,))
+    assert {cell.method for cell in cells} == {*METHODS}
+    assert rows == 2 * len(METHODS)

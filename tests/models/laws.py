@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from beacon_memory.config import BeaconConfig
-from beacon_memory.fold.family import FAMILIES, FULL, RECURRENT, Family, slot_shape
+from beacon_memory.fold.family import FAMILIES, FULL, RECURRENT, Family, kv_heads, slot_shapes
 from beacon_memory.fold.fold import embed, read
 from beacon_memory.fold.passes import SeekPass
 from beacon_memory.models.families import REFUSED
@@ -57,6 +57,15 @@ LONG = {
     },
     "original_max_position_embeddings": 512,
 }
+GEMMA4_LARGE = {
+    "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+    "enable_moe_block": True,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 32,
+}
 QWEN_SLIDING = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
 
 
@@ -71,7 +80,7 @@ class Case:
 
     def plain(self, **changes: Any) -> Any:
         """The language model alone."""
-        return tiny_lm(self.family.name, num_hidden_layers=3, **deepcopy({**self.changes, **changes}))
+        return tiny_lm(self.family.name, **deepcopy({"num_hidden_layers": 3, **self.changes, **changes}))
 
     def made(self, config: BeaconConfig = CONFIG, **changes: Any) -> BeaconModel:
         """The same weights with beacons, made anew."""
@@ -98,6 +107,13 @@ CASES = [Case(name, family) for name, family in FAMILIES.items()] + [
     Case("phi3-partial", FAMILIES["phi3"], {"rope_parameters": PARTIAL}, "half of the channels rotated"),
     Case("phi3-longrope", FAMILIES["phi3"], LONG, "LongRoPE (Phi-3.5, Phi-4-mini)"),
     Case("qwen3-yarn", FAMILIES["qwen3"], {"rope_parameters": YARN}, "YaRN"),
+    Case(
+        "gemma4-shared",
+        FAMILIES["gemma4_text"],
+        {"num_hidden_layers": 4, "num_kv_shared_layers": 2},
+        "upper layers read the keys of lower ones (E2B, E4B)",
+    ),
+    Case("gemma4-experts", FAMILIES["gemma4_text"], GEMMA4_LARGE, "values are keys, experts (26B-A4B, 31B)"),
     Case("mistral-sliding", FAMILIES["mistral"], {"sliding_window": 24}, "every layer sliding (Mistral 7B v0.1)"),
     Case("qwen2-sliding", FAMILIES["qwen2"], QWEN_SLIDING, "upper layers sliding"),
     Case("qwen3-sliding", FAMILIES["qwen3"], QWEN_SLIDING, "upper layers sliding"),
@@ -114,6 +130,17 @@ def plain_logits(lm: Any, ids: list[int]) -> Tensor:
     with torch.inference_mode():
         logits: Tensor = lm(torch.tensor([ids])).logits[0]
     return logits
+
+
+def own(slots: Tensor, kept: Tensor) -> Tensor:
+    """A slot's numbers in a layer without what fills them up to the shape of all layers: zeros.
+
+    # (kv_heads, head_dim) both
+    """
+    heads, width = kept.shape
+    assert not slots[heads:].any()
+    assert not slots[:, width:].any()
+    return slots[:heads, :width]
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
@@ -206,8 +233,9 @@ def raw_keys(case: Case) -> None:
         for slot, place in enumerate(anchors):
             rotated = model.empty.rope.rotate(segment.keys[:, :, slot : slot + 1], start=place)
             for layer, kept in enumerate(kept_layers):
-                close(rotated[layer, :, 0], kept.keys[0, :, place], 1e-5)
-                close(segment.values[layer, :, slot], kept.values[0, :, place], 1e-5)
+                key, value = kept.keys[0, :, place], kept.values[0, :, place]
+                close(own(rotated[layer, :, 0], key), key, 1e-5)
+                close(own(segment.values[layer, :, slot], value), value, 1e-5)
 
 
 def look_back(case: Case) -> None:
@@ -220,13 +248,13 @@ def look_back(case: Case) -> None:
     cache, kept_layers = case.plain_cache(lm)
     with torch.inference_mode():
         read = lm(torch.tensor([window + window]), output_attentions=True, **{CACHE: cache})
-    heads = segment.keys.shape[1]
-    for layer, attention in enumerate(read.attentions):
+    for layer, kept in enumerate(kept_layers):
+        attention, heads, width = read.attentions[layer], kept.keys.shape[1], kept.keys.shape[3]
         again = attention[0, :, len(window) :, 2 : len(window)]
         paid = again.amax(dim=1).view(heads, -1, size).amax(dim=1)
         for head in range(heads):
             best = paid[head].topk(size // 4).indices.sort().values + 2
-            close(segment.values[layer, head, 2:], kept_layers[layer].values[0, head, best], 1e-5)
+            close(segment.values[layer, head, 2:, :width], kept.values[0, head, best], 1e-5)
 
 
 def batch(case: Case) -> None:
@@ -293,15 +321,14 @@ def seek(case: Case) -> None:
     """Where a question looks in a memory is where it looks in transformers' own attention."""
     model = case.model
     past, asked = model.empty.extend(model.compress(IDS[:40], ratio=1, close=True).segments), IDS[40:46]
-    layers, kv_heads, _ = slot_shape(model.lm.config)
-    heads = [(layer, head) for layer in range(layers) for head in range(kv_heads)]
+    heads, shapes = kv_heads(model.lm.config), slot_shapes(model.lm.config)
     with torch.inference_mode():
         looking = SeekPass(past, len(asked), heads)
         read(model.lm, looking, embed(model.lm, torch.tensor([asked])), torch.arange(6) + past.slots)
         told = case.plain(attn_implementation="eager")(torch.tensor([IDS[:46]]), output_attentions=True)
     for (layer, head), seen in zip(heads, looking.seen, strict=True):
         attention = told.attentions[layer][0, :, 40:, :40]
-        of_group = attention.view(slot_shape(model.lm.config)[1], -1, *attention.shape[1:])[head]
+        of_group = attention.view(shapes[layer][0], -1, *attention.shape[1:])[head]
         close(seen[0], of_group.mean(dim=0))
 
 
@@ -368,17 +395,21 @@ def failure(case: str, law: str) -> AssertionError | None:
 
 def of_its_own(case: Case) -> str:
     """What an architecture has that Llama has not."""
-    family, layers = case.family, case.family.layers(case.plain().config)
+    family, config = case.family, case.plain().config
+    layers = family.layers(config)
     told = {
         "one fused projection": family.fused,
         "keys normed by head": family.norm == "head",
         "keys normed by token": family.norm == "row",
+        "values normed": family.values,
         "layers without RoPE": any(layer.rope is None for layer in layers),
         "RoPE by layer type": family.typed_rope,
         "a soft limit of attention": family.softcap,
         "sinks": family.sinks,
         "experts": family.experts,
         "recurrent layers": bool(family.recurrent),
+        "full layers with wider heads": len({width for _, width in slot_shapes(config)}) > 1,
+        "tokens that enter each layer anew": bool(getattr(config, "hidden_size_per_layer_input", 0)),
         "sliding and full layers": 0 < sum(bool(layer.window) for layer in layers) < len(layers),
     }
     words = [word for word, true in told.items() if true and not case.note]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError, ConfigError, ModelError, PromptTooLong, UnsupportedModel
@@ -293,3 +293,20 @@ def test_a_tiny_checkpoint_is_an_ordinary_folder(tmp_path: Path) -> None:
 def test_a_tiny_model_of_an_unknown_family_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="no tiny model of family 'gpt2'"):
         tiny_model("gpt2")
+
+
+@pytest.mark.parametrize("kind", ["gemma4", "gemma4_unified"])
+def test_the_text_model_of_a_gemma_4_checkpoint_is_loaded_with_its_weights(tmp_path, kind):
+    """transformers knows no names of its text model's weights there: without ours they would all be missing."""
+    text = tiny_lm(f"{kind}_text")
+    settings = AutoConfig.for_model(kind, text_config=text.config.to_dict() | {"use_bidirectional_attention": "vision"})
+    whole = AutoModelForCausalLM.from_config(settings).eval()
+    whole.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model = BeaconModel.from_pretrained(tmp_path, BeaconConfig(window=16, keep_last=4))
+    ids = list(range(3, 50))
+    with torch.inference_mode():
+        assert torch.equal(model.lm(torch.tensor([ids])).logits, whole(torch.tensor([ids])).logits)
+    assert model.compress(ids).slots
+    with pytest.raises(UnsupportedModel, match=f"{kind}.*give the checkpoint's name"):
+        BeaconModel(whole, model.tokenizer)

@@ -13,9 +13,9 @@ from laws import CONFIG, IDS, close, plain_logits, train
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from beacon_memory.errors import ConfigError, UnsupportedModel
-from beacon_memory.evaluation.items import Item, Question
-from beacon_memory.evaluation.reading import answer_losses
+from beacon_memory.evaluation.reading import BranchPass
 from beacon_memory.fold.family import FAMILIES
+from beacon_memory.fold.fold import embed, read
 from beacon_memory.models.finder import read_on
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.resident import ResidentPrefix
@@ -106,10 +106,10 @@ def test_training_reads_a_tail_behind_all_that_was_read_before(model: BeaconMode
 
 
 def test_what_reads_several_texts_side_by_side_is_refused_with_the_reason(model: BeaconModel) -> None:
-    item = Item("made up", start=(), context=tuple(IDS[:40]), questions=())
-    question = Question(prompt=(3, 4), answers=((5, 6), (7, 8)))
+    past = model.empty.extend(model.compress(IDS[:40]).segments)
+    branches = BranchPass(past, torch.ones(2, 2).bool().tril(), torch.arange(2))
     with pytest.raises(UnsupportedModel, match="recurrent layers, which read all of them in one order"):
-        answer_losses(model, model.empty.extend(model.compress(IDS[:40]).segments), item, question)
+        read(model.lm, branches, embed(model.lm, torch.tensor([[3, 4]])), torch.arange(2) + past.slots)
 
 
 def test_rows_that_are_read_to_look_with_leave_what_an_answer_goes_on_from(model: BeaconModel) -> None:

@@ -40,8 +40,8 @@ def served(*options: str, **environ: str) -> Iterator[tuple[subprocess.Popen[str
     )
     assert process.stderr is not None
     try:
-        line = process.stderr.readline()
-        assert " on http" in line, line + process.stderr.read()
+        line = next((line for line in process.stderr if " on http" in line), "it never said where")
+        assert " on http" in line, line
         yield process, line.rpartition(" on ")[2].strip()
     finally:
         process.terminate()

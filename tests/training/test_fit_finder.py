@@ -40,7 +40,7 @@ def test_the_head_that_looks_at_what_answers_is_found_and_a_threshold_that_keeps
     draw = random.Random(0)
     looked = [observed(draw, answered=True) for _ in range(60)]
     foreign = [observed(draw, answered=False, foreign=True) for _ in range(40)]
-    finder = fitted(looked + foreign, kv_heads=2)
+    finder = fitted(looked + foreign, heads=[divmod(head, 2) for head in range(len(looked[0].attention))])
     assert finder.heads[0] == (0, 1)
     assert finder.weights[0] == max(finder.weights)
 

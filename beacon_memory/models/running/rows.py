@@ -147,11 +147,12 @@ class RowsPass:
         return projected
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-        layer, window = int(module.layer_idx), module.beacon_layer.window
+        layer, window = module.beacon_layer, module.beacon_layer.window
         outputs = []
         for n, (row, piece) in enumerate(zip(self._rows, self._pieces, strict=True)):
-            held = row.cache.layers[layer]
-            keys, values = held.update(key[:, :, piece], value[:, :, piece])
+            held = row.cache.layers[layer.index]
+            new = key[:, :, piece], value[:, :, piece]
+            keys, values = (held.keys, held.values) if layer.shared else held.update(*new)
             if piece.stop - piece.start == 1 and window is not None:
                 keys, values = keys[:, :, -window:], values[:, :, -window:]
             mask = self._mask(n, window)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from beacon_memory.errors import ModelError
+from beacon_memory.fold.fold import embed, entering
 from beacon_memory.fold.place import reads_on
 from beacon_memory.locks import renewed
 from beacon_memory.models.running.line import SHORT, Line
@@ -152,12 +153,12 @@ class Running:
         """The logits behind the last ids of the rows that are read whole.  # (rows, vocabulary)"""
         device = reads_on(self._lm)
         ids = torch.tensor([[i for row, n in zip(rows, sizes, strict=True) for i in row.pending[:n]]], device=device)
-        embedded = self._lm.get_input_embeddings()(ids)
+        embedded = embed(self._lm, ids)
         pieces = RowsPass(rows, sizes, dtype=embedded.dtype)
         ends = torch.tensor(sizes).cumsum(dim=0) - 1
         whole = torch.tensor([n == len(row.pending) for row, n in zip(rows, sizes, strict=True)])
         output = self._lm(
-            inputs_embeds=embedded,
+            **entering(self._lm, embedded),
             position_ids=pieces.positions[None].to(device),
             attention_mask=torch.zeros(1, 1, 1, 1, dtype=embedded.dtype, device=device),  # the pass has its own
             use_cache=False,
