@@ -13,7 +13,7 @@ from beacon_memory.config import RATIOS, RECALL_TOKENS
 from beacon_memory.errors import BudgetExceeded
 from beacon_memory.evaluation.items import Question
 from beacon_memory.evaluation.memories import Folded, Memories
-from beacon_memory.models.finder import QUESTION, Finder
+from beacon_memory.models.finder import NEUTRAL, QUESTION, Finder
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.passages import Cutter
 from beacon_memory.talk.transcript import Transcript
@@ -30,6 +30,11 @@ class Looking:
         self._talk = Transcript(model.tokenizer)
         self._ids = [i for segment in folded.segments for i in segment.ids]
         self._passages = Cutter(model.decode, openings=self._talk.openings).spans(self._ids)
+        self._idle = None
+        if folded.segments:
+            slots = folded.past.back(folded.slots, recurrent=folded.segments[-1].recurrent)
+            neutral = self._talk.question(NEUTRAL)
+            self._idle = finder.idle(model.lm, slots, folded.segments, self._passages, neutral)
 
     def asked(self, question: Question) -> tuple[Question, int]:
         """The question with what is read again in front of it, and how many tokens that is."""
@@ -49,7 +54,7 @@ class Looking:
             return ()
         rows, folded = list(ids[start:][-QUESTION:]), self._folded
         found = self._finder.scores(
-            self._model.lm, self.past, folded.segments, self._passages, rows, slots=folded.slots
+            self._model.lm, self.past, folded.segments, self._passages, rows, slots=folded.slots, idle=self._idle
         ).tolist()
         read = len(self._ids) - folded.again  # what stands behind it is raw already
         spans = [(begin, min(end, read)) for begin, end in self._passages]

@@ -2,7 +2,8 @@
 
 Some heads look at what a question asks for, even where all heads together look elsewhere. The score of a passage is a
 weighted sum, over these heads, of the attention that a row of the question pays to the passage's slots, the highest
-row counting (`levelled`). Weights are fitted to a model and its adapter (training/finder.py) and kept in the adapter's
+row counting (`levelled`), less a share of what a question about nothing pays it: some passages attract every question.
+Weights are fitted to a model and its adapter (training/finder.py) and kept in the adapter's
 folder.
 """
 
@@ -27,12 +28,16 @@ from beacon_memory.fold.prefix import Prefix, starts
 from beacon_memory.models.resident import ResidentPrefix, RoomLayer, cache_of
 from beacon_memory.state.state import Segment
 
-FORMAT, VERSION = "beacon-finder", 1
+FORMAT, VERSION = "beacon-finder", 2  # 1 had no baseline
 FILE = "finder.json"
 FEW = 8  # passages: a memory of fewer is scored as one of so many
 MANY = 64  # passages: finders are fitted on no more
 QUESTION = 256  # newest tokens of a question that are looked with
 PIECE = 512  # rows read at once
+NEUTRAL = (  # asks for nothing that was said
+    "What is it? Who was that? Where was it? When did it happen? How many were there? What is the name of it? "
+    "Why did he do that? What did she say?"
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Finder:
     heads: tuple[tuple[int, int], ...]  # each a layer, and a KV head of it
     weights: tuple[float, ...]  # one for each head
     threshold: float
+    baseline: float = 0.0  # the share that is taken off of what a question about nothing pays
 
     def scores(
         self,
@@ -52,14 +58,34 @@ class Finder:
         ids: Sequence[int],
         *,
         slots: int | None = None,
+        idle: Tensor | None = None,
     ) -> Tensor:
         """The score of each passage for a question, in order.  # (passages,)
 
         `past` is the segments' prefix, or begins with it and its `slots`; passages are ranges of the segments' ids, one
         behind another, without a gap; `ids` are the question's, read behind the past. What a row pays is counted as if
-        slots and question were all there is. A passage whose segment has no places has the score 0.
+        slots and question were all there is. A passage whose segment has no places has the score 0. `idle` is what a
+        question about nothing pays (`idle`).
         """
-        return self._scored(attention(lm, past, segments, passages, ids, heads=self.heads, slots=slots))
+        return self._scored(attention(lm, past, segments, passages, ids, heads=self.heads, slots=slots), idle)
+
+    def idle(
+        self,
+        lm: Any,
+        past: Prefix,
+        segments: Sequence[Segment],
+        passages: Sequence[tuple[int, int]],
+        ids: Sequence[int],
+        *,
+        slots: int | None = None,
+    ) -> Tensor | None:
+        """What a question about nothing, of these ids, pays each passage; None where that is not taken off.
+
+        As `scores`.  # (passages,)
+        """
+        if not self.baseline:
+            return None
+        return self._paid(attention(lm, past, segments, passages, ids, heads=self.heads, slots=slots))
 
     def read(
         self,
@@ -70,16 +96,20 @@ class Finder:
         ids: Sequence[int],
         *,
         question: int,
+        idle: Tensor | None = None,
     ) -> Tensor:
         """The same while ids are read behind a resident's rows, for good: the newest `question` of them are asked.
 
         The resident holds the segments, and maybe raw rows.  # (passages,)
         """
         seek = read_on(lm, resident, ids, heads=self.heads, looking=min(question, QUESTION))
-        return self._scored(_paid(seek.seen, _owners(segments, passages, self.heads), len(passages)))
+        return self._scored(_paid(seek.seen, _owners(segments, passages, self.heads), len(passages)), idle)
 
-    def _scored(self, paid: Tensor) -> Tensor:
-        return levelled(torch.tensor(self.weights) @ paid)
+    def _scored(self, paid: Tensor, idle: Tensor | None) -> Tensor:
+        return levelled(self._paid(paid), None if idle is None else self.baseline * idle)
+
+    def _paid(self, paid: Tensor) -> Tensor:
+        return torch.tensor(self.weights) @ paid
 
     def chosen(self, passages: Sequence[tuple[float, int]], *, tokens: int) -> list[int]:
         """Which passages to read again, in so many tokens, the best first: those that count as found, while they fit.
@@ -104,6 +134,7 @@ class Finder:
             "base_model": model,
             "heads": [[*head, round(weight, 4)] for head, weight in zip(self.heads, self.weights, strict=True)],
             "threshold": round(self.threshold, 4),
+            "baseline": self.baseline,
         }
         new = Path(folder) / f".{FILE}.new"
         new.write_text(json.dumps(about, indent=2) + "\n")
@@ -121,7 +152,7 @@ def read_finder(folder: str | Path, *, model: str, layers: int, kv_heads: int) -
     try:
         about = json.loads(path.read_text())
         found = (about["format"], about["version"])
-        if found != (FORMAT, VERSION):
+        if found not in ((FORMAT, 1), (FORMAT, VERSION)):
             raise AdapterError(f"{path}: expected {FORMAT} version {VERSION}, found {found[0]} version {found[1]}")
         if about["base_model"] != model:
             raise AdapterError(
@@ -130,24 +161,30 @@ def read_finder(folder: str | Path, *, model: str, layers: int, kv_heads: int) -
             )
         heads = tuple((int(layer), int(head)) for layer, head, _ in about["heads"])
         weights = tuple(float(weight) for _, _, weight in about["heads"])
-        threshold = float(about["threshold"])
+        threshold, baseline = float(about["threshold"]), float(about.get("baseline", 0))
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, RecursionError) as exc:
         raise AdapterError(f"{path} is not a readable finder: {exc!r}") from exc
     inside = all(0 <= layer < layers and 0 <= head < kv_heads for layer, head in heads)
-    if not heads or len(set(heads)) < len(heads) or not inside or not all(map(math.isfinite, (*weights, threshold))):
+    if (
+        not heads
+        or len(set(heads)) < len(heads)
+        or not inside
+        or not all(map(math.isfinite, (*weights, threshold, baseline)))
+    ):
         raise AdapterError(f"{path}: its heads are not those of a model with {layers} layers of {kv_heads} KV heads")
-    return Finder(heads, weights, threshold)
+    return Finder(heads, weights, threshold, baseline)
 
 
-def levelled(paid: Tensor) -> Tensor:
-    """Scores that one threshold suits, from weighted sums of attention: coarse slots are paid less, all of them, and
-    what chance pays one grows as the root of what it pays the mean. Where passages are few each is paid much: there the
-    mean is what it would be among more. Where they are many, one of them is paid much by every question: there all
-    score less (benchmarks/LOG.md).  # (…, passages)
+def levelled(paid: Tensor, less: Tensor | None = None) -> Tensor:
+    """Scores that one threshold suits, from weighted sums of attention, of which `less` is taken off: coarse slots are
+    paid less, all of them, and what chance pays one grows as the root of what it pays the mean. Where passages are few
+    each is paid much: there the mean is what it would be among more. Where they are many, one of them is paid much by
+    every question: there all score less (benchmarks/LOG.md).  # (…, passages)
     """
     count = paid.shape[-1]
     mean = paid.sum(dim=-1, keepdim=True) / max(count, FEW)
-    scores: Tensor = paid / mean.clamp(min=1e-9).sqrt() / max(count / MANY, 1) ** 0.2
+    own = paid if less is None else (paid - less).clamp(min=0)
+    scores: Tensor = own / mean.clamp(min=1e-9).sqrt() / max(count / MANY, 1) ** 0.2
     return scores
 
 

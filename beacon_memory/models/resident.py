@@ -37,6 +37,7 @@ class ResidentPrefix:
     ids: list[int] = field(default_factory=list)  # of the raw rows after the segments
     release: Callable[[ResidentPrefix], None] = lambda resident: None  # called with it after a turn
     next: Tensor | None = None  # the logits behind the last of its ids, where they are known  # (1, vocabulary)
+    idle: Tensor | None = None  # what a question about nothing pays its segments' passages, where it was asked
 
     @property
     def nbytes(self) -> int:
@@ -67,6 +68,8 @@ class ResidentPrefix:
                 shared = 0
         if not shared or shared < len(self.ids):
             self.next = None
+        if common < len(self.segments):
+            self.idle = None
         slots = self.segments[common - 1][1] if common else 0
         self.segments, self.ids = self.segments[:common], list(ids[:shared])
         ended = segments[common - 1].recurrent if common else None
@@ -84,7 +87,7 @@ class ResidentPrefix:
         """Add a segment after the others. Raw rows are dropped."""
         self.past = self.past.back(self.past.slots - len(self.ids)).extend([segment])
         self.segments.append((segment.name, self.past.slots))
-        self.ids, self.next = [], None
+        self.ids, self.next, self.idle = [], None, None
 
     def roomy(self, lm: Any, rows: int) -> Room:
         """Its room. An empty prefix has none until a language model gives the shape: then one for so many rows."""

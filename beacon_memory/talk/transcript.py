@@ -173,6 +173,10 @@ class Transcript:
         """The ids that ask the model for its answer."""
         return self._encoder.encode([Part(self._frames.header)], after=self._trail("assistant"))
 
+    def question(self, text: str) -> list[int]:
+        """The ids of what a user says, and those that ask for the answer."""
+        return [*self.turn({"role": "user", "content": text}), *self.header()]
+
     def _trail(self, role: str) -> str:
         """The plain text in front of a message, with which its first letters may be one token."""
         frame = self._frames.question if role == "assistant" else self._frames.answer

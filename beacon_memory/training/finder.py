@@ -20,7 +20,7 @@ from torch import Tensor
 from beacon_memory.config import RATIOS
 from beacon_memory.errors import InputError
 from beacon_memory.fold.family import kv_heads
-from beacon_memory.models.finder import Finder, attention, levelled, read_on
+from beacon_memory.models.finder import NEUTRAL, Finder, attention, levelled, read_on
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.passages import Cutter
 from beacon_memory.models.resident import ResidentPrefix
@@ -37,6 +37,7 @@ HEADS = 16  # that a finder has, at most
 LIGHT = 0.03  # a head of less than this share of the greatest weight is left out
 SCALE = 10.0  # attention is a few hundredths: steps of the regression are made for numbers around one
 STEPS, RATE, SPARSE = 300, 0.05, 0.01
+BASELINE = 0.7  # the share that is taken off of what a question about nothing pays
 QUIET = 0.95  # share of the questions that nothing answers for which nothing may be found
 QUOTES = (
     'What comes after "{}"?',
@@ -60,6 +61,7 @@ class Looked:
     """Where a question's heads looked."""
 
     attention: Tensor  # (heads, passages), the KV heads of all layers
+    idle: Tensor  # the same for a question about nothing
     right: Tensor  # (passages,), bool
     foreign: bool
 
@@ -103,7 +105,8 @@ def look(
         resident = ResidentPrefix(model.empty)
         tail = maker.tail(draw, TAILS[number // len(ratios) % len(TAILS)])
         resident.stand(state.segments, room=len(tail))
-        slots = resident.past.slots
+        slots, neutral = resident.past.slots, maker.question(NEUTRAL)
+        idle = attention(model.lm, resident.past, state.segments, passages, neutral, heads=heads)
         if tail:
             read_on(model.lm, resident, tail)
         found = []
@@ -112,7 +115,7 @@ def look(
             paid = attention(model.lm, resident.past, state.segments, passages, rows, heads=heads, slots=slots)
             start, end = one.answer or (0, 0)
             right = torch.tensor([begin < end and start < stop for begin, stop in passages])
-            found.append(Looked(paid, right, one.foreign))
+            found.append(Looked(paid, idle, right, one.foreign))
         yield found
 
 
@@ -122,16 +125,18 @@ def fitted(looked: Sequence[Looked], *, heads: Sequence[tuple[int, int]]) -> Fin
     paid, (right, real) = torch.zeros(count, len(heads), most), torch.zeros(2, count, most).bool()
     for row, one in enumerate(looked):
         passages = len(one.right)
-        paid[row, :, :passages], right[row, :passages], real[row, :passages] = one.attention, one.right, True
+        paid[row, :, :passages] = one.attention - BASELINE * one.idle
+        right[row, :passages], real[row, :passages] = one.right, True
     weights = _regression(paid, right, real, torch.ones(len(heads)))
     chosen = torch.zeros(len(heads)).scatter(0, weights.topk(min(HEADS, len(heads))).indices, 1.0)
     chosen *= weights > LIGHT * weights.max()
     weights = _regression(paid, right, real, chosen)
     order = [int(i) for i in weights.argsort(descending=True, stable=True) if weights[i] > 0]
     foreign = [one for one in looked if one.foreign] or [one for one in looked if not one.right.any()]
-    absent = torch.tensor([float(levelled(weights @ one.attention).max()) for one in foreign])
-    threshold = float(absent.quantile(QUIET)) if len(absent) else 0.0
-    return Finder(tuple(heads[head] for head in order), tuple(float(weights[head]) for head in order), threshold)
+    absent = [levelled(weights @ one.attention, BASELINE * (weights @ one.idle)).max() for one in foreign]
+    threshold = float(torch.stack(absent).quantile(QUIET)) if absent else 0.0
+    found = tuple(heads[head] for head in order)
+    return Finder(found, tuple(float(weights[head]) for head in order), threshold, BASELINE)
 
 
 def _regression(paid: Tensor, right: Tensor, real: Tensor, chosen: Tensor) -> Tensor:
@@ -170,7 +175,7 @@ class _Maker:
 
     def question(self, text: str) -> list[int]:
         """The rows of a question, as a session asks it."""
-        return [*self._talk.turn({"role": "user", "content": text}), *self._talk.header()]
+        return self._talk.question(text)
 
     def make(self, draw: random.Random, length: int) -> tuple[list[int], list[Asked]]:
         """The ids of a memory of about this length, and its questions."""

@@ -46,7 +46,11 @@ def asked_of(
     """What a finder makes of the questions of one memory, at which `all_heads` looked."""
     heads = torch.tensor([all_heads.index(head) for head in finder.heads])
     weights = torch.tensor(finder.weights)
-    return [Asked(ratio, levelled(weights @ one.attention[heads]), one.right, one.foreign) for one in looked]
+
+    def scores(one: Looked) -> Tensor:
+        return levelled(weights @ one.attention[heads], finder.baseline * (weights @ one.idle[heads]))
+
+    return [Asked(ratio, scores(one), one.right, one.foreign) for one in looked]
 
 
 def row(found: Iterable[Asked], threshold: float) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,13 +11,13 @@ import torch
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import AdapterError
 from beacon_memory.models.adapter import save_adapter
-from beacon_memory.models.finder import FILE, MANY, Finder, attention, levelled, read_finder
+from beacon_memory.models.finder import FEW, FILE, MANY, Finder, attention, levelled, read_finder
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.resident import CACHE, ResidentPrefix
 from beacon_memory.testing import tiny_checkpoint, tiny_model
 
 CONFIG = BeaconConfig(window=16, sink=2, keep_last=4, anchors="reconstruct")
-FINDER = Finder(((1, 0), (0, 1)), (2.5, 0.5), 0.25)
+FINDER = Finder(((1, 0), (0, 1)), (2.5, 0.5), 0.25, 0.5)
 
 
 def test_a_memory_of_few_passages_is_scored_as_one_of_more():
@@ -129,6 +130,30 @@ def test_a_finder_comes_back_with_its_adapter(tmp_path):
     assert again.fingerprint == model.fingerprint
 
 
+def test_a_finder_of_an_older_release_takes_nothing_off(tmp_path):
+    FINDER.write(tmp_path, model="ours")
+    about = json.loads((tmp_path / FILE).read_text())
+    del about["baseline"]
+    (tmp_path / FILE).write_text(json.dumps(about | {"version": 1}))
+    assert read_finder(tmp_path, model="ours", **SHAPE) == replace(FINDER, baseline=0.0)
+
+
+def test_what_a_question_about_nothing_pays_is_taken_off():
+    model, passages = tiny_model(config=CONFIG), [(0, 10), (10, 33), (33, 70)]
+    resident = ResidentPrefix(model.empty)
+    resident.stand(model_state.segments, room=0)
+    where = (model.lm, resident.past, model_state.segments, passages)
+    idle = FINDER.idle(*where, [5, 6, 7])
+    assert idle is not None
+    whole, own = replace(FINDER, baseline=0.0), replace(FINDER, baseline=1.0)
+    assert whole.idle(*where, [5, 6, 7]) is None
+    assert torch.equal(own.scores(*where, [5, 6, 7], idle=idle), torch.zeros(3))  # it is that question itself
+    other = [8, 9, 20]
+    less = FINDER.scores(*where, other) - FINDER.scores(*where, other, idle=idle)
+    mean = FINDER.idle(*where, other).sum() / FEW  # fewer passages than eight
+    assert torch.allclose(less, torch.minimum(0.5 * idle / mean.sqrt(), FINDER.scores(*where, other)), atol=1e-5)
+
+
 def test_a_finder_of_another_model_is_refused(tmp_path):
     FINDER.write(tmp_path, model="another")
     with pytest.raises(AdapterError, match=r"fitted for base model another.*fit-finder"):
@@ -139,7 +164,8 @@ def test_a_finder_of_another_model_is_refused(tmp_path):
     "change",
     [
         {"format": "other"},
-        {"version": 2},
+        {"version": 3},
+        {"baseline": None},
         {"heads": []},
         {"heads": [[2, 0, 1.0]]},
         {"heads": [[0, -1, 1.0]]},

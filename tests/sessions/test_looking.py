@@ -322,6 +322,25 @@ def test_an_empty_question_is_refused(memory):
         memory.session("ada").search("  ")
 
 
+def test_a_question_about_nothing_is_asked_once_of_a_memory(memory, monkeypatch):
+    asked: list[int] = []
+    idle = Finder.idle
+    monkeypatch.setattr(Finder, "idle", lambda *args, **how: asked.append(1) or idle(*args, **how))
+    memory.model.finder = replace(FINDER, baseline=0.5)
+    try:
+        ada = memory.session("ada")
+        ada.ask("When does the lease end?", **SAMPLING)
+        ada.ask("What is green?", **SAMPLING)
+        assert len(asked) == 1
+        slots = ada.info().slots
+        ada.add([{"role": "user", "content": "I have a dog, a cat and a small blue bird at home. " * 4}])
+        assert ada.info().slots > slots
+        ada.ask("What is green?", **SAMPLING)
+        assert len(asked) == 2
+    finally:
+        memory.model.finder = FINDER
+
+
 def test_below_the_threshold_nothing_is_read_again(memory):
     quiet = BeaconMemory(finding(replace(FINDER, threshold=1e9)), memory.store, recall_tokens=256)
     plain = quiet.session("ada").prompt_for("Where do I live?", recall_tokens=0)

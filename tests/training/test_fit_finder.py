@@ -15,7 +15,7 @@ from beacon_memory.models.finder import levelled
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.testing import tiny_checkpoint, tiny_model
 from beacon_memory.training.data import Corpus, Dialogue, Document, Question
-from beacon_memory.training.finder import Looked, _Maker, fit_finder, fitted
+from beacon_memory.training.finder import BASELINE, Looked, _Maker, fit_finder, fitted
 
 CONFIG = BeaconConfig(window=64, sink=2, keep_last=8, overlap=4)
 TEXT = "The old mill stood by the river. Nobody had lived in it for years! Who would? " * 60
@@ -27,13 +27,16 @@ CORPUS = Corpus(
 
 
 def observed(draw: random.Random, *, answered: bool, foreign: bool = False) -> Looked:
-    """Heads that look anywhere, but for the second, which looks at what answers."""
+    """Heads that look anywhere, but for the second, which looks at what answers; all look at the fourth passage, also
+    when nothing is asked.
+    """
     paid = torch.rand(6, 9, generator=torch.Generator().manual_seed(draw.randrange(10**6))) / 50
-    right = torch.zeros(9, dtype=torch.bool)
+    idle, right = torch.zeros(6, 9), torch.zeros(9, dtype=torch.bool)
+    idle[:, 3] = 0.8
     if answered:
         right[draw.randrange(9)] = True
         paid[1][right] += 0.2
-    return Looked(paid, right, foreign)
+    return Looked(paid + BASELINE * idle, idle, right, foreign)
 
 
 def test_the_head_that_looks_at_what_answers_is_found_and_a_threshold_that_keeps_quiet():
@@ -44,11 +47,12 @@ def test_the_head_that_looks_at_what_answers_is_found_and_a_threshold_that_keeps
     assert finder.heads[0] == (0, 1)
     assert finder.weights[0] == max(finder.weights)
 
-    def scores(one: Looked) -> torch.Tensor:
-        rows = [layer * 2 + head for layer, head in finder.heads]
-        return levelled(torch.tensor(finder.weights) @ one.attention[rows])
+    def scores(one: Looked, share: float = finder.baseline) -> torch.Tensor:
+        rows, weights = [layer * 2 + head for layer, head in finder.heads], torch.tensor(finder.weights)
+        return levelled(weights @ one.attention[rows], share * (weights @ one.idle[rows]))
 
     assert all(one.right[scores(one).argmax()] for one in looked)
+    assert sum(bool(one.right[scores(one, 0.0).argmax()]) for one in looked) < 40  # the fourth attracts every question
     assert sum(bool(scores(one).max() > finder.threshold) for one in foreign) <= 2
     assert sum(bool(scores(one).max() > finder.threshold) for one in looked) > 55
 

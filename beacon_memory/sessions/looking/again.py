@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from beacon_memory.config import check_recall
 from beacon_memory.errors import ConfigError, InputError
-from beacon_memory.models.finder import QUESTION
+from beacon_memory.models.finder import NEUTRAL, QUESTION
 from beacon_memory.models.resident import ResidentPrefix
 from beacon_memory.sessions.looking.source import sources_of
 from beacon_memory.sessions.prompt import RECALLED, Prompt
@@ -100,14 +100,20 @@ def _ranked(memory: Repository, prompt: Prompt, start: int, *, room: int = 0) ->
     standing, first = resident or ResidentPrefix(model.empty), 0 if resident else max(start, len(prompt.ids) - QUESTION)
     with model.running.line:
         ids = prompt.ids[first:]
+        if finder.baseline and standing.idle is None:
+            standing.stand(prompt.segments, room=len(ids) + room)
+            neutral = memory.transcript.question(NEUTRAL)
+            standing.idle = finder.idle(model.lm, standing.past, prompt.segments, spans, neutral)
         shared = standing.stand(prompt.segments, ids[: start - first + 1], room=len(ids) + room)
         question = len(prompt.ids) - start
-        scores = finder.read(model.lm, standing, prompt.segments, spans, ids[shared:], question=question).tolist()
+        scores = finder.read(
+            model.lm, standing, prompt.segments, spans, ids[shared:], question=question, idle=standing.idle
+        )
     if resident is not None:
         resident.release(resident)
     again = _overlap(memory, prompt)
     found = []
-    for (place, passage), score in zip(passages, scores, strict=True):
+    for (place, passage), score in zip(passages, scores.tolist(), strict=True):
         ids = passage.ids[: max(before - again - place, 0)]  # the newest tokens may stand in the raw tail too
         if ids:
             found.append((place, replace(passage, ids=ids, score=float(score))))
