@@ -22,7 +22,7 @@ test: $(READY)
 
 # With the lowest versions of all direct requirements that pyproject.toml allows, and with the newest (CONTRIBUTING.md).
 INSTALL := -m pip install --quiet --disable-pip-version-check
-RANGE := $(addprefix tests/,models/test_families.py models/test_loading.py talk/test_structured.py cli/test_check.py \
+RANGE := $(addprefix tests/,models/test_families.py models/test_loading.py talk/test_structured.py cli/test_check.py training/test_fit.py \
   $(addprefix sessions/test_,memory.py turn.py documents.py hybrids.py) stores/test_stores.py stores/test_stores_redis.py \
   $(addprefix integrations/langchain/test_langchain_,standard.py memory.py) \
   $(addprefix integrations/llama_index/test_llama_index_,contract.py memory.py) \
