@@ -76,7 +76,7 @@ def _told(here: Visit) -> dict[str, Any]:
     about = {
         "version": __version__,
         "interface": INTERFACE,
-        "positions": model.positions,
+        "positions": here.memory.positions,
         "slots": model.budget,
         "ratio": model.config.ratio,
         "finder": model.finder is not None,

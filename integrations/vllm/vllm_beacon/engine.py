@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 LEFT = 3600.0  # seconds after which what was lent for an answer is nobody's any more
 TEXT = "The lighthouse keeper wrote down every ship that passed, its flag, its cargo and the hour of the day. "
-CLOSE = 0.5  # how far a log-probability of the self-test may be off: 16-bit weights are, by a tenth
+CLOSE = 0.5  # how far a log-probability of the self-test may be off: vLLM may round to 16 bits where we do not
 
 
 class VLLMEngine:

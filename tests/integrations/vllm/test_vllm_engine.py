@@ -151,6 +151,7 @@ def test_a_prompt_too_long_to_be_read_raw_is_folded_for_its_answer_and_kept(engi
         assert said.choices[0].message.content == "Rex!"
         assert served.slots[-1] > 0
         assert served.memory.session("ada").info().slots > 0
+        assert httpx.get(f"{served.url}/v1/models").json()["data"][0]["beacon"]["positions"] == 1500
         assert not [name for name in served.memory.store.sessions() if name.startswith(LENT)]
 
 
