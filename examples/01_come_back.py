@@ -40,7 +40,7 @@ QUESTIONS = {  # and what a right answer says
     "Where do I live?": "Lyon",
     "What is my favourite colour?": "green",
     "How long was Jonah in the belly of the fish?": "three days",
-    "What grew up over Jonah?": "gourd",
+    "What did the LORD prepare to swallow up Jonah?": "great fish",
 }
 
 console = Console()

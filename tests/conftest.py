@@ -1,9 +1,10 @@
-"""What many tests share: one thread, no progress bars, tiny models made once, and a stream of token ids."""
+"""What many tests share: one thread each, no progress bars, tiny models made once, and a stream of token ids."""
 
 from __future__ import annotations
 
 import asyncio
 import io
+import os
 import random
 from collections.abc import Callable
 from functools import cache
@@ -19,6 +20,8 @@ from beacon_memory.models.model import BeaconModel
 from beacon_memory.testing import tiny_model
 
 torch.set_num_threads(1)
+# So have the processes that tests start: threads that wait by spinning take the cores from those that work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # With no loop set, pytest-asyncio asks for the current one, gets one made for it, and never closes that.
 asyncio.set_event_loop(None)
 logging.disable_progress_bar()

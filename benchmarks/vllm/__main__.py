@@ -217,7 +217,7 @@ def made(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     machine, load = rows[0]["machine"], [row["load"] for row in rows]
     yield f"{machine['cpu']}, {machine['cores']} cores, load {min(load):g} to {max(load):g}; vLLM 0.32.0, float32."
     yield ""
-    yield "```"
+    yield "```text"
     for command in dict.fromkeys(row["command"] for row in rows):
         at = next(row for row in rows if row["command"] == command)
         yield f"{command.replace('.__main__', '')}    # {at['at'][:10]}, commit {at['commit']}"
