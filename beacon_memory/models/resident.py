@@ -37,7 +37,8 @@ class ResidentPrefix:
     ids: list[int] = field(default_factory=list)  # of the raw rows after the segments
     release: Callable[[ResidentPrefix], None] = lambda resident: None  # called with it after a turn
     next: Tensor | None = None  # the logits behind the last of its ids, where they are known  # (1, vocabulary)
-    idle: Tensor | None = None  # what a question about nothing pays its segments' passages, where it was asked
+    # What a question about nothing pays passages of its segments, and which these are, where it was asked.
+    idle: tuple[list[tuple[int, int]], Tensor | None] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -45,12 +46,14 @@ class ResidentPrefix:
         read = 0 if self.past.recurrent is None else self.past.recurrent.nbytes
         return read + (0 if self.past.room is None else self.past.room.nbytes)
 
-    def stand(self, segments: Sequence[Segment], ids: Sequence[int] = (), *, room: int, raw: bool = True) -> int:
+    def stand(
+        self, segments: Sequence[Segment], ids: Sequence[int] = (), *, room: int, raw: bool = True, whole: bool = False
+    ) -> int:
         """Hold these segments, with room for `room` more rows; returns how many of `ids` need not be read again.
 
-        The last id is read again unless the logits behind it are known: a model has to read something. Without `raw`,
-        all of them are; so are they where they part from what recurrent layers have read, which cannot go back but to a
-        segment's end.
+        The last id is always read again, as a model has to read something; with `whole` not if `next` is known behind
+        it. Without `raw`, all of them are; so are they where they part from what recurrent layers have read, which
+        cannot go back but to a segment's end.
         """
         common = 0
         for (name, _), segment in zip(self.segments, segments, strict=False):
@@ -59,7 +62,7 @@ class ResidentPrefix:
             common += 1
         shared = 0
         if raw and common == len(self.segments) == len(segments):
-            known = len(ids) - (self.next is None or len(self.ids) > len(ids))
+            known = len(ids) - (not whole or self.next is None or len(self.ids) > len(ids))
             for one, other in zip(self.ids, ids[:known], strict=False):
                 if one != other:
                     break

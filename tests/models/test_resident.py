@@ -227,6 +227,10 @@ def test_what_was_read_to_look_is_answered_without_another_row(model):
     with rows_read(model) as counts:
         assert model.answers([prompt], [state], residents=[resident], max_new_tokens=5) == expected
     assert counts == [1] * 4  # the tokens of the answer
+    # Whoever reads on reads at least the last row, though its logits are known.
+    resident.stand(state.segments, room=len(ids), raw=False)
+    read_on(model.lm, resident, ids)
+    assert resident.stand(state.segments, ids, room=9) == len(ids) - 1
     # Behind other words, or fewer, it is another token.
     for other in (prompt[:-1], [*prompt, *prompt], model.encode("What?")):
         alone = model.answers([other], [state], max_new_tokens=5)

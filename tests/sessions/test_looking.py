@@ -337,6 +337,12 @@ def test_a_question_about_nothing_is_asked_once_of_a_memory(memory, monkeypatch)
         assert ada.info().slots > slots
         ada.ask("What is green?", **SAMPLING)
         assert len(asked) == 2
+        # What another memory over the same store folds is asked anew before it is looked at, not after.
+        BeaconMemory(memory.model, memory.store).session("ada").add({"role": "user", "content": "I am old. " * 30})
+        found = ada.search("What is green?", limit=3)
+        assert len(asked) == 3
+        alone = BeaconMemory(memory.model, memory.store).session("ada").search("What is green?", limit=3)
+        assert [one.score for one in found] == pytest.approx([one.score for one in alone], rel=1e-4)
     finally:
         memory.model.finder = FINDER
 

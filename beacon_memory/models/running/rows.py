@@ -63,7 +63,7 @@ class Row:
         # A penalty looks at the ids that it is given: it needs all of them.
         again = sampling.repetition_penalty == 1
         new = len(prompt) + sampling.max_new_tokens
-        shared = resident.stand(segments, prompt, room=new, raw=again)
+        shared = resident.stand(segments, prompt, room=new, raw=again, whole=True)
         room, left, ends = resident.roomy(lm, new), list(prompt[shared:]), end_ids(lm, tokenizer)
         row = cls(
             cache=cache_of(lm, resident.past, room),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from beacon_memory.config import check_recall
 from beacon_memory.errors import ConfigError, InputError
@@ -100,15 +100,13 @@ def _ranked(memory: Repository, prompt: Prompt, start: int, *, room: int = 0) ->
     standing, first = resident or ResidentPrefix(model.empty), 0 if resident else max(start, len(prompt.ids) - QUESTION)
     with model.running.line:
         ids = prompt.ids[first:]
-        if finder.baseline and standing.idle is None:
-            standing.stand(prompt.segments, room=len(ids) + room)
-            neutral = memory.transcript.question(NEUTRAL)
-            standing.idle = finder.idle(model.lm, standing.past, prompt.segments, spans, neutral)
         shared = standing.stand(prompt.segments, ids[: start - first + 1], room=len(ids) + room)
-        question = len(prompt.ids) - start
-        scores = finder.read(
-            model.lm, standing, prompt.segments, spans, ids[shared:], question=question, idle=standing.idle
-        )
+        if standing.idle is None or standing.idle[0] != spans:
+            slots = standing.past.back(standing.segments[-1][1], recurrent=prompt.segments[-1].recurrent)
+            neutral = memory.transcript.question(NEUTRAL)
+            standing.idle = spans, finder.idle(model.lm, slots, prompt.segments, spans, neutral)
+        how: dict[str, Any] = {"question": len(prompt.ids) - start, "idle": standing.idle[1]}
+        scores = finder.read(model.lm, standing, prompt.segments, spans, ids[shared:], **how)
     if resident is not None:
         resident.release(resident)
     again = _overlap(memory, prompt)
