@@ -32,7 +32,7 @@ class Looking:
         self._passages = Cutter(model.decode, openings=self._talk.openings).spans(self._ids)
         self._idle = None
         if folded.segments:
-            slots = folded.past.back(folded.slots, recurrent=folded.segments[-1].recurrent)
+            slots = folded.past.leading(folded.slots).read_to(folded.segments[-1].recurrent)
             neutral = self._talk.question(NEUTRAL)
             self._idle = finder.idle(model.lm, slots, folded.segments, self._passages, neutral)
 

@@ -347,6 +347,21 @@ def test_a_question_about_nothing_is_asked_once_of_a_memory(memory, monkeypatch)
         memory.model.finder = FINDER
 
 
+def test_a_question_about_nothing_leaves_what_stands_raw_as_it_is(memory):
+    memory.model.finder = replace(FINDER, baseline=0.5)
+    try:
+        memory.session("ada").ask("Is it raw? " * 4, recall_tokens=0, **SAMPLING)  # its tail is on the device from here
+        hot, cold = memory.session("ada"), BeaconMemory(memory.model, memory.store, recall_tokens=256).session("ada")
+        found = [one.search("What is green?", limit=100) for one in (hot, cold)]  # asks the question about nothing
+        assert len(found[0]) > 1
+        found += [one.search("And who am I?", limit=100) for one in (hot, cold)]  # asks of what it left
+        scores = [[one.score for one in each] for each in found]
+        assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+        assert scores[2] == pytest.approx(scores[3], rel=1e-4)
+    finally:
+        memory.model.finder = FINDER
+
+
 def test_below_the_threshold_nothing_is_read_again(memory):
     quiet = BeaconMemory(finding(replace(FINDER, threshold=1e9)), memory.store, recall_tokens=256)
     plain = quiet.session("ada").prompt_for("Where do I live?", recall_tokens=0)

@@ -102,7 +102,7 @@ def _ranked(memory: Repository, prompt: Prompt, start: int, *, room: int = 0) ->
         ids = prompt.ids[first:]
         shared = standing.stand(prompt.segments, ids[: start - first + 1], room=len(ids) + room)
         if standing.idle is None or standing.idle[0] != spans:
-            slots = standing.past.back(standing.segments[-1][1], recurrent=prompt.segments[-1].recurrent)
+            slots = standing.past.leading(standing.segments[-1][1]).read_to(prompt.segments[-1].recurrent)
             neutral = memory.transcript.question(NEUTRAL)
             standing.idle = spans, finder.idle(model.lm, slots, prompt.segments, spans, neutral)
         how: dict[str, Any] = {"question": len(prompt.ids) - start, "idle": standing.idle[1]}
