@@ -29,12 +29,13 @@ class Looking:
         self._model, self._finder, self._folded, self._tokens = model, finder, folded, tokens
         self._talk = Transcript(model.tokenizer)
         self._ids = [i for segment in folded.segments for i in segment.ids]
-        self._passages = Cutter(model.decode, openings=self._talk.openings).spans(self._ids)
+        spans = Cutter(model.decode, openings=self._talk.openings).spans(self._ids)
+        self.passages = spans
         self._idle = None
         if folded.segments:
             slots = folded.past.leading(folded.slots).read_to(folded.segments[-1].recurrent)
             neutral = self._talk.question(NEUTRAL)
-            self._idle = finder.idle(model.lm, slots, folded.segments, self._passages, neutral)
+            self._idle = finder.idle(model.lm, slots, folded.segments, spans, neutral)
 
     def asked(self, question: Question) -> tuple[Question, int]:
         """The question with what is read again in front of it, and how many tokens that is."""
@@ -48,16 +49,26 @@ class Looking:
         at = self._start(ids) or 0
         return (*ids[:at], *again, *ids[at:])
 
-    def _again(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """What is read again for a prompt, in the order of the text."""
-        if (start := self._start(ids)) is None or not self._tokens:
-            return ()
+    def texts(self) -> list[str]:
+        """What stands in each passage."""
+        return [self._model.decode(self._ids[slice(*span)]) for span in self.passages]
+
+    def scores(self, ids: Sequence[int]) -> list[float] | None:
+        """What each passage scores for the question that a prompt ends in; None where it ends in none."""
+        if (start := self._start(ids)) is None or not self._folded.segments:
+            return None
         rows, folded = list(ids[start:][-QUESTION:]), self._folded
         found = self._finder.scores(
-            self._model.lm, self.past, folded.segments, self._passages, rows, slots=folded.slots, idle=self._idle
-        ).tolist()
-        read = len(self._ids) - folded.again  # what stands behind it is raw already
-        spans = [(begin, min(end, read)) for begin, end in self._passages]
+            self._model.lm, self.past, folded.segments, self.passages, rows, slots=folded.slots, idle=self._idle
+        )
+        return [float(score) for score in found]
+
+    def _again(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """What is read again for a prompt, in the order of the text."""
+        if not self._tokens or (found := self.scores(ids)) is None:
+            return ()
+        read = len(self._ids) - self._folded.again  # what stands behind it is raw already
+        spans = [(begin, min(end, read)) for begin, end in self.passages]
         order = sorted(range(len(spans)), key=lambda n: (found[n], n), reverse=True)
         order = [n for n in order if spans[n][0] < spans[n][1]]
         sizes = [(found[n], spans[n][1] - spans[n][0]) for n in order]

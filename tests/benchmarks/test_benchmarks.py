@@ -16,7 +16,7 @@ import torch
 from beacon_memory.evaluation.items import Task
 from beacon_memory.evaluation.reporting.tables import markdown
 from benchmarks import families
-from benchmarks.quality import found_passages
+from benchmarks.quality import found_in_tasks, found_passages
 from benchmarks.reports import collect_evaluation, quality_tables
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +94,22 @@ def test_the_gpu_script_runs_where_there_is_none(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert len(rows) == 4
     assert all(row["what"] in (tmp_path / "gpu.md").read_text() for row in rows)
+
+
+def test_the_finder_and_words_are_counted_beside_each_other_and_ranked_together():
+    texts = ["The ship sails.", "A cat slept in the boiler room.", "The door is green."]
+    words = found_in_tasks.by_words(texts, "Where is the cat?")
+    assert words[1] > max(words[0], words[2])
+    assert found_in_tasks.by_words(texts, "Zebra?") == [0, 0, 0]
+    cat = found_in_tasks.Found([2.0, 1.0, 3.0], words, [False, True, False])
+    assert not cat.other_words
+    assert found_in_tasks.Found([1.0, 2.0, 3.0], words, [True, False, False]).other_words
+    assert cat.both == pytest.approx([1 / 61 + 1 / 62, 1 / 62 + 1 / 60, 1 / 60 + 1 / 61], rel=0.02)
+    assert found_in_tasks.row([cat], threshold=2.0) == {
+        "questions": 1,
+        **{"finder@1": 0, "finder@2": 0, "words@1": 1, "words@2": 1, "both@1": 0, "both@2": 1},
+        "read again": 0,
+    }
 
 
 def test_found_passages_are_counted_by_their_rank_and_the_threshold():
