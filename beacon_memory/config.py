@@ -100,13 +100,18 @@ class BeaconConfig:
         return cls(**settings)
 
 
+def known_ratio(ratio: int) -> int:
+    """The ratio, when it is one of RATIOS. Raises ConfigError."""
+    if type(ratio) is not int or ratio not in RATIOS:
+        raise ConfigError(f"ratio is one of {', '.join(map(str, RATIOS))}, not {ratio!r}")
+    return ratio
+
+
 def check_ratio(ratio: int, window: int) -> int:
     """The ratio, when it is one a window can be folded at. Raises ConfigError."""
     if not isinstance(window, int) or isinstance(window, bool) or window < 1:
         raise ConfigError(f"window is a number of tokens, 1 or more, not {window!r}")
-    if type(ratio) is not int or ratio not in RATIOS:
-        raise ConfigError(f"ratio is one of {', '.join(map(str, RATIOS))}, not {ratio!r}")
-    if window % ratio:
+    if window % known_ratio(ratio):
         raise ConfigError(
             f"ratio {ratio} does not divide the window of {window} tokens: choose a window that is a multiple"
         )

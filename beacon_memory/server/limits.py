@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Annotated
 
+from pydantic import AfterValidator
+
+from beacon_memory.config import known_ratio
 from beacon_memory.errors import ConfigError
+
+Ratio = Annotated[int, AfterValidator(known_ratio)]  # of a request's body
 
 
 @dataclass(frozen=True)

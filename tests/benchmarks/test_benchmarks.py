@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from beacon_memory import BeaconConfig
 from beacon_memory.evaluation.items import Task
 from beacon_memory.evaluation.reporting.tables import markdown
+from beacon_memory.testing import tiny_model
 from benchmarks import families
-from benchmarks.quality import found_in_tasks, found_passages
+from benchmarks.quality import found_in_tasks, found_passages, refitted_values
 from benchmarks.reports import collect_evaluation, quality_tables
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +112,24 @@ def test_the_finder_and_words_are_counted_beside_each_other_and_ranked_together(
         **{"finder@1": 0, "finder@2": 0, "words@1": 1, "words@2": 1, "both@1": 0, "both@2": 1},
         "read again": 0,
     }
+
+
+def test_refitted_values_are_of_the_same_keys_and_stay_where_the_ridge_is_high():
+    model = tiny_model(config=BeaconConfig(window=32, ratio=4, sink=2, anchors="reconstruct"))
+    ids = model.encode("The lease ends in May, and the rent is due on the first of the month. " * 2)[:64]
+
+    def slots() -> tuple[torch.Tensor, torch.Tensor]:
+        found = [(one.keys, one.values) for one in model.compress(ids, close=True).segments]
+        return torch.cat([keys for keys, _ in found], dim=-2), torch.cat([values for _, values in found], dim=-2)
+
+    keys, values = slots()
+    for ridge, moved in ((0.1, True), (1e9, False)):
+        with refitted_values.refitting(ridge):
+            others = slots()
+        assert torch.allclose(others[0], keys, atol=1e-5) or moved  # behind a window that was refitted they are others
+        assert torch.allclose(others[1], values, atol=1e-5) != moved
+        assert torch.equal(others[1][..., :2, :], values[..., :2, :])  # sinks
+    assert torch.equal(slots()[1], values)
 
 
 def test_found_passages_are_counted_by_their_rank_and_the_threshold():

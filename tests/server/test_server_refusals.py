@@ -53,6 +53,7 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
         ({"best_of": 3}, "best_of"),
         ({"history": "sometimes"}, "history"),
         ({"metadata": {"session": 7}}, "metadata"),
+        ({"ratio": 3}, "ratio"),
     ],
     ids=lambda value: json.dumps(value)[:40],
 )
@@ -75,6 +76,7 @@ def test_a_field_that_cannot_be_used_is_named(http: httpx.Client, body: dict[str
         {"session_id": "context:house"},
         {"session_id": "x" * 513},
         {"ratio": 3, "session_id": "r"},
+        {"ratio": 3, "user": None},
         {"stop": [""]},
     ],
     ids=lambda body: json.dumps(body)[:40],

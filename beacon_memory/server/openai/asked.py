@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from beacon_memory.errors import InputError
 from beacon_memory.server.errors import Refused
-from beacon_memory.server.limits import Limits
+from beacon_memory.server.limits import Limits, Ratio
 from beacon_memory.server.openai.points import Kept, Said
 from beacon_memory.sessions.context import in_front
 from beacon_memory.sessions.memory import BeaconMemory
@@ -74,7 +74,7 @@ class ChatRequest(BaseModel):
     session_id: str | None = None
     context_id: str | list[str] | None = None
     history: History | None = None
-    ratio: int | None = None
+    ratio: Ratio | None = None
     budget: int | None = None
     recall_tokens: int | None = Field(None, ge=0)
     texts: list[str] | None = None

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from beacon_memory.server.errors import Refused
-from beacon_memory.server.limits import Limits
+from beacon_memory.server.limits import Limits, Ratio
 from beacon_memory.server.openai.asked import StreamOptions, check_neutral
 from beacon_memory.server.openai.chat import DONE, event_of, sent, whole_behind
 from beacon_memory.server.openai.models import check_model
@@ -59,7 +59,7 @@ class CompletionRequest(BaseModel):
     # Memory's own.
     context_id: str | list[str] | None = None
     texts: list[str] | None = None
-    ratio: int | None = None
+    ratio: Ratio | None = None
     recall_tokens: int | None = Field(None, ge=0)
     formatted: bool | None = None
     # Accepted where they ask for nothing (NEUTRAL).

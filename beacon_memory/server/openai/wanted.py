@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from beacon_memory.errors import InputError
 from beacon_memory.models.generation import Answer
 from beacon_memory.server.errors import Refused
-from beacon_memory.server.limits import Limits
+from beacon_memory.server.limits import Limits, Ratio
 from beacon_memory.server.openai.asked import StreamOptions, check_neutral, schema_of
 from beacon_memory.server.openai.items import Given, answer_id, check_depth, check_metadata
 from beacon_memory.server.openai.once import Once, asked_by
@@ -69,7 +69,7 @@ class Asked(BaseModel):
     instructions: str | None = None
     previous_response_id: str | None = None
     # Memory's own.
-    ratio: int | None = None
+    ratio: Ratio | None = None
     # Accepted and ignored: they change nothing that an answer says.
     service_tier: str | None = None
     prompt_cache_key: str | None = None

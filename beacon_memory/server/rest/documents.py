@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from beacon_memory.errors import SessionConflict
 from beacon_memory.server.errors import Refused
+from beacon_memory.server.limits import Ratio
 from beacon_memory.server.rest.sessions import Search
 from beacon_memory.server.rest.shapes import After, Body, Limit, laid_open, named, read_text, sources, told
 from beacon_memory.server.visit import Here, Part, StrictRoute, Visit
@@ -26,7 +27,7 @@ class Put(Body):
 
     text: str
     metadata: dict[str, Any] = Field(default_factory=dict)
-    ratio: int | None = None  # of what is folded under this name from now on
+    ratio: Ratio | None = None  # of what is folded under this name from now on
 
 
 class Named(Body):
@@ -46,7 +47,7 @@ class Many(Body):
     delete_missing: bool = False  # whether documents that are not given go, but those of `keep`
     keep: list[str] = Field(default_factory=list)
     expected: str | None = None  # the version that the name must be at
-    ratio: int | None = None
+    ratio: Ratio | None = None
     budget: int | None = None
 
     @model_validator(mode="after")
