@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from beacon_memory.config import BeaconConfig, check_ratio
-from beacon_memory.errors import InputError, ModelError, PromptTooLong
+from beacon_memory.errors import InputError, ModelError
 from beacon_memory.fold.attention import Beacons
 from beacon_memory.fold.family import positions_of, slot_shape, slot_shapes
 from beacon_memory.fold.fold import fold
@@ -48,7 +48,7 @@ from beacon_memory.models.resident import CACHE, ResidentPrefix, cache_of
 from beacon_memory.models.running.rows import Row
 from beacon_memory.models.running.running import Running
 from beacon_memory.models.running.stream import Stream
-from beacon_memory.state.budget import check_room, default_budget, next_refold
+from beacon_memory.state.budget import check_prompt, check_room, default_budget, next_refold
 from beacon_memory.state.state import BeaconState, Fingerprint, Segment, chain, overlapped, segment_digest
 
 Known = Callable[[str], "Segment | None"]
@@ -386,13 +386,7 @@ class BeaconModel:
         gone: Event | None = None,
     ) -> Row:
         ids = [*self.tail(state), *self._checked(prompt)]
-        if not ids:
-            raise InputError("nothing to answer: the prompt and the state's tail are both empty")
-        if (total := state.slots + len(ids) + sampling.max_new_tokens) > self.positions:
-            raise PromptTooLong(
-                f"{state.slots} slots, {len(ids)} prompt tokens and {sampling.max_new_tokens} for the answer are "
-                f"{total}, the model has {self.positions} positions: shorten the prompt or compress it first"
-            )
+        check_prompt(state.slots, len(ids), sampling.max_new_tokens, positions=self.positions)
         resident = resident or ResidentPrefix(self.empty)
         return Row.behind(self.lm, self.tokenizer, resident, state.segments, ids, sampling, gone=gone)
 

@@ -1,11 +1,11 @@
-"""Keeping a session within its budget of slots: which segment to fold again, and at which ratio."""
+"""Room: which segment of a session to fold again, and at which ratio, to keep its budget; a prompt within a model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from beacon_memory.config import RATIOS, BeaconConfig, slot_count
-from beacon_memory.errors import BudgetExceeded, ConfigError
+from beacon_memory.errors import BudgetExceeded, ConfigError, InputError, PromptTooLong
 from beacon_memory.state.state import Segment
 
 
@@ -46,6 +46,19 @@ def check_room(tokens: int, folded: Iterable[tuple[int, int]], budget: int, conf
         raise BudgetExceeded(
             f"with {tokens} more tokens the session takes {least} slots even at ratio {RATIOS[-1]}, and the budget is "
             f"{budget}: nothing was folded; raise the budget, or add less at once"
+        )
+
+
+def check_prompt(slots: int, prompt: int, answer: int, *, positions: int) -> None:
+    """Raises InputError for a prompt of no tokens, and PromptTooLong where it, the slots in front and an answer of so
+    many tokens have no room.
+    """
+    if not prompt:
+        raise InputError("nothing to answer: the prompt and the state's tail are both empty")
+    if (total := slots + prompt + answer) > positions:
+        raise PromptTooLong(
+            f"{slots} slots, {prompt} prompt tokens and {answer} for the answer are {total}, the model has "
+            f"{positions} positions: shorten the prompt or compress it first"
         )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -75,6 +76,27 @@ def test_a_session_is_named_and_remembers(client: OpenAI, http: httpx.Client, se
     answer = client.chat.completions.create(model=MODEL, messages=[user("What is my dog called?")], **how(session))
     assert answer.choices[0].message.content == "Rex!"
     assert said(http, session) == ["My dog is called Rex.", "Rex!", "What is my dog called?", "Rex!"]
+
+
+@pytest.mark.parametrize("name", [" ada ", "  ", "ada/Müller", "日本\n", "100% ada", "a%2Fb"])
+def test_a_session_of_any_name_is_named_by_the_header_that_a_response_gave(
+    client: OpenAI, http: httpx.Client, session: str, name: str
+) -> None:
+    """A name with a space at its end was written, and then the connection broke; other letters named another session
+    when they were sent back.
+    """
+    name = f"{name}{session}{name}"
+    told = http.post("/v1/chat/completions", json={"model": MODEL, "messages": [user("Hi")], "user": name})
+    header = {"X-Session-Id": told.headers["X-Session-Id"]}
+    client.chat.completions.create(model=MODEL, messages=[user("Hello")], extra_headers=header)
+    assert said(http, quote(name, safe="")) == ["Hi", HELLO, "Hello", HELLO]
+
+
+@pytest.mark.parametrize("sent", ["utf-8", "latin-1"])
+def test_a_header_may_name_a_session_in_bare_letters(http: httpx.Client, session: str, sent: str) -> None:
+    asked = {"model": MODEL, "messages": [user("Hi")]}
+    http.post("/v1/chat/completions", json=asked, headers={"X-Session-Id": f"{session} Müller".encode(sent)})
+    assert said(http, f"{session} Müller") == ["Hi", HELLO]
 
 
 def test_the_whole_list_and_what_is_new_are_the_same_to_a_session(

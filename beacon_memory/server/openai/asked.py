@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote, unquote_to_bytes
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -108,7 +109,7 @@ class ChatRequest(BaseModel):
     def session(self, header: str | None) -> str | None:
         """The session's id: the header's, else `session_id`, else that of `metadata`, else `user`."""
         about = self.metadata or {}
-        named = (header, self.session_id, about.get("session"), about.get("session_id"), self.user)
+        named = (header and named_in(header), self.session_id, about.get("session"), about.get("session_id"), self.user)
         found = next((name for name in named if name not in (None, "")), None)
         if found is not None and not isinstance(found, str):
             raise Refused(400, "a session's id is text", param="metadata")
@@ -178,6 +179,26 @@ class ChatRequest(BaseModel):
             max_new_tokens=longest,
             **given,
         )
+
+
+def header_of(session: str) -> str:
+    """A session's id as a header says it: percent-encoded, since a header has few letters and no space at its ends.
+
+    >>> header_of(" ada/é"), named_in(header_of(" ada/é"))
+    ('%20ada/%C3%A9', ' ada/é')
+    """
+    return quote(session, safe="!#$&'()*+,/:;=?@[]~")
+
+
+def named_in(header: str) -> str:
+    """The session that a header's bytes, each of which is a letter here, name: as `header_of` says it, or bare, in
+    UTF-8 or Latin-1.
+    """
+    name = unquote_to_bytes(header.encode("latin-1"))
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode("latin-1")
 
 
 def check_neutral(asked: BaseModel, neutral: Mapping[str, tuple[Any, ...]]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from contextlib import ExitStack, aclosing
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, TypeVar
-from urllib.parse import quote
 
 from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse, Response
@@ -18,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from beacon_memory.errors import SessionNotFound
 from beacon_memory.models.generation import Answer, Pieces
 from beacon_memory.server.errors import body_of
-from beacon_memory.server.openai.asked import ChatRequest
+from beacon_memory.server.openai.asked import ChatRequest, header_of
 from beacon_memory.server.openai.models import check_model
 from beacon_memory.server.openai.once import Once, asked_by, once_of, running, within
 from beacon_memory.server.openai.points import Said, said_in
@@ -77,7 +76,7 @@ async def complete(
     check_model(here.served, asked.model)
     asked.check(here.limits)
     session = asked.session(x_session_id)
-    headers = {} if session is None else {"X-Session-Id": quote(session, safe="!#$&'()*+,/:;=?@[] ~")}
+    headers = {} if session is None else {"X-Session-Id": header_of(session)}
     about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": here.served.name}
 
     once = None if session is None else once_of(idempotency_key, f"chat {session}", asked)

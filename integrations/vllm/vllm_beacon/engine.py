@@ -26,7 +26,7 @@ from beacon_memory.models.running.stream import Stream
 from beacon_memory.serving.folding import FoldWorker
 from beacon_memory.sessions.repository import Repository
 from beacon_memory.sessions.stored import CONTEXT, StoredSession
-from beacon_memory.state.budget import default_budget
+from beacon_memory.state.budget import check_prompt, default_budget
 from beacon_memory.state.head import Entry, SessionHead
 from beacon_memory.state.state import BeaconState, Segment
 from beacon_memory.stores.names import LENT
@@ -79,9 +79,11 @@ class VLLMEngine:
         self, prompt: Sequence[int], segments: Sequence[Segment], *, named: tuple[str, ...], **how: Any
     ) -> Stream:
         """The answer to a prompt behind segments, in pieces, as `Elsewhere` says. What of the segments no session in
-        the store names is lent to vLLM for this answer. Raises InputError.
+        the store names is lent to vLLM for this answer. Raises InputError, PromptTooLong.
         """
-        body = self._vllm.body(self._memory.model, Sampling.of(how))
+        sampling, slots = Sampling.of(how), sum(segment.slots for segment in segments)
+        check_prompt(slots, len(prompt), sampling.max_new_tokens, positions=self.positions)
+        body = self._vllm.body(self._memory.model, sampling)
         whole: list[Answer] = []
         return Stream(self._pieces(list(prompt), segments, named, body, whole), whole)
 

@@ -245,6 +245,21 @@ def test_a_vllm_that_is_down_is_told_and_nothing_is_remembered(engine: BeaconEng
         assert served.memory.sessions() == []
 
 
+def test_what_has_no_room_is_refused_before_vllm_is_asked(engine: BeaconEngine) -> None:
+    """vLLM was asked all the same, and its refusal had neither the status nor the code that clients look for."""
+    with serving(engine, positions=512) as served:
+        tool: Any = {"type": "function", "function": {"name": "weather", "description": LONG * 20}}
+        for how in ({"max_tokens": 600}, {"tools": [tool]}):
+            with pytest.raises(BadRequestError) as failed:
+                served.client.chat.completions.create(
+                    model="scripted", messages=[{"role": "user", "content": "Hi"}], user="ada", **how
+                )
+            assert failed.value.code == "context_length_exceeded"
+        with pytest.raises(BadRequestError, match="nothing to answer"):
+            served.client.completions.create(model="scripted", prompt="")
+        assert served.vllm.asked == served.memory.sessions() == []
+
+
 def test_what_vllm_cannot_do_is_refused(served: Serving) -> None:
     with pytest.raises(BadRequestError, match="without repetition_penalty"):
         served.say("Hi", extra_body={"repetition_penalty": 1.2})
