@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from beacon_memory.errors import InputError, SegmentMissing, SessionNotFound
 from beacon_memory.server.errors import Refused
-from beacon_memory.server.openai.items import answer_items, calls_in, compaction_item, core_of, items_of, system_item
+from beacon_memory.server.openai.items import answer_items, calls_in, compaction_item, core_of, items_of, system_items
 from beacon_memory.server.openai.once import in_use
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.repository import Repository
@@ -54,16 +54,15 @@ class Point:
         told = {name: value for name, value in self.record.items() if name not in hidden}
         if told["object"] == COMPACTED:
             return {**told, "output": [compaction_item(told["id"])]}
-        answered = message["role"] == "assistant" and core_of(message, self.place) == core
-        output = items_of(message, self.place) if answered else answer_items(core, "", [])
+        answered = message["role"] == "assistant" and core_of(message) == core
+        output = items_of(message) if answered else answer_items(core, "", [])
         return {**told, "output": output}
 
     def input_items(self) -> list[dict[str, Any]]:
         """What was said in the request, oldest first. What was deleted since is left out."""
-        given, first = set(self.record["given"]), self.place - len(self.messages) + 1
-        told = [system_item(text, n) for n, text in enumerate(self.record["told"])]
+        given, told = set(self.record["given"]), system_items(self.record["told"])
         told += [compaction_item(folded)] if (folded := self.record.get("folded")) else []
-        said = [items_of(m, first + n) for n, m in enumerate(self.messages) if m.get("id") in given]
+        said = [items_of(message) for message in self.messages if message.get("id") in given]
         return told + [item for items in said for item in items]
 
 
