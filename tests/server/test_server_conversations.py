@@ -118,6 +118,29 @@ def test_items_are_added_found_and_deleted(client: OpenAI, http: httpx.Client) -
         client.conversations.items.retrieve(listed[0].id, conversation_id=made.id)
 
 
+def test_an_item_keeps_its_id_while_others_come_and_go(client: OpenAI) -> None:
+    """An id was made of a place, where a message had none of its own: who deleted one of two lost the other's."""
+    name = f"ada/{uuid.uuid4()}"
+    for words_ in ("Hi", "Hello", "Hi"):
+        client.chat.completions.create(model=MODEL, messages=[user(words_)], user=name)
+    system: Any = [{"role": "developer", "content": text} for text in ("Be brief.", "It is night.", "Be brief.")]
+    items = client.conversations.items
+    added = [item.id for one in system for item in items.create(name, items=[one]).data]
+    listed = [item.id for item in items.list(name, order="asc")]
+    assert listed[:3] == added
+    assert len(set(listed)) == len(listed) == 9
+    for deleted, item in enumerate(reversed(listed), 1):
+        items.delete(item, conversation_id=name)
+        assert [left.id for left in items.list(name, order="asc")] == listed[: 9 - deleted]
+
+
+def test_a_system_item_of_a_request_has_the_id_that_it_has_in_its_conversation(client: OpenAI) -> None:
+    made = client.conversations.create(items=[{"role": "system", "content": "Be brief."}])
+    answer = ask(client, [{"role": "developer", "content": "It is night."}, user("Hi")], conversation=made.id)
+    (told, _) = client.responses.input_items.list(answer.id, order="asc").data
+    assert client.conversations.items.retrieve(str(told.id), conversation_id=made.id).id == told.id
+
+
 def test_results_of_calls_made_in_a_conversation_are_read(client: OpenAI) -> None:
     made = client.conversations.create()
     answer = ask(client, "What is the weather in 'Lyon'?", conversation=made.id, tools=[WEATHER])

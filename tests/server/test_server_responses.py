@@ -50,6 +50,16 @@ def test_a_response_is_kept_and_read_again_as_it_was(client: OpenAI) -> None:
     assert (item.type, item.role, item.content[0].text) == ("message", "user", "Hi")
 
 
+def test_thoughts_are_in_an_answer_as_it_is_made_and_not_in_what_is_kept() -> None:
+    with (
+        beacon_server(scripted_engine(lambda seen: "<think>\nHm.\n</think>\n\nLyon.")) as url,
+        OpenAI(base_url=f"{url}/v1", api_key="none") as client,
+    ):
+        made = ask(client, "Where?")
+        assert made.output_text == "<think>\nHm.\n</think>\n\nLyon."
+        assert client.responses.retrieve(made.id).output_text == "Lyon."
+
+
 def test_a_response_goes_on_from_any_other_and_leaves_it_as_it_was(client: OpenAI, http: httpx.Client) -> None:
     first = ask(client, "My dog is called Rex.")
     names = [ask(client, "What is my dog called?", previous_response_id=first.id) for _ in range(2)]

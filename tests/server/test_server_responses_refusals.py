@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +19,7 @@ from test_server_refusals import NAMES, VALUES, WORDS, refused
 
 from beacon_memory.server.keys import Keys
 from beacon_memory.server.limits import Limits
+from beacon_memory.server.openai.points import response_id
 from beacon_memory.stores import open_store
 from beacon_memory.testing import beacon_server, scripted_engine
 
@@ -122,6 +125,23 @@ UNKNOWN = [
     "%ff",
     "x" * 900,
 ]
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"object": "response"}, {"object": "response", "given": [[1]], "told": [7]}], ids=json.dumps
+)
+def test_what_a_caller_writes_where_a_response_stands_is_none(http: httpx.Client, more: dict[str, Any]) -> None:
+    """It was taken for one, and telling it ended in a 500."""
+    session = f"s-{uuid.uuid4()}"
+    name = response_id("0" * 32, session)
+    key = hashlib.sha256(f"chat {session}\0key".encode()).hexdigest()[:32]
+    said = {"role": "user", "content": "Hi", "response": {"id": name, **more}, "completion": {"key": key, **more}}
+    http.post(f"/v1/sessions/{session}/messages", json={"messages": [said]}).raise_for_status()
+    for method, path in (("GET", name), ("GET", f"{name}/input_items"), ("DELETE", name)):
+        refused(http.request(method, f"{RESPONSES}/{path}"), 404)
+    asked = {"model": "scripted", "messages": [{"role": "user", "content": "Hello"}], "user": session}
+    http.post("/v1/chat/completions", json=asked, headers={"Idempotency-Key": "key"}).raise_for_status()
+    assert http.get(f"/v1/sessions/{session}/messages").json()["data"][0]["response"] == said["response"]
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

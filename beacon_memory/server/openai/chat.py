@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 
 from beacon_memory.errors import SessionNotFound
 from beacon_memory.models.generation import Answer, Pieces
@@ -36,6 +37,17 @@ router = APIRouter(prefix="/v1/chat", tags=["OpenAI"], route_class=StrictRoute)
 
 FIELD = "completion"  # of a message: which request with a key of its own it answers, and how that was answered
 DONE = b"data: [DONE]\n\n"  # the last event of a stream
+
+
+class Answered(BaseModel):
+    """How a request with a key of its own was answered, as `FIELD` says it."""
+
+    key: str
+    asked: str
+    about: dict[str, Any]
+    text: str
+    finish: str
+    usage: Usage
 
 
 @dataclass(frozen=True)
@@ -222,7 +234,7 @@ def _usage(reply: Whole) -> dict[str, Any]:
 
 def is_answered(once: Once) -> Said:
     """Whether a message is the newest of a turn that answered this request."""
-    return lambda message: asked_by(message, FIELD).get("key") == once.key
+    return lambda message: asked_by(message, FIELD, Answered).get("key") == once.key
 
 
 def kept_beside(once: Once, about: dict[str, Any]) -> Callable[[Answer, Usage], dict[str, Any]]:

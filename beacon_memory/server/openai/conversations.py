@@ -20,9 +20,10 @@ from beacon_memory.server.openai.items import (
     check_depth,
     check_metadata,
     items_of,
+    numbered,
     page,
     read_items,
-    system_item,
+    system_items,
     unknown_calls,
 )
 from beacon_memory.server.openai.points import Note, conversation, known, noted, own
@@ -129,9 +130,9 @@ async def add(conversation: Part, asked: More, here: Here, include: Include = No
     if not given[0] and not given[1]:
         raise Refused(400, "there is nothing to remember in these items", param="items")
     await here.aside(lambda: _check(here.memory, conversation, given))
-    await here.run(lambda: _add(here.memory, conversation, given, lambda about: about, create=False))
-    told = [system_item(text, n) for n, text in enumerate(given[0])]
-    told += [item for message in given[1] for item in items_of(message, 0)]
+    system = await here.run(lambda: _add(here.memory, conversation, given, lambda about: about, create=False))
+    told = system_items(system)[len(system) - len(given[0]) :]
+    told += [item for message in given[1] for item in items_of(message)]
     return page(told, limit=len(told), order="asc", after=None)
 
 
@@ -146,10 +147,9 @@ async def remove(conversation: Part, item: Part, here: Here) -> dict[str, Any]:
     """Forget one item, as if it had never been said. What an answer says and calls goes together, with the results."""
 
     def act() -> dict[str, Any]:
-        found, which = _find(here.memory, conversation, item)
+        _, which = _find(here.memory, conversation, item)
         if which is None:
-            text = found["content"][0]["text"]
-            _note(here.memory, conversation, lambda about: _without(about, text))
+            _note(here.memory, conversation, lambda about: _without(about, item))
         else:
             here.memory.session(conversation, create=False).delete(which)
         return _told(here.memory, conversation)
@@ -171,13 +171,16 @@ def _check(memory: BeaconMemory, name: str, given: Items) -> None:
     check_calls(unknown, conversation(memory, name, calls=bool(unknown))[1], param="items")
 
 
-def _add(memory: BeaconMemory, name: str, given: Items, note: Note, *, create: bool) -> None:
-    """Add to a conversation, and to what is kept beside it, at once. Raises Refused."""
-    system, messages = given
+def _add(memory: BeaconMemory, name: str, given: Items, note: Note, *, create: bool) -> list[str]:
+    """Add to a conversation, and to what is kept beside it, at once; gives what system items say in it then. Raises
+    Refused.
+    """
+    (system, messages), told = given, list[str]()
 
     def about(before: dict[str, Any]) -> dict[str, Any]:
         after = note(before)
-        return {**after, "system": [*after.get("system", ()), *system]} if system else after
+        told[:] = [*after.get("system", ()), *system]
+        return {**after, "system": [*told]} if system else after
 
     with known(name):
         session = memory.session(name, create=create)
@@ -190,6 +193,7 @@ def _add(memory: BeaconMemory, name: str, given: Items, note: Note, *, create: b
             return head, state, pages | blob
 
         session.change(change, create=create)
+    return told
 
 
 def _note(memory: BeaconMemory, name: str, note: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -220,11 +224,10 @@ def _items(memory: BeaconMemory, name: str) -> list[tuple[dict[str, Any], str | 
 
     with known(name):
         system, messages = memory.view(name, read, any_model=True)[0]
-    found: list[tuple[dict[str, Any], str | int | None]] = [
-        (system_item(text, n), None) for n, text in enumerate(system)
-    ]
-    for n, message in enumerate(messages):
-        found += [(item, message.get("id") or n) for item in items_of(message, n)]
+    found: list[tuple[dict[str, Any], str | int | None]] = [(item, None) for item in system_items(system)]
+    words = numbered((message["role"], message["content"]) for message in messages)
+    for n, (message, (_, equal)) in enumerate(zip(messages, words, strict=True)):
+        found += [(item, message.get("id") or n) for item in items_of(message, equal)]
     return found
 
 
@@ -236,9 +239,8 @@ def _find(memory: BeaconMemory, name: str, item: str) -> tuple[dict[str, Any], s
     raise Refused(404, f"conversation {name!r:.100} has no item {item!r:.80}", code="item_not_found")
 
 
-def _without(about: Mapping[str, Any], text: str) -> dict[str, Any]:
+def _without(about: Mapping[str, Any], item: str) -> dict[str, Any]:
     """What is kept beside a conversation, less what one system item said."""
-    system = list(about.get("system", ()))
-    if text in system:
-        system.remove(text)
-    return {**about, "system": system}
+    system = about.get("system", ())
+    each = zip(system, system_items(system), strict=True)
+    return {**about, "system": [text for text, one in each if one["id"] != item]}

@@ -9,9 +9,10 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from fastapi import Query
 
@@ -20,6 +21,7 @@ from beacon_memory.state.head import DOCUMENT
 from beacon_memory.talk.messages import DEEPEST, check_message, nested
 from beacon_memory.talk.tools import ANSWER, NamedCall, as_json, read_said
 
+T = TypeVar("T", bound=Hashable)
 EMPTY = "(nothing)"  # a tool's result of no words
 COMPACTION, REASONING = "compaction", "reasoning"
 SYSTEM = ("system", "developer")
@@ -166,18 +168,20 @@ def check_calls(unknown: set[str], known: set[str], *, param: str) -> None:
         raise Refused(400, said, param=param, code="call_not_found")
 
 
-def core_of(message: Mapping[str, Any], place: int) -> str:
-    """What the ids of a message's items have in common: 32 hexadecimal digits of its own id, else of its words."""
+def core_of(message: Mapping[str, Any], equal: int = 0) -> str:
+    """What the ids of a message's items have in common: 32 hexadecimal digits of its own id, else of its words and of
+    how many `equal` ones stand before it, so that they stay while others go.
+    """
     given = message.get("id")
     if isinstance(given, str) and (found := _CORE.fullmatch(given)):
         return found[1].replace("-", "")
-    told = json.dumps([given or place, message["role"], message["content"]])
+    told = json.dumps([given or equal, message["role"], message["content"]])
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
-def items_of(message: Mapping[str, Any], place: int) -> list[dict[str, Any]]:
-    """The items of a message at a place of a transcript; a document has none."""
-    core, role = core_of(message, place), message["role"]
+def items_of(message: Mapping[str, Any], equal: int = 0) -> list[dict[str, Any]]:
+    """The items of a message, before which so many `equal` ones stand; a document has none."""
+    core, role = core_of(message, equal), message["role"]
     if role == DOCUMENT:
         return []
     if role == "tool":
@@ -230,10 +234,22 @@ def answer_id(core: str) -> str:
     return f"{ANSWER}{uuid.UUID(hex=core)}"
 
 
-def system_item(text: str, place: int) -> dict[str, Any]:
-    """The item of the n-th system prompt that goes with a session."""
-    core = core_of({"role": "system", "content": text}, place)
-    return said_item(core, text, role="system", kind="input_text")
+def system_items(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The items of the system prompts that go with a session, in their order."""
+    cores = [core_of({"role": "system", "content": text}, equal) for text, equal in numbered(texts)]
+    return [said_item(core, text, role="system", kind="input_text") for core, text in zip(cores, texts, strict=True)]
+
+
+def numbered(values: Iterable[T]) -> Iterator[tuple[T, int]]:
+    """Each value, and how many equal ones stand before it.
+
+    >>> list(numbered("aba"))
+    [('a', 0), ('b', 0), ('a', 1)]
+    """
+    before = Counter[T]()
+    for value in values:
+        yield value, before[value]
+        before[value] += 1
 
 
 def page(items: Sequence[dict[str, Any]], *, limit: int, order: str, after: str | None) -> dict[str, Any]:

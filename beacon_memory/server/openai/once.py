@@ -11,9 +11,9 @@ import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from beacon_memory.server.errors import Refused
 from beacon_memory.server.visit import Visit
@@ -79,10 +79,16 @@ async def within(held: ExitStack, pieces: AsyncIterator[T]) -> AsyncIterator[T]:
                 yield piece
 
 
-def asked_by(message: Mapping[str, object], field: str) -> Mapping[str, object]:
-    """What a field of a message says, or nothing."""
+def asked_by(message: Mapping[str, object], field: str, shape: type[BaseModel]) -> Mapping[str, Any]:
+    """What a field of a message says; nothing where something of another shape stands in it, which a caller wrote."""
     found = message.get(field)
-    return found if isinstance(found, Mapping) else {}
+    if not isinstance(found, Mapping):
+        return {}
+    try:
+        shape.model_validate(found)
+    except ValidationError:
+        return {}
+    return found
 
 
 def _digest(text: str) -> str:

@@ -11,10 +11,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from pydantic import BaseModel
+
 from beacon_memory.errors import InputError, SegmentMissing, SessionNotFound
 from beacon_memory.server.errors import Refused
-from beacon_memory.server.openai.items import answer_items, calls_in, compaction_item, core_of, items_of, system_item
-from beacon_memory.server.openai.once import in_use
+from beacon_memory.server.openai.items import answer_items, calls_in, compaction_item, core_of, items_of, system_items
+from beacon_memory.server.openai.once import asked_by, in_use
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.repository import Repository
 from beacon_memory.sessions.rewind import Changed, back
@@ -28,6 +30,16 @@ RECORD = "response"  # the field of a message that says which response ended wit
 _RESPONSE = re.compile(r"resp_([0-9a-f]{32})(?:-([A-Za-z0-9_-]{1,2800}))?")
 Note = Callable[[dict[str, Any]], dict[str, Any]]
 Said = Callable[[Mapping[str, Any]], bool]
+
+
+class Record(BaseModel):
+    """What a message says, in `RECORD`, of the response that ended with it, beside what is told of that."""
+
+    id: str
+    object: str
+    given: list[str]
+    told: list[str]
+    folded: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,16 +66,15 @@ class Point:
         told = {name: value for name, value in self.record.items() if name not in hidden}
         if told["object"] == COMPACTED:
             return {**told, "output": [compaction_item(told["id"])]}
-        answered = message["role"] == "assistant" and core_of(message, self.place) == core
-        output = items_of(message, self.place) if answered else answer_items(core, "", [])
+        answered = message["role"] == "assistant" and core_of(message) == core
+        output = items_of(message) if answered else answer_items(core, "", [])
         return {**told, "output": output}
 
     def input_items(self) -> list[dict[str, Any]]:
         """What was said in the request, oldest first. What was deleted since is left out."""
-        given, first = set(self.record["given"]), self.place - len(self.messages) + 1
-        told = [system_item(text, n) for n, text in enumerate(self.record["told"])]
+        given, told = set(self.record["given"]), system_items(self.record["told"])
         told += [compaction_item(folded)] if (folded := self.record.get("folded")) else []
-        said = [items_of(m, first + n) for n, m in enumerate(self.messages) if m.get("id") in given]
+        said = [items_of(message) for message in self.messages if message.get("id") in given]
         return told + [item for items in said for item in items]
 
 
@@ -116,8 +127,8 @@ def _found(memory: Repository, response: str, head: SessionHead, whole: bool = F
 def _point(memory: Repository, response: str, head: SessionHead, messages: Sequence[Mapping[str, Any]]) -> Point | None:
     """The same, within a session's newest messages."""
     for n in reversed(range(len(messages))):
-        record = messages[n].get(RECORD)
-        if isinstance(record, Mapping) and record.get("id") == response:
+        record = asked_by(messages[n], RECORD, Record)
+        if record.get("id") == response:
             place = head.messages - len(messages) + n
             system = tuple(own(memory, head).get("system", ()))
             return Point("", record, place, messages[: n + 1], system, newest=n == len(messages) - 1)
@@ -268,9 +279,7 @@ def drop(memory: BeaconMemory, response: str) -> None:
 
     def change(head: SessionHead, state: BeaconState) -> Changed:
         past = [
-            bare(message)
-            if isinstance(told := message.get(RECORD), Mapping) and told.get("id") == response
-            else message
+            bare(message) if asked_by(message, RECORD, Record).get("id") == response else message
             for message in memory.messages(head)
         ]
         changed, pages = replace(head, pages=(), recent=()).with_messages(list(past))

@@ -16,7 +16,7 @@ from beacon_memory.server.limits import Limits, Ratio
 from beacon_memory.server.openai.asked import StreamOptions, check_neutral, schema_of
 from beacon_memory.server.openai.items import Given, answer_id, check_depth, check_metadata
 from beacon_memory.server.openai.once import Once, asked_by
-from beacon_memory.server.openai.points import PREVIOUS, RECORD, Following, Kept, Point
+from beacon_memory.server.openai.points import PREVIOUS, RECORD, Following, Kept, Point, Record
 from beacon_memory.sessions.context import context_sessions
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.sessions.reply import Reply
@@ -287,7 +287,9 @@ class Wanted:
         asked, note = self.asked, self.said.note
         if asked.talk is not None:
             memory.session(asked.talk)  # raises InputError for what names no session
-            said = None if place.once is None else lambda message: asked_by(message, RECORD).get("id") == response
+            said = (
+                None if place.once is None else lambda message: asked_by(message, RECORD, Record).get("id") == response
+            )
             return Kept(memory, asked.talk, note=note, once=said, ratio=asked.ratio, create=False)
         if not asked.kept and place.of is None:
             return None
