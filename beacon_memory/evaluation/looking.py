@@ -29,13 +29,12 @@ class Looking:
         self._model, self._finder, self._folded, self._tokens = model, finder, folded, tokens
         self._talk = Transcript(model.tokenizer)
         self._ids = [i for segment in folded.segments for i in segment.ids]
-        spans = Cutter(model.decode, openings=self._talk.openings).spans(self._ids)
-        self.passages = spans
+        self.passages = Cutter(model.decode, openings=self._talk.openings).spans(self._ids)
         self._idle = None
         if folded.segments:
             slots = folded.past.leading(folded.slots).read_to(folded.segments[-1].recurrent)
             neutral = self._talk.question(NEUTRAL)
-            self._idle = finder.idle(model.lm, slots, folded.segments, spans, neutral)
+            self._idle = finder.idle(model.lm, slots, folded.segments, self.passages, neutral)
 
     def asked(self, question: Question) -> tuple[Question, int]:
         """The question with what is read again in front of it, and how many tokens that is."""

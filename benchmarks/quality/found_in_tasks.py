@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.progress import track
 
@@ -24,6 +22,7 @@ from beacon_memory.evaluation.data import Data
 from beacon_memory.evaluation.items import Task
 from beacon_memory.evaluation.looking import looking
 from beacon_memory.evaluation.memories import Memories
+from beacon_memory.evaluation.retrieval import word_scores
 from beacon_memory.evaluation.tasks import make_task
 from benchmarks.record import stamp
 
@@ -58,21 +57,6 @@ def _order(scores: Sequence[float]) -> list[int]:
     return sorted(range(len(scores)), key=lambda place: (scores[place], place), reverse=True)
 
 
-def by_words(texts: Sequence[str], query: str) -> list[float]:
-    """The BM25 score of each text."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    import bm25s
-
-    how: dict[str, Any] = {"stopwords": "en", "show_progress": False}
-    corpus = bm25s.tokenize(list(texts), **how)
-    asked = bm25s.tokenize([query], return_ids=False, **how)[0]
-    if not (known := [word for word in asked if word in corpus.vocab]):
-        return [0.0] * len(texts)
-    index = bm25s.BM25()
-    index.index(corpus, show_progress=False)
-    return [float(score) for score in index.get_scores(known)]
-
-
 def found(model: BeaconModel, task: Task, *, ratio: int) -> Iterator[Found]:
     """What is found for each question of a task that has an answer to find."""
     for item in track(task.items, description=f"{task.name}, {ratio}x", transient=True):
@@ -84,7 +68,7 @@ def found(model: BeaconModel, task: Task, *, ratio: int) -> Iterator[Found]:
         for question in item.questions:
             right = [any(gold.lower() in text for gold in question.gold) for text in lower]
             if 0 < sum(right) <= AMBIGUOUS and (scores := memory.scores(question.asked)):
-                yield Found(scores, by_words(texts, question.query), right)
+                yield Found(scores, word_scores(texts, question.query), right)
 
 
 def row(questions: Sequence[Found], *, threshold: float) -> dict[str, float]:
