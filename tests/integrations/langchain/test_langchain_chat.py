@@ -229,7 +229,7 @@ async def test_twenty_conversations_at_once_and_the_loop_goes_on(here):
         async def tick() -> None:
             last, before = time.perf_counter(), waited()
             while not done.is_set():
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.001)
                 now, since = time.perf_counter(), waited()
                 gaps.append(now - last - (since - before).total() / 1e9)
                 last, before = now, since
@@ -244,7 +244,7 @@ async def test_twenty_conversations_at_once_and_the_loop_goes_on(here):
         done.set()
         await ticking
         assert said == [f"I know Rex{n:02}" for n in range(20)]
-        assert len(gaps) > 10  # how many there are is the machine's matter, how long the longest is ours
+        assert len(gaps) > 20
         return max(gaps)
 
     here.engine.memory.sessions()  # loaded before the clock runs
