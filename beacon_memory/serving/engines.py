@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypedDict, Unpack
 
 from beacon_memory.client.engine import RemoteEngine
@@ -126,6 +126,24 @@ class _Place(NamedTuple):
         return any(one is not None for one in (self.store, self.redis_url, self.redis_client))
 
 
+class _Own(str):
+    """`memory://` as a model has it that has opened it. Copies of the model have the same one, and the same store;
+    whoever names `memory://` anew gets another store, with that model's engine too.
+    """
+
+
+def _own(store: Any) -> Any:
+    anew = isinstance(store, str) and store.startswith("memory:") and not isinstance(store, _Own)
+    return _Own(store) if anew else store
+
+
+def _same(theirs: Hashable, place: _Place) -> bool:
+    """Whether an engine's place is this one."""
+    if theirs != place:
+        return False
+    return not isinstance(place.store, _Own) or (isinstance(theirs, _Place) and theirs.store is place.store)
+
+
 def _remote_engine(names: Names, model: str | None, place: _Place, *, environ: Mapping[str, str]) -> RemoteEngine:
     """The engine of settings that name a server, or were given one. Raises ConfigError for what is the server's."""
     local: dict[str, Any] = {"config": None, "adapter": "auto", "device_map": None, "dtype": "auto", "model_kwargs": {}}
@@ -158,7 +176,7 @@ def named_engine(names: Names, model: str | None, *, environ: Mapping[str, str])
     """
     url: Secret | None = names.redis_url
     place = _Place(
-        names.store, url.get_secret_value() if url else None, names.redis_client, names.key_prefix, names.ttl
+        _own(names.store), url.get_secret_value() if url else None, names.redis_client, names.key_prefix, names.ttl
     )
     engine = names.engine
     if names.base_url is not None or isinstance(engine, RemoteEngine):
@@ -180,7 +198,7 @@ def named_engine(names: Names, model: str | None, *, environ: Mapping[str, str])
         if not isinstance(theirs, _Place):
             raise ConfigError("key_prefix and ttl belong to a store that is named beside them: give redis_url=, too")
         place = _Place(*theirs[:3], *place[3:])
-    if engine.place == place:
+    if _same(engine.place, place):
         return engine
     where = named_store(**place._asdict())
     assert where is not None
@@ -217,6 +235,8 @@ class ReadsDocuments:
         names: Any = self
         engine = named_engine(names, self.__dict__[self._model_field], environ=self._environ)
         self.__dict__.update({"engine": engine, self._model_field: engine.name})
+        if self.__dict__["store"] is not None and isinstance(engine.place, _Place):
+            self.__dict__["store"] = engine.place.store  # as its own, if it is one in memory
 
     def _changed(self, fields: Container[str]) -> None:
         """Set the engine again after these settings have changed. A new engine brings its own store and model."""
@@ -225,8 +245,6 @@ class ReadsDocuments:
         if "engine" in fields:
             given = {**_NOWHERE._asdict(), self._model_field: None, "base_url": None, "api_key": None}
             self.__dict__.update({name: value for name, value in given.items() if name not in fields})
-        elif "store" in fields and str(self.__dict__["store"]).startswith("memory:") and self.engine is not None:
-            self.__dict__["engine"] = self.engine.with_store("memory://")  # each memory:// is a new store
         if "base_url" in fields and "engine" not in fields:
             self.__dict__["engine"] = None
         if any(name in fields for name in ("engine", self._model_field, *_Place._fields, *_SERVER)):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_beacon import BeaconChatMessageHistory, BeaconMemoryMiddleware, ChatBeacon
@@ -226,8 +226,12 @@ def check(shared: BeaconEngine, folder: Path, ways: list[tuple[str, str]], steps
 TENANTS = st.lists(st.tuples(st.sampled_from(sorted(WAYS)), st.sampled_from(PLACES)), min_size=2, max_size=3)
 
 
+ANEW = [("store_beside_engine", "memory://")] * 2  # memory:// beside an engine that has one of its own
+
+
 @settings(ENDS, max_examples=10)
 @given(ways=TENANTS, steps=st.lists(STEP, min_size=3, max_size=8))
+@example(ways=ANEW, steps=[(0, "stream", "t1"), (1, "invoke", "t1"), (0, "remember", "ada")])
 def test_tenants_never_meet(shared, tmp_path_factory, ways, steps):
     check(shared, tmp_path_factory.mktemp("tenants"), ways, steps)
 
@@ -262,8 +266,15 @@ def test_a_copy_has_the_same_store_unless_another_is_named(shared):
         assert other.opened is llm.opened
     configured = llm.configurable_fields(temperature=ConfigurableField("heat"))
     assert configured.invoke("Who?", cfg(session_id="ada", heat=0.0)).text == "I know Rex1"
-    for other in (llm.model_copy(update={"store": "memory://"}), ChatBeacon(engine=shared, store="memory://")):
+    for other in (
+        llm.model_copy(update={"store": "memory://"}),
+        ChatBeacon(engine=shared, store="memory://"),
+        ChatBeacon(engine=llm.engine, store="memory://"),
+    ):
         assert saying(other, "Who?") == "I know nobody"
+    beside = BeaconLLM(engine=llm.engine, store="memory://", max_new_tokens=60)
+    assert beside.complete("Who?", session_id="ada").text == "I know nobody"
+    assert ChatBeacon(engine=llm.engine, store=llm.store).opened is llm.opened
     llama = BeaconLLM(engine=llm.engine, max_new_tokens=60)
     assert llama.model_copy(update={"budget": 200}).complete("Who?", session_id="ada").text == "I know Rex1"
     llama.store = MemoryStore()
