@@ -16,6 +16,7 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
     ToolCallBlock,
 )
+from llama_index.llms.beacon.reference import KEY
 
 from beacon_memory.errors import InputError
 from beacon_memory.talk.messages import spoken, whole
@@ -44,8 +45,13 @@ class Plain:
 
 def to_plain(messages: Sequence[ChatMessage]) -> Plain:
     """Messages in the core's words, without those in which nothing is said. Raises InputError for a content block that
-    is not text.
+    is not text, and for what stands in the place of messages (`reference`).
     """
+    if any(KEY in message.additional_kwargs for message in messages):
+        raise InputError(
+            "these messages are a memory's newest alone, behind a reference to all before: its get_all() gives those "
+            "that can be written down"
+        )
     system: list[str] = []
     plain: list[dict[str, Any]] = []
     folded = 0
