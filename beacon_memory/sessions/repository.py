@@ -196,8 +196,8 @@ class Repository:
 
     def let_go(self, session_id: str, segments: Sequence[Segment] = ()) -> None:
         """Drop this session and these segments from the caches."""
-        for resident, names in list(self._lent.items()):
-            if session_id in names:
+        for lent in self._lent.keyrefs():  # all at once: other threads are lent more meanwhile
+            if (resident := lent()) is not None and session_id in self._lent.get(resident, ()):
                 resident.release = lambda resident: None
         for name in self._residents.names():
             if session_id in json.loads(name):
