@@ -128,3 +128,10 @@ def check_recall(tokens: int) -> int:
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
         raise ConfigError(f"recall_tokens is a number of tokens, 0 or more, not {tokens!r}")
     return tokens
+
+
+def check_bytes(limit: int, *, what: str) -> int:
+    """The number of bytes that a cache may take, when it is one. Raises ConfigError."""
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 0:
+        raise ConfigError(f"{what} is a number of bytes, 0 or more, not {limit!r:.80}")
+    return limit

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 from beacon_memory.errors import InputError, SessionNotFound
 from beacon_memory.models.given import given_list
 from beacon_memory.sessions.documents import Documents
+from beacon_memory.sessions.looking.source import Traced, names_of
 from beacon_memory.sessions.stored import CONTEXT, context_name
+from beacon_memory.state.source import Origin
 from beacon_memory.state.state import BeaconState
 from beacon_memory.talk.sources import as_documents, check_text
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
+    from beacon_memory.state.head import SessionHead
 
 
 def read_context(
@@ -37,22 +40,24 @@ def read_context(
     return name
 
 
-def read_apart(memory: Repository, texts: Iterable[str], *, ratio: int | None = None) -> BeaconState:
-    """The state of these texts, each folded by itself, or where layers are recurrent behind those before it. What was
-    folded before is not folded again; nothing is written.
+def read_apart(memory: Repository, texts: Iterable[str], *, ratio: int | None = None) -> Traced:
+    """The state of these texts, "text 1", "text 2", …, each folded by itself, or where layers are recurrent behind
+    those before it. What was folded before is not folded again; nothing is written.
 
     Raises InputError for an empty text, BudgetExceeded.
     """
     state, model = BeaconState(), memory.model
-    for text in texts:
+    origins: list[Origin] = []
+    for number, text in enumerate(texts, 1):
         ids = [*memory.transcript.start, *model.encode(check_text(text))]
         behind = state.segments if model.recurrent else ()
         read = model.compress(ids, BeaconState(behind), ratio=ratio, document=True, known=memory.known)
         memory.keep(read.segments)
         state = read if behind else state.join(read.segments)
+        origins += [Origin(document=f"text {number}")] * (len(state.segments) - len(origins))
     fitted = tuple(model.fit(state.segments, known=memory.known))
     memory.keep(fitted)
-    return BeaconState(fitted)
+    return Traced(fitted, origins=tuple(origins))
 
 
 def context_sessions(memory: Repository, context_id: str | Sequence[str] | None) -> list[str]:
@@ -80,5 +85,16 @@ def in_front(
     """
     theirs = memory if shelf is None else shelf
     named = context_sessions(theirs, context_id)
-    kept = named if theirs is memory else [theirs.view(name, theirs.state)[0] for name in named]
+    kept = named if theirs is memory else [_traced(theirs, name) for name in named]
     return [*kept, *([read_apart(memory, given_list(texts, "texts"), ratio=ratio)] if texts else [])]
+
+
+def _traced(memory: Repository, session_id: str) -> Traced:
+    """The documents of a memory, for another one, which cannot look their names up."""
+
+    def read(head: SessionHead) -> Traced:
+        state, names = memory.state(head), names_of(memory, head)
+        origins = [Origin(session_id, names.get(entry.document, entry.document)) for entry in head.entries]
+        return Traced(state.segments, state.tail, origins=tuple(origins))
+
+    return memory.view(session_id, read)[0]

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from beacon_memory.config import RECALL_TOKENS, check_recall
+from beacon_memory.config import RECALL_TOKENS, check_bytes, check_recall
 from beacon_memory.errors import (
     BeaconError,
     BlobDiffers,
@@ -61,7 +61,7 @@ class Repository:
 
         Before an answer, up to `recall_tokens` of what was folded are read again where the question is about them.
         `cache_bytes` of segments are kept on hand, and `resident_bytes` of sessions as the model reads them, on its
-        device: the least recently used leave first.
+        device: the least recently used leave first. Raises ConfigError.
         """
         self.model = model
         self.store = store
@@ -69,10 +69,10 @@ class Repository:
         self.elsewhere: Elsewhere | None = None  # what makes answers in the model's place
         self.transcript = Transcript(model.tokenizer)
         self.cutter = Cutter(model.decode, openings=self.transcript.openings)
-        self._segments = LRUCache[Segment](cache_bytes)
+        self._segments = LRUCache[Segment](check_bytes(cache_bytes, what="cache_bytes"))
         self._pages = LRUCache[list[dict[str, Any]]](PAGE_BYTES)
         self.sizes = LRUCache[tuple[int, ...]](PAGE_BYTES)  # by page: how many tokens each message has
-        self._residents = LRUCache[ResidentPrefix](resident_bytes)
+        self._residents = LRUCache[ResidentPrefix](check_bytes(resident_bytes, what="resident_bytes"))
         self._heads = LRUCache[tuple[SessionHead, int]](PAGE_BYTES)
         self.folded = Counter[str]()  # tokens, slots and bytes of what was folded and stored here, for whoever counts
         self._seen = LRUCache[int](SEEN_BYTES * SEEN)  # the newest version of each session that was here
@@ -196,8 +196,8 @@ class Repository:
 
     def let_go(self, session_id: str, segments: Sequence[Segment] = ()) -> None:
         """Drop this session and these segments from the caches."""
-        for resident, names in list(self._lent.items()):
-            if session_id in names:
+        for lent in self._lent.keyrefs():  # all at once: other threads are lent more meanwhile
+            if (resident := lent()) is not None and session_id in self._lent.get(resident, ()):
                 resident.release = lambda resident: None
         for name in self._residents.names():
             if session_id in json.loads(name):

@@ -100,6 +100,8 @@ def place_of(past: Past, which: str | int, *, session: str) -> int:
         if not 0 <= which < len(past):
             raise InputError(f"session {session!r} has {len(past)} messages: choose 0 to {len(past) - 1}, not {which}")
         return which
+    if not isinstance(which, str):  # a message without an id has none, and is not the one without
+        raise InputError(f"a message is told by its id or its place in messages(), not by {which!r:.80}")
     found = [n for n, message in enumerate(past) if message.get("id") == which]
     found = found or [n for n, m in enumerate(past) if m["role"] == DOCUMENT and m["content"] == which]
     if len(found) != 1:

@@ -162,7 +162,8 @@ class Session(StoredSession):
         """The passages of what was folded that a question is about, the best first: those that the memory itself would
         look at. From `model.finder.threshold` on, it reads them again.
 
-        Raises SessionNotFound, InputError where an older release wrote the session, ConfigError without a finder.
+        Raises SessionNotFound, InputError where an older release wrote the session or `limit` is no number, ConfigError
+        without a finder.
         """
         return search(self._memory, self.prompt_for(text, recall_tokens=0), limit=limit)
 
@@ -229,6 +230,8 @@ class Session(StoredSession):
 
     def edit(self, message: str | int, text: str) -> None:
         """Give one message another text; it keeps its place, role and id. Else as `delete`."""
+        if not isinstance(text, str):
+            raise InputError(f"a message's new text is text, not {text!r:.80}: delete forgets a message")
         self._edit(message, text)
 
     def _edit(self, which: str | int, text: str | None) -> None:

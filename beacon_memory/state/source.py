@@ -16,7 +16,8 @@ class Origin:
 
     session: str | None = None
     document: str = ""  # the document's id in the session's head; none for the conversation
-    head: SessionHead | None = field(default=None, compare=False)  # where both are looked up
+    # Where both are looked up; None where `document` is the name itself.
+    head: SessionHead | None = field(default=None, compare=False)
     later: tuple[Mapping[str, Any], ...] = field(
         default=(), compare=False
     )  # messages folded behind those that the head knows

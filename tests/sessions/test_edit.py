@@ -133,3 +133,20 @@ def test_what_is_not_there_cannot_be_deleted(memory):
     assert len(session.messages()) == 2
     with pytest.raises(SessionNotFound):
         memory.session("never").delete(0)
+
+
+def test_a_message_without_an_id_is_not_the_one_called_none(memory):
+    """`delete(message.get("id"))` forgot the one message that had no id, and so did `edit(0, None)`."""
+    session = memory.session("nameless")
+    session.add([{"role": "user", "content": "Hello."}, {"role": "user", "content": "I live in Lyon.", "id": "m1"}])
+    for act in (
+        lambda: session.delete(None),
+        lambda: session.delete(1.0),
+        lambda: session.delete(True),
+        lambda: session.edit(None, "Ah."),
+        lambda: session.edit(0, None),
+        lambda: session.edit(0, 3),
+    ):
+        with pytest.raises(InputError):
+            act()
+    assert len(session.messages()) == 2

@@ -311,6 +311,9 @@ def test_a_model_without_a_finder_says_so(memory):
 
 @pytest.mark.parametrize("recall", [-1, 1.5, True, "256"])
 def test_what_is_no_number_of_tokens_is_refused(memory, recall):
+    for wrong in (-1, "3", 2.5, True, None):
+        with pytest.raises(InputError, match="limit"):
+            memory.session("ada").search("Who?", limit=wrong)
     with pytest.raises(ConfigError, match="recall_tokens"):
         memory.session("ada").ask("Where?", recall_tokens=recall)
     with pytest.raises(ConfigError, match="recall_tokens"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -546,3 +548,28 @@ def test_a_new_text_takes_the_place_of_the_older_one_of_its_name(model):
     assert [s.digest for s in same.segments] == [s.digest for s in anew.segments]
     memory.session("ada").forget()
     assert memory.store.sessions() == []
+
+
+def test_sessions_are_begun_while_others_are_answered(model):
+    """Every session that is not there yet lets go of what is lent, and went over it while others were lent more."""
+    memory = BeaconMemory.open(model)
+    lent, stop = list[Any](), threading.Event()
+
+    def answer() -> None:
+        while not stop.is_set():
+            lent[:0] = [memory.resident("ada") for _ in range(50)]
+            del lent[2000:]
+
+    others = [threading.Thread(target=answer) for _ in range(3)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for other in others:
+            other.start()
+        for n in range(150):
+            memory.session(f"new-{n}").add("Hello.")
+    finally:
+        stop.set()
+        sys.setswitchinterval(before)
+        for other in others:
+            other.join()

@@ -96,6 +96,10 @@ CALLS: dict[str, tuple[Callable[[Room], Act], dict[str, Any]]] = {
         lambda room: BeaconMemory.open,
         {"model": MODEL, "store": "memory://", "recall_tokens": 0, "key": None, "old_key": None, "encrypt": False},
     ),
+    "BeaconMemory": (
+        lambda room: lambda **how: BeaconMemory(MODEL, room.memory.store, **how).session("ada").ask("Who?", **SHORT),
+        {"cache_bytes": 1 << 20, "resident_bytes": 1 << 20, "recall_tokens": 0},
+    ),
     "BeaconMemory.session": (
         lambda room: lambda **how: room.memory.session(**how).add("Hi"),
         {"session_id": "bob", **OPENED},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from beacon_memory.state.head import DOCUMENT, SessionHead
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
 
 Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Traced(BeaconState):
+    """A state that no session of this memory names, and what each of its segments was folded from."""
+
+    origins: tuple[Origin, ...] = ()
 
 
 def origins_of(
@@ -28,7 +35,9 @@ def context_origins(memory: Repository, contexts: Iterable[str | BeaconState]) -
     """The same of what stands in front of a talk: sessions of documents, by their ids, or states."""
     found: list[Origin | None] = []
     for one in contexts:
-        if isinstance(one, BeaconState):
+        if isinstance(one, Traced):
+            found += one.origins
+        elif isinstance(one, BeaconState):
             found += [None] * len(one.segments)
         else:
             head, _ = memory.load(one)
@@ -48,7 +57,7 @@ def sources_of(memory: Repository, found: Sequence[Found]) -> list[Source]:
             _plain(memory.model.decode(one.ids)), one.score, one.start, one.end, origin.session if origin else None
         )
         if origin is None or origin.head is None:
-            sources.append(whole)
+            sources.append(replace(whole, document=origin.document if origin else None))
         elif origin.document:
             if (head := id(origin.head)) not in names:
                 names[head] = names_of(memory, origin.head)

@@ -261,7 +261,7 @@ def _form(schema: Any) -> dict[str, Any]:
 def _tool(tool: Any) -> dict[str, Any]:
     """A tool in OpenAI's words, its arguments as `_form` has them where they contain a class twice over."""
     told = dict(convert_to_openai_tool(tool))
-    cls = getattr(tool, "args_schema", None) if isinstance(tool, BaseTool) else tool
+    cls = tool.tool_call_schema if isinstance(tool, BaseTool) else tool  # without what is injected, which no model says
     if isinstance(cls, type) and hasattr(cls, "model_json_schema"):
         form = _form(cls)
         if "$ref" in str(form.get("$defs", "")):

@@ -218,3 +218,16 @@ def test_what_is_added_by_hand_is_never_taken_for_a_models_turn(clerk):
         history.add_messages([HumanMessage(f"Fact {n}."), AIMessage("Noted.")])
     said = [message["content"] for message in engine.session("ada").messages()]
     assert said == ["Fact 1.", "Noted.", "Fact 2.", "Noted.", "Fact 3.", "Noted."]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*deprecated")
+@pytest.mark.parametrize("parsed", [False, True])
+def test_a_question_that_a_chain_puts_in_other_words(clerk, parsed):
+    engine = clerk.with_store("memory://")
+    anew = RunnableLambda(lambda given: {**given, "question": given["question"].upper()})
+    chain = anew | PROMPT | ChatBeacon(engine=engine)
+    wrapped(chain | StrOutputParser() if parsed else chain, engine, kept=False).invoke(
+        {"question": "Well?"}, {"configurable": {"session_id": "ada"}}
+    )
+    said = [message["content"] for message in engine.session("ada").messages()]
+    assert said == ["WELL?", "So it is.", *["Well?", "So it is."] * parsed]

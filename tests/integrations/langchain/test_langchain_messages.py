@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import date
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from langchain.agents import create_agent
 from langchain_beacon import ChatBeacon
 from langchain_beacon.messages import from_plain, to_asked, to_plain
 from langchain_core.exceptions import ModelInvalidRequestError
@@ -21,6 +22,8 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from langchain_core.tools import InjectedToolArg, tool
+from langgraph.prebuilt import ToolRuntime
 from pydantic import BaseModel
 from remembering import cfg
 
@@ -153,3 +156,28 @@ def test_a_class_that_contains_itself_is_written_as_deep_as_it_goes(by):
         engine = scripted_engine(lambda seen, said=call if method == "function_calling" else written: said)
         llm = ChatBeacon(**by(engine), max_tokens=300).with_structured_output(Tree, method=method)
         assert llm.invoke("Draw.") == Tree.model_validate_json(written)
+
+
+class Part(BaseModel):
+    name: str
+    parts: list[Part] = []
+
+
+@tool
+def whole(part: Part, runtime: ToolRuntime, of: Annotated[str, InjectedToolArg] = "house") -> str:
+    """What a part is a part of."""
+    return f"{part.name} of {of}, {runtime.tool_call_id}"
+
+
+def test_what_is_injected_into_a_tool_is_nothing_that_a_model_says():
+    """Tools with a runtime could not be bound: their schema is none that JSON can say."""
+    seen: list[str] = []
+    call = '<tool_call>\n{"name": "whole", "arguments": {"part": {"name": "door"}}}\n</tool_call>'
+    engine = scripted_engine(lambda prompt: seen.append(prompt) or (call if prompt.count("door") == 1 else "Of it."))
+    agent = create_agent(ChatBeacon(engine=engine, max_tokens=160), [whole])
+    said = agent.invoke({"messages": [("human", "What is a door of?")]})["messages"]
+    assert said[1].tool_calls[0]["args"] == {"part": {"name": "door"}}
+    assert said[2].text.startswith("door of house, call-")
+    assert said[3].text == "Of it."
+    assert "runtime" not in seen[0]
+    assert '"of"' not in seen[0]

@@ -8,6 +8,7 @@ import pytest
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.base.response.schema import Response
 from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.postprocessor import LongContextReorder
 from llama_index.core.schema import Document, NodeWithScore
 from llama_index.indices.managed.beacon import BeaconIndex
 from llama_index.llms.beacon import BeaconLLM
@@ -105,6 +106,26 @@ def test_a_passage_of_a_split_document_has_its_own_nodes_metadata(llm):
         whole = [page for page in pages if page.ref_doc_id == found.node.ref_doc_id]
         within = [page for page in whole if found.text in page.get_content()]
         assert found.node.metadata in [page.metadata for page in within or whole]
+
+
+def test_a_passage_of_a_given_node_is_that_nodes_whatever_others_say(llm):
+    """It was told by its words alone: equal ones were all of the first node, and all had one id."""
+    said = {name: f"The rent is due. House {name} is quiet. The rent is due." for name in ("one", "two", "three")}
+    nodes = [Document(text=text, id_=name, metadata={"house": name}) for name, text in said.items()]
+    index = BeaconIndex.from_documents([*nodes, Document(text=".", id_="dot")], llm=llm, index_id="houses")
+    engine = index.as_query_engine(node_postprocessors=[LongContextReorder()])
+    response = engine.query("When is the rent due?")
+    found = response.source_nodes
+    assert len(found) > 2
+    assert len({one.node.node_id for one in found}) == len(found)
+    for one in found:
+        name = one.node.ref_doc_id
+        assert one.node.node_id.startswith(f"{name}:")
+        assert one.node.metadata == ({} if name == "dot" else {"house": name})
+        whole = f"house: {name}\n\n{said[name]}" if name in said else "."
+        assert one.text in whole
+    texts = [source["document"] for source in response.metadata["beacon"]["sources"]]
+    assert set(texts) <= {"text 1", "text 2", "text 3", "text 4"}
 
 
 @HERE

@@ -162,6 +162,29 @@ def test_a_chat_history_that_is_given_again_is_not_read_twice(llm):
     assert llm.engine.sessions() == []
 
 
+async def test_what_a_memory_gave_can_be_set_again_and_nothing_is_lost(llm):
+    """Its reference was remembered as the user's words, in the place of all that it stood for."""
+    memory = BeaconMemory.from_defaults(session_id="ada", llm=llm)
+    talk = [ChatMessage("Hello"), ChatMessage(role="assistant", content="Hi"), ChatMessage("Well?")]
+    memory.set(talk)
+    memory.set(memory.get())
+    assert memory.get_all() == talk
+    given = memory.get()
+    await memory.aset([*await memory.aget(), ChatMessage(role="assistant", content="Well.")])
+    assert len(memory.get_all()) == 4
+    SimpleChatEngine.from_defaults(llm=llm, memory=memory).chat("And now?", chat_history=given)
+    assert told(memory) == ["Hello", "Hi", "Well?", "And now?", "None."]
+    for act in (
+        lambda: memory.put_messages(given),
+        lambda: BeaconMemory.from_defaults(session_id="bob", llm=llm, chat_history=given),
+        lambda: BeaconMemoryBlock(llm, session_id="bob").aput(given),
+    ):
+        with pytest.raises(InputError, match=r"get_all\(\)"):
+            await act()
+    assert len(told(memory)) == 5
+    assert llm.engine.sessions() == ["ada"]
+
+
 async def test_every_call_has_its_asynchronous_twin(llm):
     memory = BeaconMemory.from_defaults(session_id="ada", llm=llm)
     call = ChatMessage(

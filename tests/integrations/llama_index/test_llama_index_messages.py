@@ -21,6 +21,7 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.llms.beacon import BeaconLLM
 from llama_index.llms.beacon.messages import from_plain, to_asked, to_plain
+from pydantic import BaseModel
 
 from beacon_memory.errors import InputError
 from beacon_memory.serving.engine import BeaconEngine
@@ -77,3 +78,29 @@ def test_after_a_message_that_cannot_be_read_the_session_goes_on(llm, refused):
 def test_a_system_message_alone_is_what_is_asked(llm):
     assert say(llm, ChatMessage("Rex2 \ud83d is here.", role="system")) == "I know Rex2"
     assert say(llm, ChatMessage("Be brief.", role="system"), ChatMessage("Who?")) == "I know Rex2"
+
+
+class Function(BaseModel):
+    name: str = "f"
+    arguments: str = '{"a": 1}'
+
+
+class Call(BaseModel):
+    """As OpenAI's client makes it."""
+
+    id: str = "1"
+    function: Function = Function()
+
+
+@pytest.mark.parametrize("call", [Call(), Call().model_dump()])
+def test_calls_as_they_were_kept_before_there_were_blocks_are_calls(call):
+    """A message with nothing else in it was left out, and its result stood alone."""
+    older = ChatMessage(role="assistant", content=None, additional_kwargs={"tool_calls": [call]})
+    newer = ChatMessage(role="assistant", blocks=[ToolCallBlock(tool_call_id="1", tool_name="f", tool_kwargs={"a": 1})])
+    assert to_plain([older]).messages == to_plain([newer]).messages != []
+
+
+@pytest.mark.parametrize("call", ["f", 3, {"function": "f"}, {"function": {"name": 3}}, {"name": "f"}])
+def test_what_is_no_call_is_refused(call):
+    with pytest.raises(InputError, match="additional_kwargs"):
+        to_plain([ChatMessage(role="assistant", content="", additional_kwargs={"tool_calls": [call]})])

@@ -16,6 +16,7 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
     ToolCallBlock,
 )
+from llama_index.llms.beacon.reference import KEY
 
 from beacon_memory.errors import InputError
 from beacon_memory.talk.messages import spoken, whole
@@ -44,8 +45,13 @@ class Plain:
 
 def to_plain(messages: Sequence[ChatMessage]) -> Plain:
     """Messages in the core's words, without those in which nothing is said. Raises InputError for a content block that
-    is not text.
+    is not text, and for what stands in the place of messages (`reference`).
     """
+    if any(KEY in message.additional_kwargs for message in messages):
+        raise InputError(
+            "these messages are a memory's newest alone, behind a reference to all before: its get_all() gives those "
+            "that can be written down"
+        )
     system: list[str] = []
     plain: list[dict[str, Any]] = []
     folded = 0
@@ -106,7 +112,7 @@ def _plain(message: ChatMessage, text: str) -> dict[str, Any] | None:
         return {"role": "tool", "content": text if text.strip() else "(nothing)"} | about
     if role == "user":
         return {"role": "user", "content": text} if text.strip() else None
-    blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+    blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)] or _older_calls(message)
     arguments = [call_arguments(block) for block in blocks]
     said = Said(
         spoken(text), tuple(Call(block.tool_name, given) for block, given in zip(blocks, arguments, strict=True))
@@ -118,6 +124,22 @@ def _plain(message: ChatMessage, text: str) -> dict[str, Any] | None:
         for block, given in zip(blocks, arguments, strict=True)
     ]
     return {"role": "assistant", "content": content} | ({"tool_calls": calls} if calls else {})
+
+
+def _older_calls(message: ChatMessage) -> list[ToolCallBlock]:
+    """Calls as LlamaIndex kept them before it had blocks of them, and may have written them down: in OpenAI's words.
+    Raises InputError for what is none.
+    """
+    found = []
+    for given in message.additional_kwargs.get("tool_calls") or ():
+        try:
+            call = dict(given)
+            named = dict(call["function"])
+            arguments = named.get("arguments") or {}
+            found.append(ToolCallBlock(tool_call_id=call.get("id"), tool_name=named["name"], tool_kwargs=arguments))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise InputError(f"tool_calls in additional_kwargs are calls in OpenAI's words, not {given!r:.80}") from exc
+    return found
 
 
 def call_arguments(block: ToolCallBlock) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory.types import BaseMemory
 from llama_index.llms.beacon.messages import from_plain, to_plain
-from llama_index.llms.beacon.reference import Reference
+from llama_index.llms.beacon.reference import Reference, take_reference
 from llama_index.memory.beacon.engines import engine_of
 from pydantic import ConfigDict, Field
 
@@ -116,8 +116,16 @@ class BeaconMemory(BaseMemory):
             self._session.add(plain)
 
     def set(self, messages: list[ChatMessage]) -> None:
-        """Make these all that was said: what is held already is not read again."""
-        if plain := _plain(messages):
+        """Make these all that was said: what is held already is not read again. Where they stand behind this memory's
+        own reference, as `get` gave them, what it stands for stays. Raises InputError for another memory's.
+        """
+        reference, messages = take_reference(messages)
+        if reference is not None and reference.session_id != self.session_id:
+            raise InputError(
+                f"these messages stand behind another memory, of {reference.session_id!r}: its get_all() gives them all"
+            )
+        held = [] if reference is None else self._session.messages()[: reference.messages]
+        if plain := [*(message for message in held if message["role"] != DOCUMENT), *_plain(messages)]:
             self._session.set(plain)
         else:
             self.reset()

@@ -51,10 +51,13 @@ def question_template(template: BasePromptTemplate | None) -> BasePromptTemplate
     return template or QUESTION
 
 
-def readable(chunks: Sequence[str]) -> list[str]:
-    """The chunks that can be read, cleaned as documents are. Raises InputError where there are some, and none can."""
-    said = [chunk for chunk in chunks if chunk.strip()] or list(chunks)
-    return [text for _, text in read_texts(said) if text]
+def readable(chunks: Sequence[str]) -> dict[int, str]:
+    """The chunks that can be read, cleaned as documents are, by their places. Raises InputError where there are some,
+    and none can.
+    """
+    said = [n for n, chunk in enumerate(chunks) if chunk.strip()] or range(len(chunks))
+    texts = read_texts([chunks[n] for n in said])
+    return {n: text for n, (_, text) in zip(said, texts, strict=True) if text}
 
 
 def metadata_of(nodes: Sequence[NodeWithScore]) -> dict[str, Any]:

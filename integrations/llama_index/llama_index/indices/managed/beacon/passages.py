@@ -28,15 +28,17 @@ def source_nodes(
 def _passage(source: Mapping[str, Any], nodes: Sequence[BaseNode]) -> TextNode:
     """A node of a passage's text; a document's has the metadata of the node that it is of."""
     text, place, key = source["text"], f"{source['start']}-{source['end']}", source.get("document")
-    if key is None and "role" not in source:  # read from another store than the talk's, which has no names of it
-        key = next((node.ref_doc_id or node.node_id for node in nodes if text in node.get_content()), None)
     if key is None:
         said = {name: source[name] for name in ("role", "id", "message", "time") if name in source}
         return TextNode(id_=f"{source.get('session', 'talk')}:{place}", text=text, metadata=said)
     own = [node for node in nodes if key in (node.ref_doc_id, node.node_id)]
+    if "session" not in source:  # the nodes themselves were given with the question: "text 1" is the first
+        own = [nodes[int(key.removeprefix("text ")) - 1]]
+        key = own[0].node_id
     within = next((node for node in own if text in node.get_content()), own[0] if own else None)
     passage = TextNode(id_=f"{key}:{place}", text=text)
-    passage.relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=key)}
+    document = key if within is None else within.ref_doc_id or key
+    passage.relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document)}
     if within is not None:
         passage.metadata = dict(within.metadata)
         if (at := within.get_content().find(text)) >= 0:

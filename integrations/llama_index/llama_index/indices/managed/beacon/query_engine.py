@@ -170,12 +170,15 @@ class BeaconQueryEngine(BaseQueryEngine):
             ended.append(response)
         return response
 
-    def _how(self, nodes: Sequence[NodeWithScore]) -> dict[str, Any]:
-        """In front of a question stand the documents, or the nodes that postprocessors left, and no talk."""
+    def _how(self, nodes: list[NodeWithScore]) -> dict[str, Any]:
+        """In front of a question stand the documents, or the nodes that postprocessors left, and no talk. Of these,
+        `nodes` become those that can be read.
+        """
         how: dict[str, Any] = {"context_id": self._index.index_id, "session_id": None}
         if self._postprocessors:
             texts = readable([found.node.get_content(MetadataMode.LLM) for found in nodes])
-            how = {"texts": texts, "session_id": None}
+            nodes[:] = [nodes[n] for n in texts]
+            how = {"texts": list(texts.values()), "session_id": None}
         if self._recall is not None:
             how["recall_tokens"] = self._recall
         return how if self._output_cls is None else form(self._output_cls, how)

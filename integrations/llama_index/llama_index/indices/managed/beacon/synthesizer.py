@@ -76,7 +76,7 @@ class BeaconSynthesizer(BaseSynthesizer):
 
     def _asked(self, query_str: str, text_chunks: Sequence[str]) -> tuple[list[ChatMessage], dict[str, Any]]:
         messages = self._text_qa_template.format_messages(llm=self._beacon, query_str=query_str, context_str=READ)
-        how: dict[str, Any] = {"texts": readable(text_chunks), "session_id": None}
+        how: dict[str, Any] = {"texts": list(readable(text_chunks).values()), "session_id": None}
         if self._recall is not None:
             how["recall_tokens"] = self._recall
         return messages, form(self._output_cls, how) if self._output_cls else how
