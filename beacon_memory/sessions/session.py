@@ -152,6 +152,8 @@ class Session(StoredSession):
         """The same, with what each range of the ids is, and the sources of what is read again; `answer` tokens still
         fit behind it. Raises SessionNotFound, InputError, ConfigError.
         """
+        if type(answer) is not int or answer < 0:
+            raise InputError(f"answer is a number of tokens, not {answer!r:.80}")
         state, head, _ = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
         how: dict[str, Any] = {"asked": [{"role": "user", "content": question}], "system": system}
         how |= {"resident": (self.id,), "origins": origins_of(self.id, head, len(state.segments))}
@@ -229,6 +231,8 @@ class Session(StoredSession):
 
     def edit(self, message: str | int, text: str) -> None:
         """Give one message another text; it keeps its place, role and id. Else as `delete`."""
+        if text is None:
+            raise InputError("a message's text is text, not None: delete(…) forgets a message")
         self._edit(message, text)
 
     def _edit(self, which: str | int, text: str | None) -> None:

@@ -67,8 +67,11 @@ def look_again(
 def search(memory: Repository, prompt: Prompt, *, limit: int) -> list[Source]:
     """The sources of the passages that a prompt's question is about, the best first, those below the threshold too.
 
-    Raises ConfigError where the model has no finder, InputError where no segment has places.
+    Raises ConfigError where the model has no finder, InputError for a limit that is no number of passages, and where no
+    segment has places.
     """
+    if type(limit) is not int or limit < 0:
+        raise InputError(f"limit is a number of passages, not {limit!r:.80}")
     if memory.model.finder is None:
         raise ConfigError("this model has no finder: fit one with beacon-memory fit-finder, and load its adapter")
     start = _question(memory, prompt)
