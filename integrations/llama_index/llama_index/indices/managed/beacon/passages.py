@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_index.core.schema import BaseNode, NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
+from llama_index.core.schema import (
+    BaseNode,
+    MetadataMode,
+    NodeRelationship,
+    NodeWithScore,
+    RelatedNodeInfo,
+    TextNode,
+)
+from llama_index.indices.managed.beacon.nodes import by_document, text_of
 
 
 def source_nodes(
@@ -29,16 +37,31 @@ def _passage(source: Mapping[str, Any], nodes: Sequence[BaseNode]) -> TextNode:
     """A node of a passage's text; a document's has the metadata of the node that it is of."""
     text, place, key = source["text"], f"{source['start']}-{source['end']}", source.get("document")
     if key is None and "role" not in source:  # read from another store than the talk's, which has no names of it
-        key = next((node.ref_doc_id or node.node_id for node in nodes if text in node.get_content()), None)
+        key = next((name for name, own in by_document(nodes).items() if text in text_of(own)), None)
     if key is None:
         said = {name: source[name] for name in ("role", "id", "message", "time") if name in source}
         return TextNode(id_=f"{source.get('session', 'talk')}:{place}", text=text, metadata=said)
-    own = [node for node in nodes if key in (node.ref_doc_id, node.node_id)]
-    within = next((node for node in own if text in node.get_content()), own[0] if own else None)
     passage = TextNode(id_=f"{key}:{place}", text=text)
     passage.relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=key)}
-    if within is not None:
+    if own := [node for node in nodes if key in (node.ref_doc_id, node.node_id)]:
+        within = _within(text, own)
         passage.metadata = dict(within.metadata)
         if (at := within.get_content().find(text)) >= 0:
             passage.start_char_idx, passage.end_char_idx = at, at + len(text)
     return passage
+
+
+def _within(text: str, nodes: Sequence[BaseNode]) -> BaseNode:
+    """The node of a document that most of a passage stands in. A passage may begin in one and end in the next, or with
+    the metadata in front of one.
+    """
+    start = max(text_of(nodes).find(text), 0)
+    end, before, shared = start + len(text), 0, dict[int, int]()
+    for n, node in enumerate(nodes):
+        if node.get_content().strip():  # as `text_of` has them
+            read = node.get_content(MetadataMode.LLM)
+            first = before + max(read.rfind(node.get_content()), 0)
+            before += len(read)
+            shared[n] = min(end, before) - max(start, first)
+            before += 2
+    return nodes[max(shared, key=lambda n: shared[n], default=0)]
