@@ -152,6 +152,8 @@ class Session(StoredSession):
         """The same, with what each range of the ids is, and the sources of what is read again; `answer` tokens still
         fit behind it. Raises SessionNotFound, InputError, ConfigError.
         """
+        if type(answer) is not int or answer < 0:
+            raise InputError(f"answer is a number of tokens, not {answer!r:.80}")
         state, head, _ = self._memory.view(self.id, self._memory.state, at_least=self._at_least)
         how: dict[str, Any] = {"asked": [{"role": "user", "content": question}], "system": system}
         how |= {"resident": (self.id,), "origins": origins_of(self.id, head, len(state.segments))}

@@ -80,6 +80,15 @@ def test_an_edited_message_is_read_as_it_is_now(memory, seed):
     assert stands(session) == stands(meant)
 
 
+def test_a_message_is_not_forgotten_by_giving_it_no_text(memory):
+    """None as an edit's text deleted the message, and its branches."""
+    memory.session("none").add([{"role": "user", "content": "I live in Lyon.", "id": "a"}])
+    for text in (None, "", " "):
+        with pytest.raises(InputError):
+            memory.session("none").edit("a", text)
+    assert [message["content"] for message in memory.session("none").messages()] == ["I live in Lyon."]
+
+
 def test_a_call_goes_with_its_results(memory):
     session = memory.session("calls")
     call = {"name": "weather", "args": {}, "id": "c1", "type": "tool_call"}

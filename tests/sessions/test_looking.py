@@ -365,6 +365,14 @@ def test_a_question_about_nothing_leaves_what_stands_raw_as_it_is(memory):
         memory.model.finder = FINDER
 
 
+@pytest.mark.parametrize("limit", [-1, 1.5, True, "3", None])
+def test_what_is_no_number_of_passages_is_refused(memory, limit):
+    """A limit below 0 gave all passages but the last; text and fractions raised a TypeError."""
+    assert memory.session("ada").search("Where?", limit=0) == []
+    with pytest.raises(InputError, match="number of passages"):
+        memory.session("ada").search("Where?", limit=limit)
+
+
 def test_below_the_threshold_nothing_is_read_again(memory):
     quiet = BeaconMemory(finding(replace(FINDER, threshold=1e9)), memory.store, recall_tokens=256)
     plain = quiet.session("ada").prompt_for("Where do I live?", recall_tokens=0)

@@ -9,7 +9,7 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.base.response.schema import Response
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import LongContextReorder
-from llama_index.core.schema import Document, NodeWithScore
+from llama_index.core.schema import Document, NodeWithScore, QueryBundle
 from llama_index.indices.managed.beacon import BeaconIndex
 from llama_index.llms.beacon import BeaconLLM
 from llama_index.memory.beacon import BeaconMemory
@@ -126,6 +126,29 @@ def test_a_passage_of_a_given_node_is_that_nodes_whatever_others_say(llm):
         assert one.text in whole
     texts = [source["document"] for source in response.metadata["beacon"]["sources"]]
     assert set(texts) <= {"text 1", "text 2", "text 3", "text 4"}
+
+
+@pytest.mark.parametrize("chosen", [None, [LongContextReorder()]])
+def test_a_passage_has_the_metadata_of_the_page_that_it_stands_on(llm, chosen):
+    """One that began with a page's metadata, or ended on the next page, had the first page's; behind a postprocessor
+    the first page alone was read.
+    """
+    said = ["Anna paints the tower. ", "Boris mends a bridge. ", "Clara plants the garden. "]
+    pages = [Document(text=text * 4, id_="pdf", metadata={"page": text[:4]}) for text in said]
+    index = BeaconIndex.from_documents(pages, llm=llm, index_id="pages")
+    assert [node.node_id for node in index.nodes()] == ["pdf", "pdf#2", "pdf#3"]
+    assert [node.ref_doc_id for node in index.nodes()] == ["pdf"] * 3
+    engine = index.as_query_engine(node_postprocessors=chosen, recall_tokens=1000)
+    assert len(engine.retrieve(QueryBundle("Who?"))) == 3
+    found = engine.query("Who mends a bridge?").source_nodes
+    for passage in found:
+        words = passage.text.split()
+        most = max(said, key=lambda text: sum(len(word) for word in words if word in text.split()))
+        whole = [text[:4] for text in said if passage.text in text * 4]
+        assert passage.metadata["page"] in (whole or [most[:4]])
+    assert len({passage.metadata["page"] for passage in found}) > 1
+    index.delete_nodes(["pdf#2"])
+    assert [node.metadata["page"] for node in index.nodes()] == ["Anna", "Clar"]
 
 
 @HERE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,17 @@ def to_document(key: str, nodes: Sequence[BaseNode], *, hash: str) -> core.Docum
 
 
 def from_about(about: Mapping[str, Any]) -> list[BaseNode]:
-    """The nodes that were kept beside a document."""
-    return [json_to_doc(found) for found in about.get("nodes", ())]
+    """The nodes that were kept beside a document. Parts of one id are numbered from the second on: LlamaIndex's
+    retrievers and docstores keep one node of an id.
+    """
+    nodes, seen = [json_to_doc(found) for found in about.get("nodes", ())], Counter[str]()
+    for node in nodes:
+        name = node.node_id
+        seen[name] += 1
+        if seen[name] > 1:
+            node.relationships.setdefault(NodeRelationship.SOURCE, RelatedNodeInfo(node_id=name))
+            node.node_id = f"{name}#{seen[name]}"
+    return nodes
 
 
 def text_of(nodes: Sequence[BaseNode]) -> str:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_index.core.schema import BaseNode, NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
+from llama_index.core.schema import (
+    BaseNode,
+    MetadataMode,
+    NodeRelationship,
+    NodeWithScore,
+    RelatedNodeInfo,
+    TextNode,
+)
+from llama_index.indices.managed.beacon.nodes import text_of
 
 
 def source_nodes(
@@ -35,7 +43,7 @@ def _passage(source: Mapping[str, Any], nodes: Sequence[BaseNode]) -> TextNode:
     if "session" not in source:  # the nodes themselves were given with the question: "text 1" is the first
         own = [nodes[int(key.removeprefix("text ")) - 1]]
         key = own[0].node_id
-    within = next((node for node in own if text in node.get_content()), own[0] if own else None)
+    within = _within(text, own) if own else None
     passage = TextNode(id_=f"{key}:{place}", text=text)
     document = key if within is None else within.ref_doc_id or key
     passage.relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document)}
@@ -44,3 +52,19 @@ def _passage(source: Mapping[str, Any], nodes: Sequence[BaseNode]) -> TextNode:
         if (at := within.get_content().find(text)) >= 0:
             passage.start_char_idx, passage.end_char_idx = at, at + len(text)
     return passage
+
+
+def _within(text: str, nodes: Sequence[BaseNode]) -> BaseNode:
+    """The node of a document that most of a passage stands in. A passage may begin in one and end in the next, or with
+    the metadata in front of one.
+    """
+    start = max(text_of(nodes).find(text), 0)
+    end, before, shared = start + len(text), 0, dict[int, int]()
+    for n, node in enumerate(nodes):
+        if node.get_content().strip():  # as `text_of` has them
+            read = node.get_content(MetadataMode.LLM)
+            first = before + max(read.rfind(node.get_content()), 0)
+            before += len(read)
+            shared[n] = min(end, before) - max(start, first)
+            before += 2
+    return nodes[max(shared, key=lambda n: shared[n], default=0)]
