@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
 from typing import Any, Self
 
-from beacon_memory.errors import ConfigError
+from beacon_memory.errors import ConfigError, MissingExtra
 
 RATIOS = (1, 2, 4, 8, 16, 32)
 LAYOUTS = ("select", "shadow", "interleave")
@@ -16,6 +17,8 @@ SLOT_BITS = {"bfloat16": 16, "float16": 16, "float32": 32, "int8": 8.5, "int4": 
 SLOT_DTYPES = tuple(SLOT_BITS)
 # Tokens of what was folded that are read again in front of a question about them, where the model has a finder.
 RECALL_TOKENS = 256
+# What finds them: the model's attention to the slots, the words of the question, or both.
+FINDERS = ("attention", "words", "attention+words")
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,17 @@ def check_recall(tokens: int) -> int:
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
         raise ConfigError(f"recall_tokens is a number of tokens, 0 or more, not {tokens!r}")
     return tokens
+
+
+def check_finder(kind: str) -> str:
+    """What finds the passages that a question is about, when there is such a thing. Raises ConfigError,
+    and MissingExtra for words without the package that finds by them.
+    """
+    if kind not in FINDERS:
+        raise ConfigError(f"finder is one of {', '.join(FINDERS)}, not {kind!r:.80}")
+    if "words" in kind and find_spec("bm25s") is None:
+        raise MissingExtra("finding by words needs the package bm25s: pip install 'beacon-memory[words]'")
+    return kind
 
 
 def check_bytes(limit: int, *, what: str) -> int:

@@ -22,7 +22,7 @@ from beacon_memory.cli.opening import (
     session_of,
 )
 from beacon_memory.cli.sessions import Anchors, Ratio, SessionName, SlotDtype
-from beacon_memory.cli.terminal import Adapter, AsJson, Model, lines, say, standard_input, write
+from beacon_memory.cli.terminal import Adapter, AsJson, Finder, Model, lines, say, standard_input, write
 from beacon_memory.errors import InputError, SessionNotFound
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def ask(
     store: Store = DEFAULT_STORE,
     server: Server = None,
     adapter: Adapter = "auto",
+    finder: Finder = None,
     system: System = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
@@ -63,7 +64,7 @@ def ask(
     """Answer from a session's memory; nothing is written."""
     question = standard_input() if question == "-" else question
     if server is not None:
-        engine = asked(server, model, store, adapter=adapter)
+        engine = asked(server, model, store, adapter=adapter, finder=finder)
         how = {"system": system, "recall_tokens": recall, "max_new_tokens": max_tokens, "temperature": temperature}
         reply = question_to(engine, session, question, **how)
         if as_json:
@@ -73,7 +74,7 @@ def ask(
         if sources:
             _tell(reply.sources, finder=engine.about().finder)
         return
-    with remembering(model, store, adapter=adapter, must_exist=session) as memory:
+    with remembering(model, store, adapter=adapter, finder=finder, must_exist=session) as memory:
         from beacon_memory.sessions.turn import stream_answer
 
         prompt = session_of(memory, session).prompt_for(
@@ -96,6 +97,7 @@ def chat(
     store: Store = DEFAULT_STORE,
     server: Server = None,
     adapter: Adapter = "auto",
+    finder: Finder = None,
     ratio: Ratio = None,
     anchors: Anchors = None,
     slot_dtype: SlotDtype = None,
@@ -107,8 +109,8 @@ def chat(
 ) -> None:
     """Talk with a session, turn by turn; an empty line or Ctrl-D leaves. It remembers when you come back."""
     local = {"anchors": anchors, "slot_dtype": slot_dtype}
-    with opened(model, store, server, adapter=adapter, **local) as memory:
-        answer, finder = _talk(memory, session, ratio=ratio, slot_dtype=slot_dtype)
+    with opened(model, store, server, adapter=adapter, finder=finder, **local) as memory:
+        answer, finds = _talk(memory, session, ratio=ratio, slot_dtype=slot_dtype)
         known = 0
         with suppress(SessionNotFound):
             known = named(memory, session).info().messages
@@ -120,7 +122,7 @@ def chat(
             try:
                 write(pieces)
                 if sources:
-                    _tell(pieces.sources, finder=finder)
+                    _tell(pieces.sources, finder=finds)
             except KeyboardInterrupt:
                 pieces.close()
                 say("\n(stopped; this turn is not remembered)")
@@ -137,11 +139,12 @@ def search(
     store: Store = DEFAULT_STORE,
     server: Server = None,
     adapter: Adapter = "auto",
+    finder: Finder = None,
     as_json: AsJson = False,
 ) -> None:
     """The passages of a session that a question is about: those that it would read again, the best first."""
     text = standard_input() if text == "-" else text
-    with opened(model, store, server, adapter=adapter, must_exist=session) as memory:
+    with opened(model, store, server, adapter=adapter, finder=finder, must_exist=session) as memory:
         found = named(memory, session).search(text, limit=limit)
     if as_json:
         typer.echo(json.dumps([source.to_dict() for source in found]))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from beacon_memory.cli.terminal import Model, placed, progress, quiet, say, waiting
+from beacon_memory.cli.terminal import Finder, Model, placed, progress, quiet, say, waiting
+from beacon_memory.config import check_finder
 from beacon_memory.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def evaluate(
             show_default="auto",
         ),
     ] = None,
+    finder: Finder = None,
     seed: Annotated[int, typer.Option(help="which items")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="a few items, minutes; needs no --data")] = False,
 ) -> None:
@@ -75,6 +77,7 @@ def evaluate(
     if not kinds or not set(kinds) <= set(ANSWERS):
         raise ConfigError(f"--answers are {' and '.join(ANSWERS)}, joined by a comma, not {answers!r}")
     asked = _list(methods) or (_list(QUICK_METHODS) if quick else list(METHODS))
+    found_by = check_finder(finder or "attention")
     chosen(asked, {})  # what is misspelt or not there is refused before a model is loaded
     for folder in _adapters(adapter or [], None, out).values():
         adapter_config(folder)
@@ -121,7 +124,7 @@ def evaluate(
     adapters = _adapters(adapter or ["auto"], packaged_adapter(model, lm), out)
     about = _about(model, fingerprint, seed=seed)
     measured: list[tuple[Task, list[Summary]]] = []
-    compared = chosen(asked, adapters)
+    compared = chosen(asked, adapters, finder=found_by)
     if "beacon" in asked and not adapters:
         say(f"no adapter comes with {model}: trained beacons are left out (--adapter NAME=FOLDER)")
     if set(_list(methods)) & set(LOOKS) and not any(method.kind in LOOKS for method in compared):

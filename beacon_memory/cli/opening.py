@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from beacon_memory.cli.terminal import DEFAULT_MODEL, placed, quiet, waiting
+from beacon_memory.cli.terminal import DEFAULT_MODEL, FINDER_VARIABLE, placed, quiet, waiting
+from beacon_memory.config import check_finder
 from beacon_memory.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def asked(server: str, model: str = DEFAULT_MODEL, store: str = "", **local: Any
     """A server. Raises ConfigError for options, by their names, that are of a model and a store of this machine."""
     from beacon_memory.client.engine import RemoteEngine
 
+    if local.get("finder") == os.environ.get(FINDER_VARIABLE):
+        local.pop("finder", None)
     given = [name for name, value in local.items() if value not in (None, "auto")]
     given += ["store"] if store not in ("", DEFAULT_STORE, os.environ.get("BEACON_STORE")) else []
     if given:
@@ -128,15 +131,23 @@ def documents_of(
 
 @contextmanager
 def opened(
-    model: str, store: str, server: str | None, *, adapter: str = "auto", must_exist: str | None = None, **local: Any
+    model: str,
+    store: str,
+    server: str | None,
+    *,
+    adapter: str = "auto",
+    finder: str | None = None,
+    must_exist: str | None = None,
+    **local: Any,
 ) -> Iterator[BeaconMemory | RemoteEngine]:
     """A memory of this machine, or a server where one is named."""
     if server is None:
         anchors = local.get("anchors")
-        with remembering(model, store, adapter=adapter, anchors=anchors, must_exist=must_exist) as memory:
+        how: dict[str, Any] = {"adapter": adapter, "finder": finder, "anchors": anchors, "must_exist": must_exist}
+        with remembering(model, store, **how) as memory:
             yield memory
         return
-    engine = asked(server, model, store, adapter=adapter, **local)
+    engine = asked(server, model, store, adapter=adapter, finder=finder, **local)
     try:
         if must_exist is not None:
             named(engine, must_exist).info()
@@ -147,9 +158,16 @@ def opened(
 
 @contextmanager
 def remembering(
-    model: str, store: str, *, adapter: str, anchors: str | None = None, must_exist: str | None = None
+    model: str,
+    store: str,
+    *,
+    adapter: str,
+    finder: str | None = None,
+    anchors: str | None = None,
+    must_exist: str | None = None,
 ) -> Iterator[BeaconMemory]:
     """A memory; looks for a session that must exist before it loads a model."""
+    check_finder(finder or "attention")
     opened = stored(store)
     try:
         if must_exist is not None:
@@ -161,7 +179,8 @@ def remembering(
             quiet()
             config = None if anchors is None else BeaconConfig(anchors=anchors)
             weights = None if adapter == "none" else adapter
-            memory = BeaconMemory.open(model, opened, config=config, adapter=weights, **placed())
+            how = {"finder": finder or "attention", **placed()}
+            memory = BeaconMemory.open(model, opened, config=config, adapter=weights, **how)
         yield memory
     finally:
         opened.close()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from beacon_memory.cli.opening import DEFAULT_STORE, Store, stored
-from beacon_memory.cli.terminal import Adapter, AsJson, Model, placed, quiet, say, waiting
+from beacon_memory.cli.terminal import Adapter, AsJson, Finder, Model, placed, quiet, say, waiting
 from beacon_memory.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def serve(
     model: Model = "smollm2",
     store: Store = DEFAULT_STORE,
     adapter: Adapter = "auto",
+    finder: Finder = None,
     host: Annotated[
         str, typer.Option(help="the address to listen on; without keys, of this machine alone")
     ] = "127.0.0.1",
@@ -99,7 +100,8 @@ def serve(
         )
         # With keys each namespace has a store of its own, and this one stays empty.
         own = (lambda: stored(store)) if key_file is None else None
-        made = BeaconEngine(model, own, adapter=None if adapter == "none" else adapter, **placed())
+        how = {"finder": finder or "attention", **placed()}
+        made = BeaconEngine(model, own, adapter=None if adapter == "none" else adapter, **how)
         elsewhere = None if vllm_url is None else _vllm(vllm_url, fold=fold)
     with _tracer(traces) as tracer:
         run(
@@ -117,7 +119,9 @@ def serve(
 
 
 @app.command()
-def mcp(model: Model = "smollm2", store: Store = DEFAULT_STORE, adapter: Adapter = "auto") -> None:
+def mcp(
+    model: Model = "smollm2", store: Store = DEFAULT_STORE, adapter: Adapter = "auto", finder: Finder = None
+) -> None:
     """Serve a memory's tools to an agent over standard input and output, by MCP (docs/server.md)."""
     try:
         import fastapi  # noqa: F401
@@ -128,7 +132,9 @@ def mcp(model: Model = "smollm2", store: Store = DEFAULT_STORE, adapter: Adapter
     from beacon_memory.serving.engine import BeaconEngine
 
     quiet()
-    serve_pipes(BeaconEngine(model, lambda: stored(store), adapter=None if adapter == "none" else adapter, **placed()))
+    how = {"finder": finder or "attention", **placed()}
+    weights = None if adapter == "none" else adapter
+    serve_pipes(BeaconEngine(model, lambda: stored(store), adapter=weights, **how))
 
 
 @keys.command("add")

@@ -20,6 +20,15 @@ Model = Annotated[
 Adapter = Annotated[
     str, typer.Option(help="a folder with beacon weights, 'none', or 'auto': the one that comes with smollm2")
 ]
+FINDER_VARIABLE = "BEACON_FINDER"
+Finder = Annotated[
+    str | None,
+    typer.Option(
+        envvar=FINDER_VARIABLE,
+        help="what finds passages to read again: attention (the adapter's heads), words, or attention+words",
+        show_default="attention",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="end in one line of JSON")]
 
 

@@ -17,6 +17,7 @@ from beacon_memory.models.finder import NEUTRAL, QUESTION, Finder
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.models.passages import Cutter
 from beacon_memory.talk.transcript import Transcript
+from beacon_memory.talk.words import shares
 
 LOOKS = ("beacon+look", "beacon+recall")
 
@@ -31,7 +32,7 @@ class Looking:
         self._ids = [i for segment in folded.segments for i in segment.ids]
         self.passages = Cutter(model.decode, openings=self._talk.openings).spans(self._ids)
         self._idle = None
-        if folded.segments:
+        if folded.segments and finder.heads:
             slots = folded.past.leading(folded.slots).read_to(folded.segments[-1].recurrent)
             neutral = self._talk.question(NEUTRAL)
             self._idle = finder.idle(model.lm, slots, folded.segments, self.passages, neutral)
@@ -56,11 +57,18 @@ class Looking:
         """What each passage scores for the question that a prompt ends in; None where it ends in none."""
         if (start := self._start(ids)) is None or not self._folded.segments:
             return None
-        rows, folded = list(ids[start:][-QUESTION:]), self._folded
-        found = self._finder.scores(
-            self._model.lm, self.past, folded.segments, self.passages, rows, slots=folded.slots, idle=self._idle
-        )
-        return [float(score) for score in found]
+        rows, folded, finder = list(ids[start:][-QUESTION:]), self._folded, self._finder
+        found = [0.0] * len(self.passages)
+        if finder.heads:
+            lm, segments = self._model.lm, folded.segments
+            found = finder.scores(
+                lm, self.past, segments, self.passages, rows, slots=folded.slots, idle=self._idle
+            ).tolist()
+        if finder.words:
+            decode = self._model.decode
+            said = shares(self.texts(), decode(ids[start:]), frame=decode(self._talk.question(".")))
+            found = [paid + finder.words * share for paid, share in zip(found, said, strict=True)]
+        return found
 
     def _again(self, ids: Sequence[int]) -> tuple[int, ...]:
         """What is read again for a prompt, in the order of the text."""

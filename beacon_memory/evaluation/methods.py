@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,12 @@ class Method:
     adapter: Path | None = None
     anchors: str | None = None  # of an untrained beacon memory
     foreign: bool = False  # the control: the memory of another document
+    finder: str = "attention"  # of a memory that looks again (config.FINDERS)
 
     @property
-    def attached(self) -> tuple[Path | None, str | None]:
+    def attached(self) -> tuple[Path | None, str | None, str]:
         """What must be attached to the model; methods that need the same share a model."""
-        return self.adapter, self.anchors
+        return self.adapter, self.anchors, self.finder
 
     def ratios(self, asked: Sequence[int]) -> tuple[int, ...]:
         """The ratios it is measured at; 1 stands for all tokens, 0 for none."""
@@ -45,9 +46,9 @@ class Method:
         return tuple(asked)
 
 
-def chosen(names: Sequence[str], adapters: Mapping[str, Path]) -> list[Method]:
-    """The methods by name; `beacon` is one for each adapter, what looks again one for each that has a finder, and the
-    control folds as the first adapter.
+def chosen(names: Sequence[str], adapters: Mapping[str, Path], *, finder: str = "attention") -> list[Method]:
+    """The methods by name; `beacon` is one for each adapter, what looks again one for each that `finder` finds with
+    (by words an untrained memory too, where there is no adapter), and the control folds as the first adapter.
 
     Raises ConfigError.
     """
@@ -57,12 +58,15 @@ def chosen(names: Sequence[str], adapters: Mapping[str, Path]) -> list[Method]:
     found += [Method(f"beacon-{rule}", "beacon", anchors=rule) for rule in UNTRAINED if f"beacon-{rule}" in names]
     trained = [Method(name, "beacon", adapter=folder) for name, folder in adapters.items()]
     found += trained if "beacon" in names else []
-    finding = [(name, folder) for name, folder in adapters.items() if (folder / FILE).exists()]
+    by_words = "words" in finder
+    finding = [one for one in trained if by_words or (adapters[one.name] / FILE).exists()]
+    if by_words and not trained:
+        finding = [Method(f"beacon-{UNTRAINED[-1]}", "beacon", anchors=UNTRAINED[-1])]
     for kind in (kind for kind in LOOKS if kind in names):
         end = kind.removeprefix("beacon")
-        found += [Method(f"{name}{end}", kind, adapter=folder) for name, folder in finding]
+        found += [replace(one, name=f"{one.name}{end}", kind=kind, finder=finder) for one in finding]
     if "control" in names:
-        adapter, anchors = trained[0].attached if trained else (None, UNTRAINED[-1])
+        adapter, anchors = (trained[0].adapter, None) if trained else (None, UNTRAINED[-1])
         found.append(Method("control", "beacon", adapter=adapter, anchors=anchors, foreign=True))
     if "control-full" in names:
         found.append(Method("control-full", "full", foreign=True))
@@ -78,4 +82,4 @@ def attach(lm: Any, tokenizer: Any, method: Method, common: BeaconConfig) -> Bea
     """The base model with what a method needs; `detach` gives it back."""
     config = adapter_config(method.adapter)[0] if method.adapter else BeaconConfig(anchors=method.anchors or "last")
     config = config.replace(window=common.window, document_windows=common.document_windows, sink=common.sink)
-    return BeaconModel(lm, tokenizer, config, adapter=method.adapter)
+    return BeaconModel(lm, tokenizer, config, adapter=method.adapter, finder=method.finder)

@@ -75,8 +75,8 @@ def suitable(task: Task, answers: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def _attached(method: Method) -> tuple[str, str]:
-    return str(method.adapter or ""), method.anchors or ""
+def _attached(method: Method) -> tuple[str, str, str]:
+    return str(method.adapter or ""), method.anchors or "", method.finder
 
 
 def _measure(

@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from beacon_memory.config import check_finder
 from beacon_memory.errors import AdapterError
 from beacon_memory.fold.fold import embed, predicted, read
 from beacon_memory.fold.passes import SeekPass
@@ -34,6 +35,9 @@ FEW = 8  # passages: a memory of fewer is scored as one of so many
 MANY = 64  # passages: finders are fitted on no more
 QUESTION = 256  # newest tokens of a question that are looked with
 PIECE = 512  # rows read at once
+# Of words: the share of a question's words that counts as found; with attention, in thresholds of its own, what all of
+# the words count, and what counts as found (benchmarks/LOG.md).
+WORDS_FOUND, WORDS_WEIGHT, BOTH_FOUND = 0.3, 2.0, 1.4
 NEUTRAL = (  # asks for nothing that was said
     "What is it? Who was that? Where was it? When did it happen? How many were there? What is the name of it? "
     "Why did he do that? What did she say?"
@@ -48,6 +52,7 @@ class Finder:
     weights: tuple[float, ...]  # one for each head
     threshold: float
     baseline: float = 0.0  # the share that is taken off of what a question about nothing pays
+    words: float = 0.0  # what a passage scores beside that, if it has all of a question's words (talk/words.py)
 
     def scores(
         self,
@@ -173,6 +178,19 @@ def read_finder(folder: str | Path, *, model: str, layers: int, kv_heads: int) -
     ):
         raise AdapterError(f"{path}: its heads are not those of a model with {layers} layers of {kv_heads} KV heads")
     return Finder(heads, weights, threshold, baseline)
+
+
+def finder_by(kind: str, heads: Finder | None) -> Finder | None:
+    """What finds by attention, by words, or by both; None for attention where no heads were fitted.
+
+    Raises ConfigError, and MissingExtra where words cannot be found.
+    """
+    check_finder(kind)
+    if kind == "attention":
+        return heads
+    if kind == "words" or heads is None:
+        return Finder((), (), WORDS_FOUND, words=1.0)
+    return replace(heads, threshold=BOTH_FOUND * heads.threshold, words=WORDS_WEIGHT * heads.threshold)
 
 
 def levelled(paid: Tensor, less: Tensor | None = None) -> Tensor:

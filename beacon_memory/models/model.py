@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from beacon_memory.config import BeaconConfig, check_ratio
+from beacon_memory.config import BeaconConfig, check_finder, check_ratio
 from beacon_memory.errors import InputError, ModelError
 from beacon_memory.fold.attention import Beacons
 from beacon_memory.fold.family import positions_of, slot_shape, slot_shapes
@@ -30,7 +30,7 @@ from beacon_memory.models.adapter import (
     settings_for,
 )
 from beacon_memory.models.families import check_settings, check_supported, inner
-from beacon_memory.models.finder import read_finder
+from beacon_memory.models.finder import finder_by, read_finder
 from beacon_memory.models.generation import Answer, Sampling, StopFilter, ended
 from beacon_memory.models.given import check_budget, check_called, given_prompts, given_segments, given_state, token_ids
 from beacon_memory.models.loading import (
@@ -70,6 +70,7 @@ class BeaconModel:
         *,
         adapter: str | Path | None = None,
         published: list[str] | None = None,
+        finder: str = "attention",
     ) -> None:
         """Attach beacons to a loaded model; `detach` gives it back.
 
@@ -91,8 +92,8 @@ class BeaconModel:
             self.fingerprint = Fingerprint(model, "none", tokenizer_fingerprint(tokenizer), settings.layout)
             self.adapted(settings)
             shape: dict[str, Any] = dict(zip(("layers", "kv_heads"), slot_shape(lm.config), strict=False))
-            # What finds the passages that a question is about, where the adapter has such a thing.
-            self.finder = read_finder(adapter, model=model, **shape) if adapter is not None else None
+            fitted = read_finder(adapter, model=model, **shape) if adapter is not None else None
+            self.finder = finder_by(finder, fitted)  # of the passages that a question is about
         except Exception:
             self.beacons.detach()
             raise
@@ -106,6 +107,7 @@ class BeaconModel:
         config: BeaconConfig | None = None,
         *,
         adapter: str | Path | None = "auto",
+        finder: str = "attention",
         dtype: Any = "auto",
         device_map: Any = None,
         attn_implementation: str = "sdpa",
@@ -118,6 +120,7 @@ class BeaconModel:
         transformers' own; on a CPU a 16-bit model is loaded in float32, which is faster there. More `options`
         (revision, token, …) go to transformers. Raises ModelError, UnsupportedModel, ConfigError.
         """
+        check_finder(finder)
         where, extra = resolve(name)
         if adapter is not None and adapter != "auto":
             adapter_config(adapter)  # a damaged adapter is refused before gigabytes are read
@@ -140,7 +143,7 @@ class BeaconModel:
         )
         if adapter == "auto":
             adapter = packaged_adapter(str(name), lm)
-        return cls(lm, tokenizer, config, adapter=adapter, published=published)
+        return cls(lm, tokenizer, config, adapter=adapter, published=published, finder=finder)
 
     def adapted(self, config: BeaconConfig) -> None:
         """Use these settings and the beacon weights as they are now, after either has changed. Raises ConfigError."""

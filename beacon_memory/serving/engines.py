@@ -34,6 +34,7 @@ class Names(Protocol):
     max_retries: int | None
     config: BeaconConfig | None
     adapter: str | None
+    finder: str
     device_map: Any
     dtype: Any
     model_kwargs: dict[str, Any]
@@ -146,7 +147,8 @@ def _same(theirs: Hashable, place: _Place) -> bool:
 
 def _remote_engine(names: Names, model: str | None, place: _Place, *, environ: Mapping[str, str]) -> RemoteEngine:
     """The engine of settings that name a server, or were given one. Raises ConfigError for what is the server's."""
-    local: dict[str, Any] = {"config": None, "adapter": "auto", "device_map": None, "dtype": "auto", "model_kwargs": {}}
+    local: dict[str, Any] = {"config": None, "adapter": "auto", "finder": "attention", "device_map": None}
+    local |= {"dtype": "auto", "model_kwargs": {}}
     theirs = [name for name, unset in local.items() if getattr(names, name) != unset]
     theirs += [name for name in _Place._fields if getattr(place, name) != getattr(_NOWHERE, name)]
     if theirs:
@@ -185,6 +187,7 @@ def named_engine(names: Names, model: str | None, *, environ: Mapping[str, str])
         if not place.named:
             place = place._replace(redis_url=environ.get("BEACON_REDIS_URL") or None)
         how: dict[str, Any] = {"config": names.config, "adapter": names.adapter, "dtype": names.dtype}
+        how |= {"finder": names.finder} if names.finder != "attention" else {}
         how |= {"device_map": names.device_map, **names.model_kwargs}
         engine = BeaconEngine(model or environ.get("BEACON_MODEL") or "smollm2", named_store(**place._asdict()), **how)
         engine.place = place if place.named else None

@@ -100,3 +100,19 @@ def test_what_cannot_be_found_is_said(read, run):
     nothing = ("search", "ada", "x", "--limit", "0")
     for wrong in (("ask", "ada", "Where?", "--recall", "-1"), ("search", "nobody", "x"), nothing):
         assert run(*wrong)[0] == 2
+
+
+def test_words_find_without_an_adapter(run, tmp_path, monkeypatch):
+    notes = "The shed is green. " * 8 + "The lock of the bicycle shed has the number 7294. " + "It rained all day. " * 9
+    (tmp_path / "notes.txt").write_text(notes)
+    assert run("add", "house", "notes.txt", adapter="none")[0] == 0
+    asked = ("house", "Which number has the lock?")
+    code, _, told = run("ask", *asked, "--sources", "--max-tokens", "2", "--finder", "words", adapter="none")
+    assert (code, "7294" in told) == (0, True)
+    monkeypatch.setenv("BEACON_FINDER", "attention+words")
+    code, found, _ = run("search", *asked, "--limit", "1", adapter="none")
+    assert (code, "7294" in found) == (0, True)
+    code, _, err = run("ask", *asked, "--finder", "bm25", adapter="none")
+    assert (code, "finder is one of attention, words, attention+words" in err) == (2, True)
+    code, _, err = run("ask", *asked, "--finder", "words", "--server", "http://127.0.0.1:9", adapter="auto")
+    assert (code, "--finder is of a model" in err) == (2, True)

@@ -22,7 +22,7 @@ from beacon_memory.evaluation.runner import cells, measure
 from beacon_memory.evaluation.tasks import make_task
 from beacon_memory.evaluation.tasks.reader import Reader
 from beacon_memory.models.adapter import save_adapter
-from beacon_memory.models.finder import FILE, Finder
+from beacon_memory.models.finder import FILE, Finder, finder_by
 from beacon_memory.sessions.memory import BeaconMemory
 from beacon_memory.testing import tiny_model
 
@@ -130,3 +130,35 @@ def test_it_is_measured_beside_the_others_where_somebody_asks(tmp_path):
     assert weights["beacon+look"] != weights["beacon"]  # another finder gives other figures
     prose = make_task("prose", BeaconModel(lm, tokenizer, CONFIG), data, items=1, seed=0)
     assert cells(prose, methods, [4]) == 2
+
+
+def test_words_need_no_fit(tmp_path):
+    """Whatever adapters there are, and without one."""
+    model = finding()
+    adapter = tmp_path / "adapter"
+    save_adapter(model.beacons, adapter, config=CONFIG, model=model.fingerprint.model)
+    names = [one.name for one in chosen(["beacon+recall"], {"mine": adapter}, finder="attention+words")]
+    assert names == ["mine+recall"]
+    (method,) = chosen(["beacon+recall"], {}, finder="words")
+    (tmp_path / "data").mkdir()
+    task = make_task("needle", model, Data(folder_of(tmp_path / "data")), items=3, seed=0, lengths=(400,))
+    tokenizer, lm = model.tokenizer, model.detach()
+    results = Results(tmp_path / "out")
+    (cell,) = measure(lm, tokenizer, task, [method], [16], results=results, common=CONFIG, seconds=60)
+    assert cell.method == "beacon-reconstruct+recall"
+    assert all(results.rows[cell, item.digest].entries > 400 / 16 for item in task.items)
+
+
+@pytest.mark.parametrize("kind", ["words", "attention+words"])
+def test_by_words_too_a_question_reads_again_what_a_session_would(kind):
+    model = finding()
+    model.finder = finder_by(kind, replace(FINDER, threshold=3.0))
+    memory = BeaconMemory.open(model, recall_tokens=RECALL_TOKENS)
+    session = memory.session("ada")
+    for role, text in TALK:
+        session.add({"role": role, "content": text})
+    item = item_of(model, TALK, raw=len(session.state().tail), talking=True)
+    asked, again = looking(Memories(model, item), "beacon+recall", 4).asked(item.questions[0])
+    prompt = session.prompt_for("Where do I live?")
+    assert again == len(prompt.part("recalled")) > 0
+    assert asked.prompt == (*prompt.part("recalled"), *prompt.part("asked"), *prompt.part("header"))

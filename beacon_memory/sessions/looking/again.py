@@ -14,6 +14,7 @@ from beacon_memory.models.resident import ResidentPrefix
 from beacon_memory.sessions.looking.source import sources_of
 from beacon_memory.sessions.prompt import RECALLED, Prompt
 from beacon_memory.state.source import Found, Origin, Source
+from beacon_memory.talk.words import shares
 
 if TYPE_CHECKING:
     from beacon_memory.sessions.repository import Repository
@@ -51,7 +52,7 @@ def look_again(
     finder, start = memory.model.finder, _question(memory, prompt, since)
     if not limit or finder is None or start is None or not prompt.segments:
         return prompt
-    if all(segment.placed is None for segment in prompt.segments):
+    if finder.heads and all(segment.placed is None for segment in prompt.segments):
         logger.warning("a memory cannot look again: %s", OLD)
         return prompt
     left = min(limit, memory.positions - prompt.slots - len(prompt.ids) - answer)
@@ -71,12 +72,14 @@ def search(memory: Repository, prompt: Prompt, *, limit: int) -> list[Source]:
     """
     if type(limit) is not int or limit < 0:
         raise InputError(f"limit is a number of passages, 0 or more, not {limit!r:.80}")
-    if memory.model.finder is None:
-        raise ConfigError("this model has no finder: fit one with beacon-memory fit-finder, and load its adapter")
+    if (finder := memory.model.finder) is None:
+        raise ConfigError(
+            "this model has no finder: load it with finder='words', or fit one with beacon-memory fit-finder"
+        )
     start = _question(memory, prompt)
     if not prompt.segments or start is None:
         return []
-    if all(segment.placed is None for segment in prompt.segments):
+    if finder.heads and all(segment.placed is None for segment in prompt.segments):
         raise InputError(f"this session cannot be searched: {OLD}")
     ranked = [found for _, found in _ranked(memory, prompt, start)]
     return sources_of(memory, [found for found in ranked if found.score > 0][:limit])
@@ -87,7 +90,7 @@ def _ranked(memory: Repository, prompt: Prompt, start: int, *, room: int = 0) ->
 
     The question begins at `start` of the prompt's ids; `room` more rows are to be read later.
     """
-    model, finder = memory.model, memory.model.finder
+    finder = memory.model.finder
     assert finder is not None
     spans: list[tuple[int, int]] = []
     passages: list[tuple[int, Found]] = []
@@ -97,6 +100,27 @@ def _ranked(memory: Repository, prompt: Prompt, start: int, *, room: int = 0) ->
             spans.append((before + begin, before + end))
             passages.append((spans[-1][0], Found(run.ids[begin:end], run.start + begin, 0.0, run.origin)))
         before += len(run.ids)
+    scores = [0.0] * len(spans)
+    if finder.heads:
+        scores = _paid(memory, prompt, start, spans, room=room)
+    if finder.words:
+        decode = memory.model.decode
+        texts, frame = [decode(found.ids) for _, found in passages], decode(memory.transcript.question("."))
+        said = shares(texts, decode(prompt.ids[start:]), frame=frame)
+        scores = [paid + finder.words * share for paid, share in zip(scores, said, strict=True)]
+    again = _overlap(memory, prompt)
+    found = []
+    for (place, passage), score in zip(passages, scores, strict=True):
+        ids = passage.ids[: max(before - again - place, 0)]  # the newest tokens may stand in the raw tail too
+        if ids:
+            found.append((place, replace(passage, ids=ids, score=score)))
+    return sorted(found, key=lambda one: (one[1].score, one[0]), reverse=True)
+
+
+def _paid(memory: Repository, prompt: Prompt, start: int, spans: list[tuple[int, int]], *, room: int) -> list[float]:
+    """What each passage scores by the attention of a question that begins at `start`."""
+    model, finder = memory.model, memory.model.finder
+    assert finder is not None
     # Where rows stay on the device, the question is read where it stands, for the answer too; elsewhere, alone.
     resident = memory.resident(*prompt.resident) if prompt.resident else None
     standing, first = resident or ResidentPrefix(model.empty), 0 if resident else max(start, len(prompt.ids) - QUESTION)
@@ -111,13 +135,8 @@ def _ranked(memory: Repository, prompt: Prompt, start: int, *, room: int = 0) ->
         scores = finder.read(model.lm, standing, prompt.segments, spans, ids[shared:], **how)
     if resident is not None:
         resident.release(resident)
-    again = _overlap(memory, prompt)
-    found = []
-    for (place, passage), score in zip(passages, scores.tolist(), strict=True):
-        ids = passage.ids[: max(before - again - place, 0)]  # the newest tokens may stand in the raw tail too
-        if ids:
-            found.append((place, replace(passage, ids=ids, score=float(score))))
-    return sorted(found, key=lambda one: (one[1].score, one[0]), reverse=True)
+    paid: list[float] = scores.tolist()
+    return paid
 
 
 def _runs(prompt: Prompt) -> Iterator[_Run]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from langchain_core.documents import Document
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from beacon_memory.config import BeaconConfig, check_recall
+from beacon_memory.config import BeaconConfig, check_finder, check_recall
 from beacon_memory.errors import ConfigError
 from beacon_memory.serving.engine import Engine
 from beacon_memory.serving.engines import ReadsDocuments
@@ -45,6 +45,8 @@ class BeaconSettings(ReadsDocuments, BaseModel):
     """A loaded model to share; made from the names below where it is not given."""
     config: BeaconConfig | None = Field(default=None, exclude=True)
     adapter: str | None = "auto"
+    finder: str = "attention"
+    """What finds the passages that are read again: "attention" (the adapter's heads), "words", or "attention+words"."""
     device_map: Any = None
     dtype: Any = "auto"
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -90,6 +92,7 @@ class BeaconSettings(ReadsDocuments, BaseModel):
     def _set_beacon_engine(self) -> Self:
         if self.recall_tokens is not None:
             check_recall(self.recall_tokens)
+        check_finder(self.finder)
         self._settle()
         return self
 

@@ -68,7 +68,8 @@ class VLLMEngine:
         self.positions = min(memory.model.positions, vllm.positions)
         if memory.store.queue() is None:
             raise ConfigError("vLLM reads sessions from the store: keep them in SQLite or Redis, not in memory://")
-        memory.recall_tokens = 0  # reading again would have our model read each question first
+        if memory.model.finder is not None and memory.model.finder.heads:
+            memory.recall_tokens = 0  # its heads would have our model read each question first
         memory.model.budget = min(memory.model.budget, default_budget(self.positions, memory.model.config))
         self._stop = threading.Event()
         self._folding = threading.Thread(target=self._fold, name="beacon-fold", daemon=True) if fold else None

@@ -15,7 +15,7 @@ from beacon_memory import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.models.finder import Finder
 from beacon_memory.serving.engine import BeaconEngine
-from beacon_memory.testing import scripted_engine
+from beacon_memory.testing import scripted_engine, tiny_checkpoint
 
 LEASE = "The lease ends in May. The rent is due on the first. The door is green. " * 8
 CONFIG = BeaconConfig(window=64, keep_last=64, anchors="last")  # no question here is longer than what is kept raw
@@ -185,3 +185,16 @@ def test_what_is_no_number_of_tokens_is_refused(llm, engine):
         ChatBeacon(engine=engine, recall_tokens=-1)
     with pytest.raises(ConfigError, match="recall_tokens"):
         llm.invoke("When?", ADA, recall_tokens=-1)
+
+
+def test_words_find_for_a_model_without_an_adapter(tmp_path):
+    checkpoint = str(tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096))
+    llm = ChatBeacon(model=checkpoint, config=CONFIG, adapter=None, finder="words", store="memory://", max_tokens=2)
+    llm.opened.session("ada").add_text(LEASE + "Olga plays the violin. " + LEASE, name="lease.txt")
+    found = sources(llm.invoke("Who plays the violin?", ADA))
+    assert "Olga plays the violin." in found[0]["text"]
+    assert llm.invoke("Napoleon?", ADA).response_metadata["beacon"].get("sources", []) == []
+    with pytest.raises(ValueError, match="finder is one of"):
+        ChatBeacon(model=checkpoint, finder="bm25")
+    with pytest.raises(ValueError, match="the server has its own finder"):
+        ChatBeacon(base_url="http://127.0.0.1:9", finder="words")

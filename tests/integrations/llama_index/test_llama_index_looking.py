@@ -19,7 +19,7 @@ from beacon_memory import BeaconConfig
 from beacon_memory.errors import ConfigError
 from beacon_memory.models.finder import Finder
 from beacon_memory.serving.engine import BeaconEngine
-from beacon_memory.testing import scripted_engine
+from beacon_memory.testing import scripted_engine, tiny_checkpoint
 
 CONFIG = BeaconConfig(window=64, keep_last=64, anchors="last")
 FINDER = Finder(((1, 0), (0, 1)), (2.0, 1.0), 0.0)  # finds something, whatever is asked
@@ -207,3 +207,14 @@ def test_below_the_threshold_an_answer_has_the_nodes_that_it_had(engine):
     response = index.as_query_engine().query("When does the lease end?")
     assert isinstance(response, Response)
     assert [(found.node.node_id, found.score) for found in response.source_nodes] == [("lease", None), ("house", None)]
+
+
+def test_words_find_for_a_model_without_an_adapter(tmp_path):
+    checkpoint = str(tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096))
+    llm = BeaconLLM(model=checkpoint, config=CONFIG, adapter=None, finder="words", max_new_tokens=2)
+    index = BeaconIndex.from_documents(DOCUMENTS, llm=llm, index_id="home")
+    found = index.as_query_engine().query("Which floods come to the cellar?").source_nodes
+    assert "cellar floods" in found[0].text
+    assert {one.node.ref_doc_id for one in found} == {"house"}
+    with pytest.raises(ConfigError, match="finder is one of"):
+        BeaconLLM(model=checkpoint, finder="bm25")

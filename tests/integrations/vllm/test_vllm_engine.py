@@ -21,6 +21,7 @@ from vllm_beacon.engine import VLLMEngine
 from beacon_memory import BeaconMemory
 from beacon_memory.config import BeaconConfig
 from beacon_memory.errors import ConfigError, InputError, ModelError, ModelUnavailable, UnsupportedModel
+from beacon_memory.models.finder import finder_by
 from beacon_memory.models.model import BeaconModel
 from beacon_memory.server.keys import Keys
 from beacon_memory.serving.engine import BeaconEngine
@@ -311,3 +312,14 @@ def test_the_command_says_what_goes_with_vllm(command: Callable[..., tuple[int, 
     code, _, err = command("serve", "--engine", "vllm", "--vllm-url", NOBODY)
     assert code != 0
     assert f"vLLM at {NOBODY} does not answer" in err
+
+
+def test_passages_are_read_again_by_words_which_need_no_reading(tmp_path: Path) -> None:
+    engine = scripted_engine(knows, f"sqlite:///{tmp_path}/memory.db")
+    engine.memory.model.finder = finder_by("words", None)
+    with serving(engine) as served:
+        served.say(f"My dog is called Rex. {LONG * 8}")
+        folded(served)
+        said = served.say("How is my dog called?")
+        (source, *_) = said.model_extra["beacon"]["sources"]
+        assert "called Rex" in source["text"]

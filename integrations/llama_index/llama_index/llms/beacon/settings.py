@@ -13,7 +13,7 @@ from llama_index.core.schema import BaseNode
 from llama_index.llms.beacon.structured import StructuredOutput
 from pydantic import AliasChoices, ConfigDict, Field, SecretStr
 
-from beacon_memory.config import BeaconConfig, check_recall
+from beacon_memory.config import BeaconConfig, check_finder, check_recall
 from beacon_memory.errors import ConfigError
 from beacon_memory.serving.engine import Engine
 from beacon_memory.serving.engines import ReadsDocuments
@@ -61,6 +61,11 @@ class BeaconSettings(ReadsDocuments, StructuredOutput):
     )
     config: BeaconConfig | None = Field(default=None, exclude=True, description="How text is folded.")
     adapter: str | None = Field(default="auto", description="Beacon weights; None for the base model's own.")
+    finder: str = Field(
+        default="attention",
+        description="What finds the passages that are read again: attention (the adapter's heads), words, or "
+        "attention+words.",
+    )
     device_map: Any = Field(default=None, description="As transformers takes it.")
     dtype: Any = Field(default="auto", description="As transformers takes it.")
     model_kwargs: dict[str, Any] = Field(default_factory=dict, description="More of what transformers takes.")
@@ -123,6 +128,7 @@ class BeaconSettings(ReadsDocuments, StructuredOutput):
         self._sampling({})
         if self.recall_tokens is not None:
             check_recall(self.recall_tokens)
+        check_finder(self.finder)
 
     def __getstate__(self) -> dict[str, Any]:
         # LlamaIndex takes from the object itself what cannot be pickled; a copy is made anew of its names.
