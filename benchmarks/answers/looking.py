@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from beacon_memory import BeaconMemory, BeaconModel
+from beacon_memory.config import FINDERS
 from beacon_memory.sessions.session import Session
 from beacon_memory.training.facts import draw_facts
 from benchmarks.timing import Act, times
@@ -85,11 +86,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192])
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--recall", type=int, default=256)
+    parser.add_argument("--finder", default="attention", choices=FINDERS)
     args = parser.parse_args()
     console = Console()
     table = Table("tokens", "slots", "nothing is found", "something is", "tokens read again, mean")
     with console.status("measuring"):
-        model = BeaconModel.from_pretrained(args.model)
+        model = BeaconModel.from_pretrained(args.model, finder=args.finder)
         for tokens in args.tokens:
             table.add_row(str(tokens), *measured(model, tokens, repeats=args.repeats, recall=args.recall))
     console.print(table)

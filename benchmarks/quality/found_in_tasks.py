@@ -1,8 +1,10 @@
 """How often the passage that says the answer is found, in tasks of the evaluation: by the finder, by words, by both.
 
 A passage is right if it has one of the answers in its words; questions whose answers stand in none, or in more than
-three, are left out. `words` is BM25 over the same passages. `both` ranks by the sum of 1 / (60 + rank) of the two
-(reciprocal rank fusion). `other words`: only questions that share no word with a right passage, stop words aside.
+three, are left out. `attention`, `words` and `both` are what `finder=` names; `again` is how often a right passage is
+read again. `bm25` is BM25 over the same passages, as a retriever does it. `ranks` ranks by the sum of
+1 / (60 + rank) of attention and BM25 (reciprocal rank fusion). `other words`: only questions that share no word with a
+right passage, stop words aside.
 
     python -m benchmarks.quality.found_in_tasks --data DATA --tasks needle,qa,dialogue --ratios 4,16 --items 60
 """
@@ -24,6 +26,9 @@ from beacon_memory.evaluation.looking import looking
 from beacon_memory.evaluation.memories import Memories
 from beacon_memory.evaluation.retrieval import word_scores
 from beacon_memory.evaluation.tasks import make_task
+from beacon_memory.models.finder import Finder, finder_by
+from beacon_memory.talk.transcript import Transcript
+from beacon_memory.talk.words import shares
 from benchmarks.record import stamp
 
 FUSED = 60  # of reciprocal rank fusion
@@ -34,23 +39,34 @@ AMBIGUOUS = 3  # right passages of a question, at most
 class Found:
     """What each passage scores for one question."""
 
-    finder: list[float]
-    words: list[float]
+    attention: list[float]
+    words: list[float]  # shares of the question's words
+    bm25: list[float]
     right: list[bool]
 
-    @property
-    def both(self) -> list[float]:
-        orders = [_order(scores) for scores in (self.finder, self.words)]
-        ranks = [{place: rank for rank, place in enumerate(order)} for order in orders]
-        return [sum(1 / (FUSED + rank[place]) for rank in ranks) for place in range(len(self.right))]
+    def scores(self, kind: str, heads: Finder) -> list[float]:
+        """The scores by which a kind of finder ranks."""
+        if kind == "both":
+            weight = finder_by("attention+words", heads).words  # type: ignore[union-attr]
+            return [paid + weight * share for paid, share in zip(self.attention, self.words, strict=True)]
+        if kind == "ranks":
+            orders = [_order(scores) for scores in (self.attention, self.bm25)]
+            ranks = [{place: rank for rank, place in enumerate(order)} for order in orders]
+            return [sum(1 / (FUSED + rank[place]) for rank in ranks) for place in range(len(self.right))]
+        scores: list[float] = getattr(self, kind)
+        return scores
 
     @property
     def other_words(self) -> bool:
-        return not any(score for score, right in zip(self.words, self.right, strict=True) if right)
+        return not any(score for score, right in zip(self.bm25, self.right, strict=True) if right)
 
     def best(self, scores: Sequence[float], count: int) -> bool:
         """Whether a right passage is among the first `count`."""
         return any(self.right[place] for place in _order(scores)[:count])
+
+    def again(self, scores: Sequence[float], threshold: float) -> bool:
+        """Whether a right passage is read again, where there is room for all."""
+        return any(score >= threshold and right for score, right in zip(scores, self.right, strict=True))
 
 
 def _order(scores: Sequence[float]) -> list[int]:
@@ -59,6 +75,8 @@ def _order(scores: Sequence[float]) -> list[int]:
 
 def found(model: BeaconModel, task: Task, *, ratio: int) -> Iterator[Found]:
     """What is found for each question of a task that has an answer to find."""
+    talk = Transcript(model.tokenizer)
+    frame = model.decode(talk.question("."))
     for item in track(task.items, description=f"{task.name}, {ratio}x", transient=True):
         memory = looking(Memories(model, item), "beacon+recall", ratio)
         if memory is None:
@@ -68,26 +86,25 @@ def found(model: BeaconModel, task: Task, *, ratio: int) -> Iterator[Found]:
         for question in item.questions:
             right = [any(gold.lower() in text for gold in question.gold) for text in lower]
             if 0 < sum(right) <= AMBIGUOUS and (scores := memory.scores(question.asked)):
-                yield Found(scores, word_scores(texts, question.query), right)
+                said = shares(texts, question.query, frame=frame)
+                yield Found(scores, said, word_scores(texts, question.query), right)
 
 
-def row(questions: Sequence[Found], *, threshold: float) -> dict[str, float]:
+def row(questions: Sequence[Found], *, heads: Finder) -> dict[str, float]:
     """The shares of these questions."""
 
     def share(which: Sequence[bool]) -> float:
         return round(sum(which) / max(len(which), 1), 3)
 
-    shares: dict[str, float] = {"questions": len(questions)}
-    for name in ("finder", "words", "both"):
+    told: dict[str, float] = {"questions": len(questions)}
+    finders = {"attention": heads, "words": finder_by("words", heads), "both": finder_by("attention+words", heads)}
+    for kind in (*finders, "bm25", "ranks"):
+        scored = [(one, one.scores(kind, heads)) for one in questions]
         for count in (1, 2):
-            shares[f"{name}@{count}"] = share([one.best(getattr(one, name), count) for one in questions])
-    shares["read again"] = share(
-        [
-            any(score >= threshold and right for score, right in zip(one.finder, one.right, strict=True))
-            for one in questions
-        ]
-    )
-    return shares
+            told[f"{kind}@{count}"] = share([one.best(scores, count) for one, scores in scored])
+        if finder := finders.get(kind):
+            told[f"{kind} again"] = share([one.again(scores, finder.threshold) for one, scores in scored])
+    return told
 
 
 def main() -> None:
@@ -111,11 +128,11 @@ def main() -> None:
         task = make_task(name, model, Data(args.data), items=args.items, seed=0, **lengths)
         for ratio in map(int, args.ratios.split(",")):
             questions = list(found(model, task, ratio=ratio))
-            rows[f"{name} {ratio}x"] = row(questions, threshold=model.finder.threshold)
+            rows[f"{name} {ratio}x"] = row(questions, heads=model.finder)
             if other := [one for one in questions if one.other_words]:
-                rows[f"{name} {ratio}x, other words"] = row(other, threshold=model.finder.threshold)
-    for name, shares in rows.items():
-        print(f"{name:>26}", "  ".join(f"{what} {value}" for what, value in shares.items()))
+                rows[f"{name} {ratio}x, other words"] = row(other, heads=model.finder)
+    for name, told in rows.items():
+        print(f"{name:>26}", "  ".join(f"{what} {value}" for what, value in told.items()))
     if args.out:
         args.out.write_text(json.dumps({**stamp(), "rows": rows}, indent=1) + "\n")
 

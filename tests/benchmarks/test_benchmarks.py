@@ -17,6 +17,7 @@ from beacon_memory import BeaconConfig
 from beacon_memory.evaluation.items import Task
 from beacon_memory.evaluation.reporting.tables import markdown
 from beacon_memory.evaluation.retrieval import word_scores
+from beacon_memory.models.finder import Finder
 from beacon_memory.testing import tiny_model
 from benchmarks import families
 from benchmarks.quality import found_in_tasks, found_passages, refitted_values
@@ -104,14 +105,16 @@ def test_the_finder_and_words_are_counted_beside_each_other_and_ranked_together(
     words = word_scores(texts, "Where is the cat?")
     assert words[1] > max(words[0], words[2])
     assert word_scores(texts, "Zebra?") == [0, 0, 0]
-    cat = found_in_tasks.Found([2.0, 1.0, 3.0], words, [False, True, False])
+    cat = found_in_tasks.Found([2.0, 1.0, 3.0], [0.0, 1.0, 0.0], words, [False, True, False])
     assert not cat.other_words
-    assert found_in_tasks.Found([1.0, 2.0, 3.0], words, [True, False, False]).other_words
-    assert cat.both == pytest.approx([1 / 61 + 1 / 62, 1 / 62 + 1 / 60, 1 / 60 + 1 / 61], rel=0.02)
-    assert found_in_tasks.row([cat], threshold=2.0) == {
+    assert found_in_tasks.Found([1.0, 2.0, 3.0], [0.0, 1.0, 0.0], words, [True, False, False]).other_words
+    heads = Finder(((0, 0),), (1.0,), threshold=2.0)
+    ranks = [1 / 61 + 1 / 62, 1 / 62 + 1 / 60, 1 / 60 + 1 / 61]
+    assert cat.scores("ranks", heads) == pytest.approx(ranks, rel=0.02)
+    assert found_in_tasks.row([cat], heads=heads) == {
         "questions": 1,
-        **{"finder@1": 0, "finder@2": 0, "words@1": 1, "words@2": 1, "both@1": 0, "both@2": 1},
-        "read again": 0,
+        **{"attention@1": 0, "attention@2": 0, "attention again": 0, "words@1": 1, "words@2": 1, "words again": 1},
+        **{"both@1": 1, "both@2": 1, "both again": 1, "bm25@1": 1, "bm25@2": 1, "ranks@1": 0, "ranks@2": 1},
     }
 
 
