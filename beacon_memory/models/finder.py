@@ -36,8 +36,8 @@ MANY = 64  # passages: finders are fitted on no more
 QUESTION = 256  # newest tokens of a question that are looked with
 PIECE = 512  # rows read at once
 # Of words: the share of a question's words that counts as found; with attention, in thresholds of its own, what all of
-# the words count, and what counts as found (benchmarks/LOG.md).
-WORDS_FOUND, WORDS_WEIGHT, BOTH_FOUND = 0.3, 2.0, 1.4
+# the words count, and what counts as found; and what others need beside the best (benchmarks/LOG.md).
+WORDS_FOUND, WORDS_WEIGHT, BOTH_FOUND, WORDS_NEAR = 0.3, 2.0, 1.4, 0.6
 NEUTRAL = (  # asks for nothing that was said
     "What is it? Who was that? Where was it? When did it happen? How many were there? What is the name of it? "
     "Why did he do that? What did she say?"
@@ -53,6 +53,7 @@ class Finder:
     threshold: float
     baseline: float = 0.0  # the share that is taken off of what a question about nothing pays
     words: float = 0.0  # what a passage scores beside that, if it has all of a question's words (talk/words.py)
+    near: float = 0.0  # the share of the best passage's score that others need to be read beside it
 
     def scores(
         self,
@@ -125,8 +126,9 @@ class Finder:
         [0, 2]
         """
         found: list[int] = []
+        least = max([self.threshold, *(self.near * score for score, _ in passages[:1])])
         for n, (score, size) in enumerate(passages):
-            if score >= self.threshold and size <= tokens:
+            if score >= least and size <= tokens:
                 found.append(n)
                 tokens -= size
         return found
@@ -189,8 +191,9 @@ def finder_by(kind: str, heads: Finder | None) -> Finder | None:
     if kind == "attention":
         return heads
     if kind == "words" or heads is None:
-        return Finder((), (), WORDS_FOUND, words=1.0)
-    return replace(heads, threshold=BOTH_FOUND * heads.threshold, words=WORDS_WEIGHT * heads.threshold)
+        return Finder((), (), WORDS_FOUND, words=1.0, near=WORDS_NEAR)
+    unit = heads.threshold
+    return replace(heads, threshold=BOTH_FOUND * unit, words=WORDS_WEIGHT * unit, near=WORDS_NEAR)
 
 
 def levelled(paid: Tensor, less: Tensor | None = None) -> Tensor:
