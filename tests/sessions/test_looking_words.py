@@ -121,3 +121,17 @@ def test_hot_turns_and_batches_say_what_fresh_ones_say(memory, model):
     hot = [memory.session("ada").ask(question, **how) for question in ASKED.values()]
     fresh = [BeaconMemory(model, memory.store).session("ada").ask(question, **how) for question in ASKED.values()]
     assert hot == fresh == memory.ask_many([("ada", question) for question in ASKED.values()], **how)
+
+
+def test_what_is_far_from_the_best_is_not_read_beside_it(memory):
+    """Five passages with half of the words hid the one that had all of them."""
+    session = memory.session("ada")
+    session.add(
+        [{"role": "user", "content": f"The {word} is old and has seen better days."} for word in ("garage", "code") * 2]
+    )
+    session.add({"role": "user", "content": "And now something else, as long as what is kept raw."})
+    prompt = session.prompt_for(ASKED["4711"], recall_tokens=1000)
+    best = prompt.sources[0].score
+    assert all(source.score >= 0.6 * best for source in prompt.sources)
+    far = [one for one in session.search(ASKED["4711"], limit=100) if one.score < 0.6 * best]
+    assert any(one.score >= memory.model.finder.threshold for one in far)
